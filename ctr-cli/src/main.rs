@@ -1,0 +1,2 @@
+//! ctr-cli
+fn main() {}

@@ -1,0 +1,1 @@
+//! Layers: applies them to directories and makes them from directories.

@@ -1,0 +1,20 @@
+//! The wire: containerd's API, the shim's, CRI, and ttrpc.
+//!
+//! The types are generated from `proto/protos` by `cargo xtask codegen` and committed. Their
+//! packages, names, numbers and types are those of containerd 2.3 and CRI v1; a test compares
+//! them with two crates that were not written here.
+
+pub mod any;
+pub mod ttrpc;
+
+#[expect(missing_docs, clippy::all, clippy::too_many_lines, reason = "generated")]
+#[allow(unreachable_pub, unused_imports, reason = "generated; depends on the features")]
+mod generated {
+    include!("gen/all.rs");
+}
+
+pub use generated::*;
+
+/// The descriptors of everything in `proto/protos`, an encoded
+/// `google.protobuf.FileDescriptorSet`.
+pub const DESCRIPTORS: &[u8] = include_bytes!("gen/descriptors.bin");

@@ -1,0 +1,19 @@
+//! ttrpc: gRPC's calls without HTTP/2, for the sockets between engine and shim.
+//!
+//! A connection carries frames, and nothing else. A frame is a header of ten bytes and a payload:
+//!
+//! ```text
+//!  0        4          8      9       10
+//!  | length | stream ID | type | flags | payload, `length` bytes
+//! ```
+//!
+//! Numbers are big-endian. A client numbers its calls with odd stream IDs; a request (type 1) and
+//! the response (type 2) to it share one. Data frames (type 3) belong to streaming calls, which no
+//! shim service has; an end that gets one answers with an error.
+//!
+//! [`frame`] knows the format and does no I/O, so that the shim's event loop and the engine's
+//! tasks share it. Source: containerd/ttrpc, `PROTOCOL.md`.
+
+pub mod frame;
+
+pub use frame::{Code, Frame, FrameError, Kind, Request, Response, Status};

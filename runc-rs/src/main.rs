@@ -1,0 +1,2 @@
+//! runc-rs
+fn main() {}

@@ -1,0 +1,3 @@
+//! Kernel facilities, one file each: mechanism only, and the home of unsafe code.
+
+pub mod error;
