@@ -6,8 +6,13 @@
 //!
 //! | line    | modules                                                | may                  |
 //! |---------|--------------------------------------------------------|----------------------|
-//! | words   | [`digest`]                                             | neither I/O nor async |
+//! | words   | [`digest`], [`oci`], [`platform`], [`reference`]          | neither I/O nor async |
 //! | state   | [`diff`]                                               | block, no tokio      |
+//! | work    | [`registry`]                                           | async                |
 
 pub mod diff;
 pub mod digest;
+pub mod oci;
+pub mod platform;
+pub mod reference;
+pub mod registry;
