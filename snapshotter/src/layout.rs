@@ -1,0 +1,50 @@
+//! How a snapshot's directory is laid out, which is all that implementations differ in.
+
+pub(crate) mod native;
+pub(crate) mod overlay;
+
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Key, Kind, Labels, Mount};
+
+/// What a kind of snapshotter does with the directories of [`Store`](crate::Store).
+pub trait Layout: Send + Sync {
+    /// The name in records and in containerd's API.
+    const NAME: &'static str;
+
+    /// Whether what a directory holds does not depend on the parent.
+    const REBASE: bool;
+
+    /// Refuses labels that ask for what is not done.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Unsupported`].
+    fn check(&self, key: &Key, labels: &Labels) -> Result<(), Error>;
+
+    /// Fills the new, empty directory of a snapshot on top of that in `parent`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`].
+    fn fill(&self, directory: &Path, kind: Kind, parent: Option<&Path>) -> Result<(), Error>;
+
+    /// The mounts for the snapshot in `directory`, on top of those in `parents`, nearest first.
+    fn mounts(&self, kind: Kind, directory: &Path, parents: &[PathBuf]) -> Vec<Mount>;
+
+    /// Where in a snapshot's directory its own files are.
+    fn content(&self, directory: &Path) -> PathBuf;
+
+    /// Adds labels that are made up from where the snapshot is.
+    fn add_labels(&self, _directory: &Path, _labels: &mut Labels) {}
+
+    /// Whether the data of removed snapshots stays until `cleanup`.
+    fn defers_removal(&self) -> bool {
+        false
+    }
+}
+
+/// `path` as text; [`Store::open`](crate::Store::open) made sure that it is.
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}

@@ -1,0 +1,190 @@
+//! Snapshots as the layers of overlayfs.
+//!
+//! ```text
+//!   <root>/snapshots/<n>/fs      upper directory while active, lower directory when committed
+//!   <root>/snapshots/<n>/work    for overlayfs, of active snapshots only
+//! ```
+//!
+//! The mounts are those of containerd's overlayfs snapshotter, since clients pick them apart: a
+//! bind mount where there is one directory, `overlay` with `workdir`, `upperdir`, `lowerdir`
+//! where there are more. Paths are short because the kernel takes one page of options: whoever
+//! mounts more than fit must use fsconfig(2) or relative paths.
+//!
+//! Not done yet: `userxattr` (for user namespaces), id-mapped lower directories, `volatile`.
+//! Options that the operator gives are passed on as they are.
+//!
+//! Source: containerd, `plugins/snapshots/overlay/overlay.go`;
+//! kernel, `Documentation/filesystems/overlayfs.rst`.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    Error, Key, Kind, Labels, Mount, Store,
+    layout::{Layout, text},
+};
+
+/// Snapshots as the layers of overlayfs.
+pub type Overlay = Store<OverlayOptions>;
+
+/// The label that [`OverlayOptions::upperdir_label`] adds.
+pub const UPPERDIR_LABEL: &str = "containerd.io/snapshot/overlay.upperdir";
+
+/// Labels that ask for a remapped snapshot.
+const MAPPING_LABELS: [&str; 2] =
+    ["containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"];
+
+/// What an operator may choose.
+#[derive(Clone, Debug)]
+pub struct OverlayOptions {
+    /// Options for every overlay mount, but not for bind mounts.
+    pub mount_options: Vec<String>,
+    /// Leaves the data of removed snapshots to `cleanup`.
+    pub async_remove: bool,
+    /// Adds the label [`UPPERDIR_LABEL`] with the path of the upper directory to what is shown.
+    pub upperdir_label: bool,
+}
+
+impl Default for OverlayOptions {
+    /// `index=off`, because an index forbids that a directory is the lower one of a mount after
+    /// it was the upper one of another; removal at once; no label.
+    fn default() -> Self {
+        Self {
+            mount_options: vec!["index=off".to_owned()],
+            async_remove: false,
+            upperdir_label: false,
+        }
+    }
+}
+
+impl Layout for OverlayOptions {
+    const NAME: &'static str = "overlayfs";
+    const REBASE: bool = true;
+
+    fn check(&self, key: &Key, labels: &Labels) -> Result<(), Error> {
+        if MAPPING_LABELS.iter().any(|label| labels.contains_key(*label)) {
+            return Err(Error::Unsupported { key: key.clone(), feature: "an id mapping" });
+        }
+        Ok(())
+    }
+
+    fn fill(&self, directory: &Path, kind: Kind, parent: Option<&Path>) -> Result<(), Error> {
+        // Users in the container must be able to pass; who may pass from outside is decided by
+        // the directory above all snapshots.
+        set_mode(directory, 0o755)?;
+        let upper = directory.join("fs");
+        fs::create_dir(&upper).map_err(Error::file("create directory", &upper))?;
+        let (mode, owner) = match parent {
+            None => (0o755, None),
+            Some(parent) => {
+                let below = self.content(parent);
+                let below = fs::metadata(&below).map_err(Error::file("stat", below))?;
+                (below.mode() & 0o7777, Some((below.uid(), below.gid())))
+            }
+        };
+        if let Some((uid, gid)) = owner.filter(|owner| *owner != (0, 0)) {
+            std::os::unix::fs::chown(&upper, Some(uid), Some(gid))
+                .map_err(Error::file("change the owner of", &upper))?;
+        }
+        set_mode(&upper, mode)?;
+        if kind == Kind::Active {
+            let work = directory.join("work");
+            fs::create_dir(&work).map_err(Error::file("create directory", &work))?;
+            set_mode(&work, 0o711)?;
+        }
+        Ok(())
+    }
+
+    fn mounts(&self, kind: Kind, directory: &Path, parents: &[PathBuf]) -> Vec<Mount> {
+        let mut options = Vec::with_capacity(self.mount_options.len() + 3);
+        match (kind, parents) {
+            (Kind::Active, []) => return vec![Mount::bind(text(&self.content(directory)), false)],
+            (_, []) => return vec![Mount::bind(text(&self.content(directory)), true)],
+            (Kind::Active, _) => {
+                options.push(format!("workdir={}", text(&directory.join("work"))));
+                options.push(format!("upperdir={}", text(&self.content(directory))));
+            }
+            (_, [parent]) => return vec![Mount::bind(text(&self.content(parent)), true)],
+            (_, _) => {}
+        }
+        let lower = parents.iter().map(|parent| text(&self.content(parent)));
+        options.push(format!("lowerdir={}", lower.collect::<Vec<_>>().join(":")));
+        options.extend_from_slice(&self.mount_options);
+        let overlay = "overlay".to_owned();
+        vec![Mount { kind: overlay.clone(), source: overlay, target: String::new(), options }]
+    }
+
+    fn content(&self, directory: &Path) -> PathBuf {
+        directory.join("fs")
+    }
+
+    fn add_labels(&self, directory: &Path, labels: &mut Labels) {
+        if self.upperdir_label {
+            labels.insert(UPPERDIR_LABEL.to_owned(), text(&self.content(directory)));
+        }
+    }
+
+    fn defers_removal(&self) -> bool {
+        self.async_remove
+    }
+}
+
+/// Sets the mode whatever the umask of this process is.
+fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(Error::file("change the mode of", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts() {
+        let bind = |source: &str, access: &str| Mount {
+            kind: "bind".to_owned(),
+            source: source.to_owned(),
+            target: String::new(),
+            options: vec![access.to_owned(), "rbind".to_owned()],
+        };
+        let overlay = |options: &[&str]| Mount {
+            kind: "overlay".to_owned(),
+            source: "overlay".to_owned(),
+            target: String::new(),
+            options: options.iter().map(|option| option.to_string()).collect(),
+        };
+        let (work, upper) = ("workdir=/s/9/work", "upperdir=/s/9/fs");
+        let cases = [
+            ("active alone", Kind::Active, &[][..], bind("/s/9/fs", "rw")),
+            ("view of nothing", Kind::View, &[], bind("/s/9/fs", "ro")),
+            ("view of one", Kind::View, &[1], bind("/s/1/fs", "ro")),
+            (
+                "active on one",
+                Kind::Active,
+                &[1],
+                overlay(&[work, upper, "lowerdir=/s/1/fs", "index=off"]),
+            ),
+            (
+                "view of two",
+                Kind::View,
+                &[2, 1],
+                overlay(&["lowerdir=/s/2/fs:/s/1/fs", "index=off"]),
+            ),
+            (
+                "active on two",
+                Kind::Active,
+                &[2, 1],
+                overlay(&[work, upper, "lowerdir=/s/2/fs:/s/1/fs", "index=off"]),
+            ),
+        ];
+        for (case, kind, parents, want) in cases {
+            let parents: Vec<_> =
+                parents.iter().map(|n: &u64| Path::new("/s").join(n.to_string())).collect();
+            let got = OverlayOptions::default().mounts(kind, Path::new("/s/9"), &parents);
+            assert_eq!(got, [want], "{case}");
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! The snapshotter, for every layout of directories.
+
+use std::{
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use crate::{
+    EditLabels, Error, Info, Key, Kind, Labels, Mount, Snapshotter, Transactions, Usage,
+    directories::Directories,
+    layout::Layout,
+    records::{Commit, New, Record, Records},
+    tree,
+};
+
+/// A [`Snapshotter`] that keeps each snapshot in a directory of its own, on one filesystem.
+pub struct Store<L> {
+    layout: L,
+    records: Records,
+    directories: Directories,
+}
+
+impl<L: Layout> Store<L> {
+    /// Opens the snapshotter in `root`, makes what is missing, and deletes what a crash left
+    /// behind.
+    ///
+    /// `root` must belong to this snapshotter alone: directories in it without a record in the
+    /// database are taken for garbage.
+    ///
+    /// # Errors
+    ///
+    /// - `File`: `root` cannot be used, or is not UTF-8, which the options of mounts must be.
+    /// - `Database`.
+    pub fn open(
+        root: &Path,
+        transactions: Arc<dyn Transactions>,
+        layout: L,
+    ) -> Result<Self, Error> {
+        if root.to_str().is_none_or(|root| root.contains([':', ',', '\\'])) {
+            let source = std::io::Error::other("the path cannot be part of mount options");
+            return Err(Error::File { operation: "use", path: root.to_owned(), source });
+        }
+        let records = Records::open(transactions, L::NAME)?;
+        let directories = Directories::open(root.join("snapshots"), &records)?;
+        let store = Self { layout, records, directories };
+        store.cleanup()?;
+        Ok(store)
+    }
+
+    fn create(
+        &self,
+        kind: Kind,
+        key: &Key,
+        parent: Option<&Key>,
+        labels: &Labels,
+    ) -> Result<Vec<Mount>, Error> {
+        self.layout.check(key, labels)?;
+        // Refuses before anything is copied; the transaction checks again.
+        let chain = self.records.parent_chain(parent)?;
+        if let Ok(_exists) = self.records.get(key) {
+            return Err(Error::AlreadyExists { key: key.clone() });
+        }
+        let parents = self.paths(&chain);
+        let pending = self.directories.create()?;
+        let below = parents.first().map(PathBuf::as_path);
+        self.layout.fill(&pending.path(), kind, below).or_else(|error| {
+            // Perhaps because the parent was removed meanwhile.
+            self.records.parent_chain(parent).and(Err(error))
+        })?;
+        self.records.create(&New { id: pending.id(), kind, key, parent, labels })?;
+        let mounts = self.layout.mounts(kind, &pending.path(), &parents);
+        pending.keep();
+        Ok(mounts)
+    }
+
+    fn commit_on(
+        &self,
+        name: &Key,
+        key: &Key,
+        parent: Option<&Key>,
+        labels: &Labels,
+    ) -> Result<(), Error> {
+        let record = self.records.get(key)?;
+        if record.kind != Kind::Active {
+            let (actual, needed) = (record.kind, Kind::Active);
+            return Err(Error::WrongKind { key: key.clone(), actual, needed });
+        }
+        let usage = self.disk_usage(record.id)?;
+        self.records.commit(&Commit { name, key, parent, labels, usage })
+    }
+
+    fn disk_usage(&self, id: u64) -> Result<Usage, Error> {
+        let content = self.layout.content(&self.directories.path(id));
+        tree::usage(&content).map_err(Error::file("measure", content))
+    }
+
+    fn paths(&self, ids: &[u64]) -> Vec<PathBuf> {
+        ids.iter().map(|id| self.directories.path(*id)).collect()
+    }
+
+    fn info(&self, key: Key, mut record: Record) -> Info {
+        self.layout.add_labels(&self.directories.path(record.id), &mut record.labels);
+        record.info(key)
+    }
+}
+
+impl<L: Layout> Snapshotter for Store<L> {
+    fn prepare(
+        &self,
+        key: &Key,
+        parent: Option<&Key>,
+        labels: Labels,
+    ) -> Result<Vec<Mount>, Error> {
+        self.create(Kind::Active, key, parent, &labels)
+    }
+
+    fn view(&self, key: &Key, parent: Option<&Key>, labels: Labels) -> Result<Vec<Mount>, Error> {
+        self.create(Kind::View, key, parent, &labels)
+    }
+
+    fn mounts(&self, key: &Key) -> Result<Vec<Mount>, Error> {
+        let (record, chain) = self.records.get_chain(key)?;
+        if record.kind == Kind::Committed {
+            return Err(Error::NotMountable { key: key.clone() });
+        }
+        let directory = self.directories.path(record.id);
+        Ok(self.layout.mounts(record.kind, &directory, &self.paths(&chain)))
+    }
+
+    fn commit(&self, name: &Key, key: &Key, labels: Labels) -> Result<(), Error> {
+        self.commit_on(name, key, None, &labels)
+    }
+
+    fn rebase(&self, name: &Key, key: &Key, parent: &Key, labels: Labels) -> Result<(), Error> {
+        if !L::REBASE && self.records.get(key)?.parent.as_deref() != Some(parent.name()) {
+            return Err(Error::Unsupported { key: key.clone(), feature: "a new parent" });
+        }
+        self.commit_on(name, key, Some(parent), &labels)
+    }
+
+    fn can_rebase(&self) -> bool {
+        L::REBASE
+    }
+
+    fn remove(&self, key: &Key) -> Result<(), Error> {
+        let record = self.records.remove(key)?;
+        if !self.layout.defers_removal() {
+            // The snapshot is gone already. What cannot be deleted now is an orphan, and the next
+            // cleanup reports it.
+            let _ = self.directories.delete(record.id);
+        }
+        Ok(())
+    }
+
+    fn stat(&self, key: &Key) -> Result<Info, Error> {
+        Ok(self.info(key.clone(), self.records.get(key)?))
+    }
+
+    fn update(&self, key: &Key, edit: &mut EditLabels<'_>) -> Result<Info, Error> {
+        Ok(self.info(key.clone(), self.records.update(key, edit)?))
+    }
+
+    fn walk(
+        &self,
+        namespace: Option<&str>,
+        visit: &mut dyn FnMut(Info) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        self.records.walk(namespace, &mut |key, record| visit(self.info(key, record)))
+    }
+
+    fn usage(&self, key: &Key) -> Result<Usage, Error> {
+        let record = self.records.get(key)?;
+        match (record.kind, record.usage) {
+            (Kind::Active, _) => self.disk_usage(record.id),
+            (_, usage) => Ok(usage.unwrap_or_default()),
+        }
+    }
+
+    fn cleanup(&self) -> Result<(), Error> {
+        let mut result = Ok(());
+        for id in self.directories.orphans(&self.records)? {
+            result = result.and(self.directories.delete(id));
+        }
+        result
+    }
+}
