@@ -6,13 +6,26 @@
 //!
 //! | line    | modules                                                | may                  |
 //! |---------|--------------------------------------------------------|----------------------|
-//! | words   | [`digest`], [`oci`], [`platform`], [`reference`]          | neither I/O nor async |
-//! | state   | [`diff`]                                               | block, no tokio      |
-//! | work    | [`registry`]                                           | async                |
+//! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`reference`] | neither I/O nor async |
+//! | state   | [`diff`], [`metadata`]                                 | block, no tokio      |
+//! | work    | [`events`], [`registry`]                               | async                |
+//! | surface | [`services`]                                           | async; tonic and the wire's types |
+//! | wiring  | [`config`], [`daemon`]                                 | everything           |
 
+pub mod config;
+pub mod daemon;
 pub mod diff;
 pub mod digest;
+pub mod error;
+pub mod events;
+pub mod field_mask;
+pub mod filter;
+pub mod identifier;
+pub mod labels;
+pub mod metadata;
+pub mod namespace;
 pub mod oci;
 pub mod platform;
 pub mod reference;
 pub mod registry;
+pub mod services;

@@ -1,2 +1,143 @@
-//! engine
-fn main() {}
+//! `gantryd`: reads flags and configuration, and runs the [daemon](engine::daemon).
+
+use std::{
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+use engine::{
+    config::{self, Config, Flags, Format, Layout, Level},
+    daemon::Daemon,
+    services::{REVISION, VERSION},
+};
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::level_filters::LevelFilter;
+
+/// How many threads run async code. Work that blocks has its own.
+const WORKERS: usize = 2;
+
+/// How many threads may block at once. More calls wait for one, so this bounds memory.
+const BLOCKING_THREADS_MAX: usize = 128;
+
+/// The stack of a thread, in bytes; only what is touched takes memory.
+const STACK_LEN: usize = 512 << 10;
+
+/// How long a thread for blocking work waits for more of it.
+const BLOCKING_KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(2);
+
+#[derive(Parser)]
+#[command(name = "gantryd", about = "A container engine with containerd's API", version = VERSION)]
+struct Args {
+    /// The configuration file
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The socket to serve
+    #[arg(short, long, value_name = "SOCKET")]
+    address: Option<PathBuf>,
+    /// Where everything that survives a reboot is kept
+    #[arg(long, value_name = "FOLDER")]
+    root: Option<PathBuf>,
+    /// Where everything else is kept
+    #[arg(long, value_name = "FOLDER")]
+    state: Option<PathBuf>,
+    /// The least severe that is logged
+    #[arg(short, long, value_name = "LEVEL")]
+    log_level: Option<Level>,
+    /// How the log is written
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<Format>,
+    /// Whose paths are the defaults
+    #[arg(long, value_name = "NAME", default_value = "gantry")]
+    compat: Layout,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Shows configuration
+    #[command(subcommand)]
+    Config(Show),
+}
+
+#[derive(Subcommand)]
+enum Show {
+    /// Prints the default configuration, with comments
+    Default,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let result = match args.command {
+        Some(Command::Config(Show::Default)) => {
+            io::stdout().write_all(config::DEFAULT.as_bytes()).map_err(Into::into)
+        }
+        None => run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let chain = sys::error::Chain(&*error);
+            // Nobody is left to tell when even this fails.
+            let _ = writeln!(io::stderr(), "gantryd: {chain}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    let mut config = Config::load(args.config.as_deref())?;
+    config.apply(Flags {
+        address: args.address,
+        root: args.root,
+        state: args.state,
+        log_level: args.log_level,
+        log_format: args.log_format,
+    });
+    log_to_stderr(&config.log);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .thread_stack_size(STACK_LEN)
+        .thread_keep_alive(BLOCKING_KEEP_ALIVE)
+        .enable_all()
+        .build()?;
+    let paths = config.paths(args.compat);
+    let result = runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let daemon = Daemon::build(config, &paths)?;
+        tracing::info!(version = VERSION, revision = REVISION, address = %paths.address.display(), "serving");
+        let stop = async {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        daemon.serve(stop).await?;
+        Ok(())
+    });
+    // What still blocks is waiting for a disk or for a client that went away.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}
+
+fn log_to_stderr(log: &config::Log) {
+    let level = match log.level {
+        Level::Trace => LevelFilter::TRACE,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Info => LevelFilter::INFO,
+        Level::Warn => LevelFilter::WARN,
+        Level::Error => LevelFilter::ERROR,
+    };
+    let lines = tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .with_max_level(level);
+    match log.format {
+        Format::Text => lines.init(),
+        Format::Json => lines.json().init(),
+    }
+}

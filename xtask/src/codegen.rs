@@ -41,12 +41,7 @@ fn generate(protos: &Path, out: &Path) -> Result<()> {
         }
     }
     let mut config = prost_build::Config::new();
-    config
-        .enable_type_names()
-        .bytes(["."])
-        .btree_map(["."])
-        .out_dir(out)
-        .include_file("all.rs");
+    config.enable_type_names().bytes(["."]).btree_map(["."]).out_dir(out).include_file("all.rs");
     tonic_prost_build::configure()
         .build_transport(true)
         .client_mod_attribute(".", "#[cfg(feature = \"grpc\")]")
@@ -71,9 +66,8 @@ fn collect(directory: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 fn names(directory: &Path) -> Result<Vec<std::ffi::OsString>> {
-    let mut names = fs::read_dir(directory)?
-        .map(|entry| Ok(entry?.file_name()))
-        .collect::<Result<Vec<_>>>()?;
+    let mut names =
+        fs::read_dir(directory)?.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
     names.sort();
     Ok(names)
 }

@@ -38,7 +38,16 @@ fn codegen(check: bool) -> Result<()> {
 #[cfg(not(feature = "codegen"))]
 fn codegen(check: bool) -> Result<()> {
     let mut command = std::process::Command::new(env!("CARGO"));
-    command.args(["run", "--quiet", "--package", "xtask", "--features", "codegen", "--", "codegen"]);
+    command.args([
+        "run",
+        "--quiet",
+        "--package",
+        "xtask",
+        "--features",
+        "codegen",
+        "--",
+        "codegen",
+    ]);
     if check {
         command.arg("--check");
     }

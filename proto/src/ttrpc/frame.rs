@@ -210,11 +210,7 @@ mod tests {
                 b"\0\x40\0\x01\0\0\0\x01\x01\0",
                 Err(FrameError::TooLong { len: (4 << 20) + 1 }),
             ),
-            (
-                "unknown type",
-                b"\0\0\0\0\0\0\0\x01\x09\0",
-                Err(FrameError::UnknownKind { kind: 9 }),
-            ),
+            ("unknown type", b"\0\0\0\0\0\0\0\x01\x09\0", Err(FrameError::UnknownKind { kind: 9 })),
         ];
         for (case, bytes, want) in cases {
             assert_eq!(Frame::parse(bytes), want, "{case}");

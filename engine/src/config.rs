@@ -1,0 +1,308 @@
+//! What the daemon is told: a file, and flags that win over it.
+//!
+//! Every key is typed and has a default; a key that is unknown is an error with its line, so that
+//! a typing error cannot silently leave a default in force. `gantryd config default` prints the
+//! text of `config/default.toml`, and a test holds that text to the defaults here.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+/// The commented default configuration.
+pub const DEFAULT: &str = include_str!("config/default.toml");
+
+/// Whose paths are the defaults.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Layout {
+    /// `/var/lib/gantry`, `/run/gantry`, `/etc/gantry`.
+    #[default]
+    Gantry,
+    /// `/var/lib/containerd`, `/run/containerd`, `/etc/containerd`: clients find this daemon
+    /// where they look for containerd.
+    Containerd,
+}
+
+impl Layout {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gantry => "gantry",
+            Self::Containerd => "containerd",
+        }
+    }
+
+    /// The configuration file that is read when no other is named.
+    ///
+    /// It is Gantry's for both layouts: containerd's own file is for containerd.
+    pub fn config_path() -> &'static Path {
+        Path::new("/etc/gantry/config.toml")
+    }
+}
+
+/// What flags say; they win over the file.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "named after the keys of the file")]
+pub struct Flags {
+    pub address: Option<PathBuf>,
+    pub root: Option<PathBuf>,
+    pub state: Option<PathBuf>,
+    pub log_level: Option<Level>,
+    pub log_format: Option<Format>,
+}
+
+/// The configuration file.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where everything that survives a reboot is kept.
+    pub root: Option<PathBuf>,
+    /// Where everything else is kept.
+    pub state: Option<PathBuf>,
+    /// The gRPC socket.
+    pub grpc: Grpc,
+    /// What is logged.
+    pub log: Log,
+    /// When garbage is collected.
+    pub gc: Gc,
+}
+
+/// The `[grpc]` section.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Grpc {
+    /// The socket's path; the ttrpc socket's is the same with `.ttrpc` behind it.
+    pub address: Option<PathBuf>,
+    /// The socket's owner.
+    pub uid: u32,
+    /// The socket's group; it may connect when it is not 0.
+    pub gid: u32,
+    /// The largest message that is read, in bytes.
+    pub max_recv_message_size: usize,
+    /// The largest message that is sent, in bytes.
+    pub max_send_message_size: usize,
+    /// How many calls one connection may have open.
+    pub max_concurrent_streams: u32,
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Self {
+            address: None,
+            uid: 0,
+            gid: 0,
+            max_recv_message_size: 16 << 20,
+            max_send_message_size: 16 << 20,
+            max_concurrent_streams: 1024,
+        }
+    }
+}
+
+/// The `[log]` section.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// The least severe that is logged.
+    pub level: Level,
+    /// How it is written.
+    pub format: Format,
+}
+
+/// How severe a line of the log is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[expect(missing_docs, reason = "the usual levels")]
+pub enum Level {
+    Trace,
+    Debug,
+    #[default]
+    Info,
+    #[serde(alias = "warning")]
+    #[value(alias = "warning")]
+    Warn,
+    #[serde(alias = "fatal", alias = "panic")]
+    #[value(alias = "fatal", alias = "panic")]
+    Error,
+}
+
+/// How the log is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// The `[gc]` section; see the scheduler for how the numbers work together.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Gc {
+    /// How much of the time collection may stop changes for, at most 0.5.
+    pub pause_threshold: f64,
+    /// After how many removals a collection is due at once; 0 for never.
+    pub deletion_threshold: u64,
+    /// After how many changes of any kind a collection is due; 0 for never.
+    pub mutation_threshold: u64,
+    /// How long after a removal a collection starts at the earliest, in milliseconds.
+    pub schedule_delay_ms: u64,
+    /// How long after the start of the daemon the first collection starts, in milliseconds.
+    pub startup_delay_ms: u64,
+}
+
+impl Gc {
+    /// [`schedule_delay_ms`](Self::schedule_delay_ms).
+    pub fn schedule_delay(&self) -> Duration {
+        Duration::from_millis(self.schedule_delay_ms)
+    }
+
+    /// [`startup_delay_ms`](Self::startup_delay_ms).
+    pub fn startup_delay(&self) -> Duration {
+        Duration::from_millis(self.startup_delay_ms)
+    }
+}
+
+impl Default for Gc {
+    fn default() -> Self {
+        Self {
+            pause_threshold: 0.02,
+            deletion_threshold: 0,
+            mutation_threshold: 100,
+            schedule_delay_ms: 0,
+            startup_delay_ms: 100,
+        }
+    }
+}
+
+/// Where things are, decided from layout, file and flags.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    /// Where everything that survives a reboot is kept.
+    pub root: PathBuf,
+    /// Where everything else is kept.
+    pub state: PathBuf,
+    /// The gRPC socket.
+    pub address: PathBuf,
+    /// The ttrpc socket, over which shims publish events.
+    pub ttrpc_address: PathBuf,
+    /// The folder of `hosts.toml` files for registries.
+    pub hosts: PathBuf,
+}
+
+impl Config {
+    /// Reads the file at `path`; without a path the usual one, which need not exist.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or something in it is unknown or of the wrong type.
+    pub fn load(path: Option<&Path>) -> Result<Self, LoadError> {
+        let usual = Layout::config_path();
+        match fs::read_to_string(path.unwrap_or(usual)) {
+            Ok(text) => Self::parse(&text)
+                .map_err(|source| LoadError::Parse { path: path.unwrap_or(usual).into(), source }),
+            Err(error) if path.is_none() && error.kind() == io::ErrorKind::NotFound => {
+                Ok(Self::default())
+            }
+            Err(source) => Err(LoadError::Read { path: path.unwrap_or(usual).into(), source }),
+        }
+    }
+
+    /// Reads the text of a file.
+    ///
+    /// # Errors
+    ///
+    /// Something in it is unknown or of the wrong type; the error says where.
+    pub fn parse(text: &str) -> Result<Self, Box<toml::de::Error>> {
+        toml::from_str(text).map_err(Box::new)
+    }
+
+    /// Lets the flags win.
+    pub fn apply(&mut self, flags: Flags) {
+        let Flags { address, root, state, log_level, log_format } = flags;
+        self.grpc.address = address.or(self.grpc.address.take());
+        self.root = root.or(self.root.take());
+        self.state = state.or(self.state.take());
+        self.log.level = log_level.unwrap_or(self.log.level);
+        self.log.format = log_format.unwrap_or(self.log.format);
+    }
+
+    /// Decides where things are.
+    pub fn paths(&self, layout: Layout) -> Paths {
+        let name = layout.name();
+        let or = |path: &Option<PathBuf>, default: String| {
+            path.clone().unwrap_or_else(|| PathBuf::from(default))
+        };
+        let state = or(&self.state, format!("/run/{name}"));
+        let address =
+            self.grpc.address.clone().unwrap_or_else(|| state.join(format!("{name}.sock")));
+        let mut ttrpc_address = address.clone().into_os_string();
+        ttrpc_address.push(".ttrpc");
+        Paths {
+            root: or(&self.root, format!("/var/lib/{name}")),
+            state,
+            address,
+            ttrpc_address: ttrpc_address.into(),
+            hosts: PathBuf::from(format!("/etc/{name}/certs.d")),
+        }
+    }
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "fields are named by the messages")]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("read configuration {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    /// The file has an unknown key or a value of the wrong type.
+    #[error("configuration {}", path.display())]
+    Parse { path: PathBuf, source: Box<toml::de::Error> },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_text_says_the_defaults() {
+        let uncommented: String = DEFAULT
+            .lines()
+            .map(|line| line.strip_prefix("#= ").unwrap_or(line))
+            .fold(String::new(), |text, line| text + line + "\n");
+        let mut want = Config::default();
+        want.root = Some("/var/lib/gantry".into());
+        want.state = Some("/run/gantry".into());
+        want.grpc.address = Some("/run/gantry/gantry.sock".into());
+        assert_eq!(Config::parse(&uncommented).expect("parses"), want);
+        assert_eq!(Config::parse(DEFAULT).expect("parses"), Config::default());
+    }
+
+    #[test]
+    fn unknown_keys_are_errors_with_a_place() {
+        let cases = [
+            ("top level", "rot = '/x'", "line 1, column 1"),
+            ("section", "[grpc]\nadress = '/x'", "line 2, column 1"),
+            ("type", "[grpc]\nuid = 'root'", "line 2, column 7"),
+        ];
+        for (case, text, place) in cases {
+            let error = Config::parse(text).expect_err(case).to_string();
+            assert!(error.contains(place), "{case}: {error}");
+        }
+    }
+
+    #[test]
+    fn paths() {
+        let mut config = Config::default();
+        let got = config.paths(Layout::Containerd);
+        assert_eq!(got.address, Path::new("/run/containerd/containerd.sock"));
+        assert_eq!(got.ttrpc_address, Path::new("/run/containerd/containerd.sock.ttrpc"));
+        config.apply(Flags { state: Some("/s".into()), ..Flags::default() });
+        let got = config.paths(Layout::Gantry);
+        assert_eq!(got.address, Path::new("/s/gantry.sock"));
+        assert_eq!(got.root, Path::new("/var/lib/gantry"));
+    }
+}

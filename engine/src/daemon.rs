@@ -1,0 +1,172 @@
+//! The only place that wires concrete parts: `Config -> Daemon::build -> serve -> drain`.
+//!
+//! Parts are made in the order in which they need each other, and handed on as arguments. The
+//! sockets are bound last in [`build`](Daemon::build), so that a client that gets through finds
+//! everything in place.
+
+mod plugins;
+mod routes;
+mod socket;
+
+use std::{
+    fs::{self, File, Permissions, TryLockError},
+    io,
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
+    path::Path,
+    time::Duration,
+};
+
+use proto::{
+    containerd::services::{
+        introspection::v1::introspection_server::IntrospectionServer,
+        namespaces::v1::namespaces_server::NamespacesServer,
+        version::v1::version_server::VersionServer,
+    },
+    grpc::health::v1::health_server::HealthServer,
+};
+use tokio::net::UnixListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::{
+    config::{Config, Paths},
+    error::Error,
+    events::Exchange,
+    metadata::Store,
+    services,
+};
+
+use self::routes::Routes;
+
+/// How long calls that are under way may take to end when the daemon stops.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The engine, ready to serve.
+pub struct Daemon {
+    config: Config,
+    listener: UnixListener,
+    routes: Routes,
+    stop: CancellationToken,
+    /// Held for as long as the daemon lives; see [`lock`].
+    _locks: [File; 2],
+}
+
+impl Daemon {
+    /// Puts the engine together and binds its sockets.
+    ///
+    /// # Errors
+    ///
+    /// - `Unavailable`: another daemon has the root, the state folder or the socket.
+    /// - `File`, `Database`, `NewerSchema`: a part cannot be made.
+    pub fn build(config: Config, paths: &Paths) -> Result<Self, Error> {
+        make_folder(&paths.root)?;
+        make_folder(&paths.state)?;
+        let locks = [lock(&paths.root)?, lock(&paths.state)?];
+        let stop = CancellationToken::new();
+
+        let events = Exchange::default();
+        let store = Store::open(&paths.root.join("metadata.redb"))?;
+        let uuid = services::server_uuid(&paths.root)?;
+        let introspection = services::Introspection::new(plugins::list(), uuid);
+        let namespaces = services::Namespaces::new(store, events);
+
+        let limit = (config.grpc.max_recv_message_size, config.grpc.max_send_message_size);
+        /// Serves `$service` with the limits of messages that the configuration sets.
+        macro_rules! server {
+            ($server:ident, $service:expr) => {
+                $server::new($service)
+                    .max_decoding_message_size(limit.0)
+                    .max_encoding_message_size(limit.1)
+            };
+        }
+        let routes = Routes::default()
+            .with(server!(VersionServer, services::Version))
+            .with(server!(HealthServer, services::Health::new(stop.clone())))
+            .with(server!(IntrospectionServer, introspection))
+            .with(server!(NamespacesServer, namespaces));
+
+        let listener = socket::bind(&paths.address, config.grpc.uid, config.grpc.gid)?;
+        Ok(Self { config, listener, routes, stop, _locks: locks })
+    }
+
+    /// Serves until `stop` is ready, then lets calls end that are under way, within a bound.
+    /// Containers keep running.
+    ///
+    /// # Errors
+    ///
+    /// The socket fails.
+    pub async fn serve(
+        self,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), tonic::transport::Error> {
+        let token = self.stop.clone();
+        let mut serving = std::pin::pin!(
+            Server::builder()
+                .max_concurrent_streams(self.config.grpc.max_concurrent_streams)
+                .serve_with_incoming_shutdown(
+                    self.routes,
+                    UnixListenerStream::new(self.listener),
+                    token.clone().cancelled_owned(),
+                )
+        );
+        tell_supervisor("READY=1");
+        tokio::select! {
+            result = &mut serving => return result,
+            () = stop => tracing::info!("stopping"),
+        }
+        tell_supervisor("STOPPING=1");
+        token.cancel();
+        match tokio::time::timeout(DRAIN_TIMEOUT, serving).await {
+            Ok(result) => result,
+            Err(_) => {
+                tracing::warn!("calls were under way for too long, and are cut off");
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Makes a folder that others may pass through but not look into, with its parents.
+fn make_folder(path: &Path) -> Result<(), Error> {
+    fs::create_dir_all(path).map_err(Error::file("create", path))?;
+    fs::set_permissions(path, Permissions::from_mode(0o711))
+        .map_err(Error::file("set permissions of", path))
+}
+
+/// Takes the lock of a folder: two daemons on one root would destroy each other's state.
+///
+/// The kernel drops it with the process, however that ends.
+fn lock(folder: &Path) -> Result<File, Error> {
+    let path = folder.join("gantryd.lock");
+    let file = File::create(&path).map_err(Error::file("create", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            Err(Error::Unavailable(format!("another gantryd uses {}", folder.display())))
+        }
+        Err(TryLockError::Error(error)) => Err(Error::file("lock", path)(error)),
+    }
+}
+
+/// Tells the service manager, if one waits for it (sd_notify(3)).
+fn tell_supervisor(state: &str) {
+    let Some(address) = std::env::var_os("NOTIFY_SOCKET") else { return };
+    if let Err(error) = send(address.as_encoded_bytes(), state) {
+        tracing::warn!(%error, "the service manager could not be told: {state}");
+    }
+}
+
+fn send(address: &[u8], state: &str) -> io::Result<()> {
+    use std::os::{linux::net::SocketAddrExt, unix::net::SocketAddr};
+
+    let address = match address.strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name)?,
+        None => SocketAddr::from_pathname(Path::new(
+            std::str::from_utf8(address)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
+        ))?,
+    };
+    UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address)?;
+    Ok(())
+}

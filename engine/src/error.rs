@@ -1,0 +1,94 @@
+//! The errors of the API.
+//!
+//! Clients know a fixed set of causes (containerd, `errdefs`), match on it, and print the text. So
+//! an error here is a cause and what it concerns, and its text ends with the cause, as
+//! containerd's does. How a cause becomes a gRPC code is said in one place, `services/status.rs`.
+
+use std::{io, path::PathBuf};
+
+/// Why a call on the engine's state failed.
+///
+/// A message does not repeat its source: whoever prints an error prints the chain.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "fields are named by the messages")]
+pub enum Error {
+    /// What the call is about does not exist.
+    #[error("{0}: not found")]
+    NotFound(String),
+
+    /// What the call would make exists.
+    #[error("{0}: already exists")]
+    AlreadyExists(String),
+
+    /// The request can never be served.
+    #[error("{0}: invalid argument")]
+    InvalidArgument(String),
+
+    /// The request cannot be served in the state that things are in.
+    #[error("{0}: failed precondition")]
+    FailedPrecondition(String),
+
+    /// Somebody else is at it; it may work later.
+    #[error("{0}: unavailable")]
+    Unavailable(String),
+
+    /// An offset is beyond the end.
+    #[error("{0}")]
+    OutOfRange(String),
+
+    /// There is no such function.
+    #[error("{0}: not implemented")]
+    NotImplemented(String),
+
+    /// The kernel refused a file operation; `operation` is its verb, as in "rename".
+    #[error("{operation} {}", path.display())]
+    File { operation: &'static str, path: PathBuf, source: io::Error },
+
+    /// The database failed; `operation` is its verb.
+    #[error("metadata database: {operation}")]
+    Database { operation: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
+
+    /// What is stored is not what this program writes.
+    #[error("metadata database: record of {what} is damaged")]
+    Damaged { what: String, source: Box<dyn std::error::Error + Send + Sync> },
+
+    /// The database was written by a newer program.
+    #[error("metadata database {} has schema {found}, this program reads up to {known}", path.display())]
+    NewerSchema { path: PathBuf, found: u64, known: u64 },
+}
+
+impl Error {
+    /// A failed file operation.
+    pub fn file(
+        operation: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { operation, path, source }
+    }
+
+    pub(crate) fn database<E>(operation: &'static str) -> impl FnOnce(E) -> Self
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        move |source| Self::Database { operation, source: Box::new(source) }
+    }
+}
+
+impl From<crate::identifier::ParseIdentifierError> for Error {
+    fn from(error: crate::identifier::ParseIdentifierError) -> Self {
+        Self::InvalidArgument(error.to_string())
+    }
+}
+
+impl From<crate::filter::ParseFilterError> for Error {
+    fn from(error: crate::filter::ParseFilterError) -> Self {
+        Self::InvalidArgument(error.to_string())
+    }
+}
+
+impl From<crate::digest::ParseDigestError> for Error {
+    fn from(error: crate::digest::ParseDigestError) -> Self {
+        Self::InvalidArgument(error.to_string())
+    }
+}

@@ -1,0 +1,152 @@
+//! What the daemon consists of.
+//!
+//! Clients decide by the list of plugins which snapshotters and runtimes they may name, so parts
+//! of this program appear under the types and names that containerd gives their like. The list is
+//! made once, when the daemon is built: what is not in it is not served.
+
+use std::{
+    borrow::Cow, collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc,
+};
+
+use proto::containerd::{
+    services::introspection::v1::{
+        self as api, PluginInfoRequest, PluginInfoResponse, PluginsRequest, PluginsResponse,
+        ServerResponse, introspection_server,
+    },
+    types::Platform,
+};
+use tonic::{Request, Response, Status};
+
+use super::{blocking, status};
+use crate::{
+    error::Error,
+    filter::{Fields, Filter, value},
+};
+
+/// A part of the daemon.
+#[derive(Clone, Debug, Default)]
+pub struct Plugin {
+    /// The kind of part, such as `io.containerd.snapshotter.v1`.
+    pub kind: &'static str,
+    /// Which of its kind.
+    pub id: String,
+    /// The kinds it needs.
+    pub requires: Vec<&'static str>,
+    /// Whether it depends on the platform.
+    pub has_platform: bool,
+    /// What it tells about itself, such as `root`.
+    pub exports: BTreeMap<String, String>,
+    /// What it can do, such as `rebase`.
+    pub capabilities: Vec<String>,
+    /// Why it does not work here.
+    pub init_error: Option<String>,
+}
+
+/// The service.
+#[derive(Clone, Debug)]
+pub struct Introspection {
+    plugins: Arc<[Plugin]>,
+    uuid: Arc<str>,
+}
+
+impl Introspection {
+    /// Shows `plugins` of the server that is known by `uuid`.
+    pub fn new(plugins: Vec<Plugin>, uuid: String) -> Self {
+        Self { plugins: plugins.into(), uuid: uuid.into() }
+    }
+}
+
+/// The server's name for itself: made once, kept in the file `uuid` below `root`.
+///
+/// # Errors
+///
+/// The file cannot be read or written.
+pub fn server_uuid(root: &Path) -> Result<String, Error> {
+    let path = root.join("uuid");
+    match fs::read_to_string(&path) {
+        Ok(uuid) if !uuid.is_empty() => return Ok(uuid),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(Error::file("read", path)(error)),
+    }
+    let kernel = Path::new("/proc/sys/kernel/random/uuid");
+    let uuid = fs::read_to_string(kernel).map_err(Error::file("read", kernel))?;
+    fs::write(&path, uuid.trim_end()).map_err(Error::file("write", path))?;
+    Ok(uuid.trim_end().to_owned())
+}
+
+#[tonic::async_trait]
+impl introspection_server::Introspection for Introspection {
+    async fn plugins(
+        &self,
+        request: Request<PluginsRequest>,
+    ) -> Result<Response<PluginsResponse>, Status> {
+        let filter = Filter::parse_all(&request.into_inner().filters)
+            .map_err(|error| status(error.into()))?;
+        let found = self.plugins.iter().filter(|plugin| filter.matches(*plugin));
+        Ok(Response::new(PluginsResponse { plugins: found.map(to_wire).collect() }))
+    }
+
+    async fn server(&self, _request: Request<()>) -> Result<Response<ServerResponse>, Status> {
+        let uuid = self.uuid.to_string();
+        blocking(move || {
+            let path = "/proc/self/ns/pid";
+            let pidns = fs::metadata(path).map_err(Error::file("stat", path))?.ino();
+            let pid = u64::from(std::process::id());
+            Ok(Response::new(ServerResponse { uuid, pid, pidns, deprecations: Vec::new() }))
+        })
+        .await
+    }
+
+    async fn plugin_info(
+        &self,
+        request: Request<PluginInfoRequest>,
+    ) -> Result<Response<PluginInfoResponse>, Status> {
+        let PluginInfoRequest { r#type: kind, id, options } = request.into_inner();
+        let found = self.plugins.iter().find(|plugin| plugin.kind == kind && plugin.id == id);
+        let not_found = || status(Error::NotFound(format!("plugin {kind}.{id} not found")));
+        let plugin = to_wire(found.ok_or_else(not_found)?);
+        if options.is_some() {
+            let reason = "plugin does not provided extra information";
+            return Err(status(Error::NotImplemented(reason.to_owned())));
+        }
+        Ok(Response::new(PluginInfoResponse { plugin: Some(plugin), extra: None }))
+    }
+}
+
+impl Fields for Plugin {
+    fn field<'a>(&'a self, path: &[String]) -> Option<Cow<'a, str>> {
+        match path.first()?.as_str() {
+            "type" => value(self.kind),
+            "id" => value(&self.id),
+            _ => None,
+        }
+    }
+}
+
+fn to_wire(plugin: &Plugin) -> api::Plugin {
+    let platform = plugin.has_platform.then(host_platform);
+    api::Plugin {
+        r#type: plugin.kind.to_owned(),
+        id: plugin.id.clone(),
+        requires: plugin.requires.iter().map(|&kind| kind.to_owned()).collect(),
+        platforms: platform.into_iter().collect(),
+        exports: plugin.exports.clone(),
+        capabilities: plugin.capabilities.clone(),
+        init_err: plugin.init_error.as_ref().map(|message| proto::google::rpc::Status {
+            code: tonic::Code::Unknown.into(),
+            message: message.clone(),
+            details: Vec::new(),
+        }),
+    }
+}
+
+fn host_platform() -> Platform {
+    let host = crate::platform::Platform::host();
+    Platform {
+        os: host.os,
+        architecture: host.architecture,
+        variant: host.variant,
+        ..Platform::default()
+    }
+}
