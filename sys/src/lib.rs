@@ -1,3 +1,4 @@
 //! Kernel facilities, one file each: mechanism only, and the home of unsafe code.
 
 pub mod error;
+pub mod seccomp;
