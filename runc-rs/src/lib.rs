@@ -1,1 +1,3 @@
 //! runc-rs
+pub mod seccomp;
+pub mod spec;
