@@ -13,6 +13,7 @@ use std::{
     io,
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -20,6 +21,7 @@ use proto::{
     containerd::services::{
         introspection::v1::introspection_server::IntrospectionServer,
         namespaces::v1::namespaces_server::NamespacesServer,
+        streaming::v1::streaming_server::StreamingServer,
         version::v1::version_server::VersionServer,
     },
     grpc::health::v1::health_server::HealthServer,
@@ -35,6 +37,7 @@ use crate::{
     events::Exchange,
     metadata::Store,
     services,
+    streaming::Streams,
 };
 
 use self::routes::Routes;
@@ -70,6 +73,7 @@ impl Daemon {
         let uuid = services::server_uuid(&paths.root)?;
         let introspection = services::Introspection::new(plugins::list(), uuid);
         let namespaces = services::Namespaces::new(store, events);
+        let streams = Arc::<Streams>::default();
 
         let limit = (config.grpc.max_recv_message_size, config.grpc.max_send_message_size);
         /// Serves `$service` with the limits of messages that the configuration sets.
@@ -84,7 +88,8 @@ impl Daemon {
             .with(server!(VersionServer, services::Version))
             .with(server!(HealthServer, services::Health::new(stop.clone())))
             .with(server!(IntrospectionServer, introspection))
-            .with(server!(NamespacesServer, namespaces));
+            .with(server!(NamespacesServer, namespaces))
+            .with(server!(StreamingServer, services::Streaming::new(Arc::clone(&streams))));
 
         let listener = socket::bind(&paths.address, config.grpc.uid, config.grpc.gid)?;
         Ok(Self { config, listener, routes, stop, _locks: locks })

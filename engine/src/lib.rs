@@ -8,7 +8,7 @@
 //! |---------|--------------------------------------------------------|----------------------|
 //! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`reference`] | neither I/O nor async |
 //! | state   | [`diff`], [`metadata`]                                 | block, no tokio      |
-//! | work    | [`events`], [`registry`]                               | async                |
+//! | work    | [`events`], [`registry`], [`streaming`]                             | async                |
 //! | surface | [`services`]                                           | async; tonic and the wire's types |
 //! | wiring  | [`config`], [`daemon`]                                 | everything           |
 
@@ -29,3 +29,4 @@ pub mod platform;
 pub mod reference;
 pub mod registry;
 pub mod services;
+pub mod streaming;

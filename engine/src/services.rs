@@ -8,6 +8,7 @@ mod health;
 mod introspection;
 mod namespaces;
 mod status;
+mod streaming;
 mod version;
 
 use std::time::SystemTime;
@@ -22,6 +23,7 @@ pub use self::{
     introspection::{Introspection, Plugin, server_uuid},
     namespaces::Namespaces,
     status::status,
+    streaming::Streaming,
     version::{REVISION, VERSION, Version},
 };
 
