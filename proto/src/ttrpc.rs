@@ -14,6 +14,18 @@
 //! [`frame`] knows the format and does no I/O, so that the shim's event loop and the engine's
 //! tasks share it. Source: containerd/ttrpc, `PROTOCOL.md`.
 
-pub mod frame;
+//! Over it, and with tokio, are a [`Client`] and a server ([`serve`]).
 
-pub use frame::{Code, Frame, FrameError, Kind, Request, Response, Status};
+#[cfg(feature = "ttrpc-async")]
+mod client;
+pub mod frame;
+#[cfg(feature = "ttrpc-async")]
+mod read;
+#[cfg(feature = "ttrpc-async")]
+mod server;
+
+#[cfg(feature = "ttrpc-async")]
+pub use client::{CALLS_MAX, CallError, Client, Target};
+pub use frame::{Code, Frame, FrameError, KeyValue, Kind, Request, Response, Status};
+#[cfg(feature = "ttrpc-async")]
+pub use server::{CONNECTIONS_MAX, Service, metadata, serve, status};
