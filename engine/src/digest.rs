@@ -12,6 +12,9 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    /// Every algorithm.
+    pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
+
     /// The name, as it stands before the colon.
     pub fn name(self) -> &'static str {
         match self {
@@ -104,6 +107,11 @@ impl Hasher {
     /// A hasher that has seen nothing.
     pub fn new(algorithm: Algorithm) -> Self {
         Self { algorithm, context: ring::digest::Context::new(algorithm.ring()) }
+    }
+
+    /// The algorithm.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
     }
 
     /// Takes the next bytes.

@@ -7,12 +7,13 @@
 //! | line    | modules                                                | may                  |
 //! |---------|--------------------------------------------------------|----------------------|
 //! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`reference`] | neither I/O nor async |
-//! | state   | [`diff`], [`metadata`]                                 | block, no tokio      |
-//! | work    | [`events`], [`registry`], [`streaming`]                             | async                |
+//! | state   | [`content`], [`diff`], [`gc`], [`metadata`]             | block, no tokio      |
+//! | work    | [`events`], [`registry`], [`streaming`]                | async                |
 //! | surface | [`services`]                                           | async; tonic and the wire's types |
 //! | wiring  | [`config`], [`daemon`]                                 | everything           |
 
 pub mod config;
+pub mod content;
 pub mod daemon;
 pub mod diff;
 pub mod digest;
@@ -20,6 +21,7 @@ pub mod error;
 pub mod events;
 pub mod field_mask;
 pub mod filter;
+pub mod gc;
 pub mod identifier;
 pub mod labels;
 pub mod metadata;

@@ -19,13 +19,22 @@
 //!
 //! The tables and the encoding are documented in `docs/formats.md`.
 
+mod containers;
+mod content;
+mod images;
 mod key;
+mod leases;
 mod namespaces;
 mod record;
 mod rows;
 mod store;
 
+pub(crate) use self::content::already_exists;
 pub use self::{
+    containers::{Container, Runtime},
+    content::ContentInfo,
+    images::{DeleteImage, Image},
+    leases::{Lease, Resource, ResourceKind},
     namespaces::NamespaceInfo,
     rows::{Changes, Rows, Table, View, Visit},
     store::Store,

@@ -1,7 +1,8 @@
 //! The tenants' records.
 //!
 //! Whatever is made in a namespace makes the namespace, as in containerd. A namespace can be
-//! deleted when nothing is left in it; leases and unfinished ingests go with it.
+//! deleted when nothing is left in it; leases go with it, and unfinished ingests with the
+//! next collection.
 
 use prost::Message;
 
@@ -138,7 +139,7 @@ impl Store {
                     "namespace {name:?} must be empty, but it still has {kinds}"
                 )));
             }
-            for table in [Table::Leases, Table::LeaseResources, Table::Ingests] {
+            for table in [Table::Leases, Table::LeaseResources] {
                 changes.remove_all(table, &prefix)?;
             }
             changes.remove(Table::Namespaces, name.as_bytes());

@@ -16,18 +16,16 @@ pub enum Table {
     Leases,
     LeaseResources,
     Content,
-    Ingests,
 }
 
 impl Table {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 6] = [
         Self::Namespaces,
         Self::Images,
         Self::Containers,
         Self::Leases,
         Self::LeaseResources,
         Self::Content,
-        Self::Ingests,
     ];
 
     fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
@@ -38,7 +36,6 @@ impl Table {
             Self::Leases => "leases",
             Self::LeaseResources => "lease_resources",
             Self::Content => "content",
-            Self::Ingests => "ingests",
         })
     }
 }

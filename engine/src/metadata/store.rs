@@ -168,7 +168,7 @@ impl Store {
     /// # Errors
     ///
     /// The transaction could not be begun or committed.
-    pub fn transact<T>(
+    fn transact<T>(
         &self,
         change: impl FnOnce(&WriteTransaction) -> T,
     ) -> Result<T, Arc<redb::Error>> {
@@ -198,15 +198,6 @@ impl Store {
             Ok(value) => Ok(value),
             Err(panic) => panic::resume_unwind(panic),
         }
-    }
-
-    /// A transaction that sees the last commit.
-    ///
-    /// # Errors
-    ///
-    /// The database failed.
-    pub fn begin_read(&self) -> Result<redb::ReadTransaction, redb::Error> {
-        Ok(self.inner.database.begin_read()?)
     }
 }
 
@@ -242,6 +233,17 @@ impl Group {
     fn failure(&self, generation: u64) -> Option<Arc<redb::Error>> {
         let found = self.failures.iter().find(|(failed, _)| *failed == generation);
         found.map(|(_, error)| Arc::clone(error))
+    }
+}
+
+/// The snapshotters' view: their records share the commits of everybody else.
+impl snapshotter::Transactions for Store {
+    fn read(&self) -> Result<redb::ReadTransaction, snapshotter::Error> {
+        self.inner.database.begin_read().map_err(snapshotter::Error::database)
+    }
+
+    fn write(&self, change: &mut snapshotter::Change<'_>) -> Result<(), snapshotter::Error> {
+        self.transact(|transaction| change(transaction)).map_err(snapshotter::Error::database)?
     }
 }
 

@@ -1,0 +1,151 @@
+use super::*;
+use crate::labels::Labels;
+
+struct Fixture {
+    _folder: tempfile::TempDir,
+    store: Store,
+    scope: Scope,
+}
+
+fn fixture() -> Fixture {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let metadata = metadata::Store::open(&folder.path().join("m.redb")).expect("opens");
+    let store = Store::open(&folder.path().join("content"), metadata).expect("opens");
+    let scope = Scope::new("default".parse().expect("a namespace"));
+    Fixture { _folder: folder, store, scope }
+}
+
+fn other() -> Scope {
+    Scope::new("other".parse().expect("a namespace"))
+}
+
+impl Fixture {
+    fn write(&self, reference: &str, bytes: &[u8]) -> Writer {
+        let mut writer = self.store.writer(&self.scope, NewWrite::new(reference)).expect("opens");
+        writer.write(bytes).expect("writes");
+        writer
+    }
+}
+
+#[test]
+fn a_blob_is_what_was_written() {
+    let f = fixture();
+    let labels = Labels::from([("a".to_owned(), "b".to_owned())]);
+    let committed = f.write("r", b"hello").commit(5, None, labels.clone()).expect("commits");
+    assert_eq!(committed.digest, Digest::of(b"hello"));
+    let info = f.store.info(&f.scope.namespace, &committed.digest).expect("is there");
+    assert_eq!((info.size, info.labels), (5, labels));
+    let blob = f.store.blob(&f.scope.namespace, &committed.digest).expect("opens");
+    assert_eq!(blob.read_all(5).expect("reads"), b"hello");
+    let mut middle = [0; 8];
+    assert_eq!(blob.read_at(&mut middle, 3).expect("reads"), 2);
+    assert!(f.store.statuses(&f.scope.namespace, &Filter::default()).expect("lists").is_empty());
+    assert!(f.store.info(&other().namespace, &committed.digest).is_err(), "other namespace");
+}
+
+#[test]
+fn a_write_goes_on_where_it_stopped() {
+    let f = fixture();
+    drop(f.write("r", b"hel"));
+    let status = f.store.status(&f.scope.namespace, "r").expect("is there");
+    assert_eq!((status.reference.as_str(), status.offset), ("r", 3));
+    let mut writer = f.store.writer(&f.scope, NewWrite::new("r")).expect("opens");
+    assert_eq!(writer.offset(), 3);
+    writer.write(b"lo").expect("writes");
+    let expected = Digest::of(b"hello");
+    assert_eq!(writer.digest(), Some(expected.clone()));
+    writer.commit(0, Some(&expected), Labels::new()).expect("commits");
+}
+
+#[test]
+fn a_ref_has_one_writer() {
+    let f = fixture();
+    let writer = f.write("r", b"x");
+    let error = f.store.writer(&f.scope, NewWrite::new("r")).err().expect("is locked");
+    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+    f.store.writer(&other(), NewWrite::new("r")).expect("another namespace's ref is another");
+    drop(writer);
+    f.store.writer(&f.scope, NewWrite::new("r")).expect("is free again");
+}
+
+#[test]
+fn a_wrong_commit_keeps_the_write() {
+    let f = fixture();
+    let error = f.write("r", b"x").commit(2, None, Labels::new()).expect_err("wrong size");
+    assert!(matches!(error, Error::FailedPrecondition(_)), "{error}");
+    let writer = f.store.writer(&f.scope, NewWrite::new("r")).expect("opens");
+    assert_eq!(writer.offset(), 1);
+    let wrong = Digest::of(b"y");
+    let error = writer.commit(1, Some(&wrong), Labels::new()).expect_err("wrong digest");
+    assert!(error.to_string().contains("unexpected commit digest"), "{error}");
+    assert_eq!(f.store.status(&f.scope.namespace, "r").expect("stays").offset, 1);
+    assert!(!f.store.path(&wrong).exists());
+}
+
+#[test]
+fn blobs_are_shared() {
+    let f = fixture();
+    let digest = f.store.put(&f.scope, b"hello", Labels::new()).expect("writes");
+    let mut new = NewWrite::new("r");
+    new.expected = Some(digest.clone());
+    let error = f.store.writer(&f.scope, new.clone()).err().expect("is there");
+    assert!(matches!(error, Error::AlreadyExists(_)), "{error}");
+    let writer = f.store.writer(&other(), new.clone()).expect("opens");
+    assert_eq!((writer.is_shared(), writer.offset()), (true, 5));
+    writer.commit(5, Some(&digest), Labels::new()).expect("commits without bytes");
+    assert_eq!(f.store.info(&other().namespace, &digest).expect("is there").size, 5);
+}
+
+#[test]
+fn a_shared_blob_is_copied_when_written_to() {
+    let f = fixture();
+    let digest = f.store.put(&f.scope, b"hello", Labels::new()).expect("writes");
+    let mut new = NewWrite::new("r");
+    new.expected = Some(digest);
+    let mut writer = f.store.writer(&other(), new).expect("opens");
+    writer.write(b"!").expect("writes");
+    let committed = writer.commit(6, None, Labels::new()).expect("commits");
+    assert_eq!(committed.digest, Digest::of(b"hello!"));
+}
+
+#[test]
+fn sha512_is_found_out_at_the_commit() {
+    let f = fixture();
+    let mut hasher = crate::digest::Hasher::new(Algorithm::Sha512);
+    hasher.update(b"hello");
+    let expected = hasher.finish();
+    f.write("r", b"hello").commit(5, Some(&expected), Labels::new()).expect("commits");
+    f.store.blob(&f.scope.namespace, &expected).expect("opens");
+}
+
+#[test]
+fn a_caller_may_hash() {
+    let f = fixture();
+    let mut new = NewWrite::new("r");
+    new.hashing = Hashing::Caller;
+    let mut writer = f.store.writer(&f.scope, new.clone()).expect("opens");
+    writer.write(b"hello").expect("writes");
+    let digest = Digest::of(b"hello");
+    writer.commit(5, Some(&digest), Labels::new()).expect("commits");
+    let writer = f.store.writer(&f.scope, new).expect("opens");
+    let error = writer.commit(0, None, Labels::new()).expect_err("nobody has hashed");
+    assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
+}
+
+#[test]
+fn sweep_removes_what_nobody_keeps() {
+    let f = fixture();
+    let kept = f.store.put(&f.scope, b"kept", Labels::new()).expect("writes");
+    let gone = f.store.put(&f.scope, b"gone", Labels::new()).expect("writes");
+    let _open = f.write("open", b"x");
+    drop(f.write("recent", b"x"));
+    let leased = Scope { lease: Some("l".to_owned()), ..f.scope.clone() };
+    drop(f.store.writer(&leased, NewWrite::new("leased")).expect("opens"));
+    let removed = f.store.sweep(&HashSet::from([kept.clone()]), &|_, _| false).expect("sweeps");
+    assert_eq!(removed, [gone]);
+    assert!(f.store.path(&kept).exists());
+    let left = f.store.statuses(&f.scope.namespace, &Filter::default()).expect("lists");
+    let mut left: Vec<_> = left.into_iter().map(|status| status.reference).collect();
+    left.sort();
+    assert_eq!(left, ["open", "recent"]);
+}

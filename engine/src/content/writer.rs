@@ -1,0 +1,395 @@
+//! Writes one blob.
+
+use std::{
+    fs::{self, File, OpenOptions, Permissions},
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use super::{Store, WriteStatus, full_reference, ingest};
+use crate::{
+    digest::{Algorithm, Digest, Hasher},
+    error::Error,
+    labels::Labels,
+    metadata::{Resource, already_exists},
+    namespace::Scope,
+};
+
+/// How much is read at once when bytes are hashed again, in bytes.
+const BUFFER_LEN: usize = 1 << 20;
+
+/// What a writer is told when it is opened.
+#[derive(Clone, Debug)]
+pub struct NewWrite<'a> {
+    /// The name of the write, unique in its namespace.
+    pub reference: &'a str,
+    /// How large the blob will be, in bytes, or 0.
+    pub total: u64,
+    /// The digest that the blob will have, if that is known.
+    pub expected: Option<Digest>,
+    /// Who hashes.
+    pub hashing: Hashing,
+}
+
+impl<'a> NewWrite<'a> {
+    /// A write of which nothing is known but its name.
+    pub fn new(reference: &'a str) -> Self {
+        Self { reference, total: 0, expected: None, hashing: Hashing::Writer }
+    }
+}
+
+/// Who computes the digest of what is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hashing {
+    /// The writer, while it writes.
+    Writer,
+    /// The caller, who sees the bytes anyway: the writer believes what
+    /// [`commit`](Writer::commit) says.
+    Caller,
+}
+
+/// What was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The blob's address.
+    pub digest: Digest,
+    /// Its size, in bytes.
+    pub size: u64,
+}
+
+/// An open write. Dropping it keeps what was written, for a later writer of the same ref.
+///
+/// ```text
+///            ┌─ the blob is there for another namespace ──> shared ──> commit: a record only
+///  open ─────┤                                                │ write, truncate
+///            └─ otherwise ──────────────────────────────> writing ──> commit: verify, sync, rename
+/// ```
+pub struct Writer {
+    store: Store,
+    scope: Scope,
+    reference: String,
+    folder: PathBuf,
+    total: u64,
+    started: SystemTime,
+    updated: SystemTime,
+    state: State,
+}
+
+enum State {
+    /// The blob exists, in another namespace.
+    Shared(Committed),
+    /// Bytes come.
+    Writing { file: File, offset: u64, hasher: Option<Hasher> },
+}
+
+impl Writer {
+    pub(super) fn open(store: &Store, scope: &Scope, new: NewWrite<'_>) -> Result<Self, Error> {
+        if new.reference.is_empty() {
+            return Err(Error::InvalidArgument("ref must not be empty".to_owned()));
+        }
+        let _keep = store.metadata().referring();
+        if let Some(expected) = &new.expected
+            && store.info(&scope.namespace, expected).is_ok()
+        {
+            store.metadata().lease(scope, &Resource::content(expected))?;
+            return Err(already_exists(expected));
+        }
+        let reference = full_reference(&scope.namespace, new.reference);
+        if !store.lock_open().insert(reference.clone()) {
+            let name = new.reference;
+            return Err(Error::Unavailable(format!("ref {name} locked")));
+        }
+        let folder = store.ingest_folder(&scope.namespace, new.reference);
+        let now = SystemTime::now();
+        // From here on dropping the writer frees the ref.
+        let mut writer = Self {
+            store: store.clone(),
+            scope: scope.clone(),
+            reference,
+            folder,
+            total: new.total,
+            started: now,
+            updated: now,
+            state: State::Shared(Committed { digest: Digest::of(b""), size: 0 }),
+        };
+        writer.state = match writer.find_shared(new.expected.as_ref()) {
+            Some(blob) => State::Shared(blob),
+            None => writer.resume(new.expected.as_ref(), new.hashing)?,
+        };
+        Ok(writer)
+    }
+
+    /// The expected blob, if some namespace has it.
+    fn find_shared(&self, expected: Option<&Digest>) -> Option<Committed> {
+        let digest = expected?;
+        let size = fs::metadata(self.store.path(digest)).ok()?.len();
+        // Of another size than the client says: it has to find out by sending it.
+        (self.total == 0 || self.total == size).then(|| Committed { digest: digest.clone(), size })
+    }
+
+    fn resume(&mut self, expected: Option<&Digest>, hashing: Hashing) -> Result<State, Error> {
+        let algorithm = expected.map_or(Algorithm::Sha256, Digest::algorithm);
+        let mut hasher = Hasher::new(algorithm);
+        let found = ingest::status(&self.folder)?.filter(|found| {
+            found.reference == self.reference
+                && (self.total == 0 || found.total == 0 || found.total == self.total)
+        });
+        let offset = match found {
+            Some(found) => {
+                self.started = found.started;
+                self.updated = found.updated;
+                self.total = found.total;
+                if hashing == Hashing::Writer { self.hash(&mut hasher)? } else { found.offset }
+            }
+            None => {
+                let lease = self.scope.lease.as_deref();
+                ingest::create(&self.folder, &self.reference, self.total, lease)?;
+                0
+            }
+        };
+        let path = self.folder.join("data");
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(Error::file("open", &path))?;
+        file.set_len(offset).map_err(Error::file("truncate", &path))?;
+        file.seek(SeekFrom::Start(offset)).map_err(Error::file("seek", path))?;
+        let hasher = (hashing == Hashing::Writer).then_some(hasher);
+        Ok(State::Writing { file, offset, hasher })
+    }
+
+    /// Hashes what is written, and says how much that is.
+    fn hash(&self, hasher: &mut Hasher) -> Result<u64, Error> {
+        let path = self.folder.join("data");
+        match File::open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            file => hash(file.map_err(Error::file("open", &path))?, &path, hasher),
+        }
+    }
+
+    /// How far the write has come. The ref is the client's.
+    pub fn status(&self) -> WriteStatus {
+        let (offset, total, expected) = match &self.state {
+            State::Shared(blob) => (blob.size, blob.size, Some(blob.digest.clone())),
+            State::Writing { offset, .. } => (*offset, self.total, None),
+        };
+        let name = &self.reference[self.scope.namespace.as_str().len() + 1..];
+        WriteStatus {
+            reference: name.to_owned(),
+            offset,
+            total,
+            expected,
+            started: self.started,
+            updated: self.updated,
+        }
+    }
+
+    /// How much is written, in bytes.
+    pub fn offset(&self) -> u64 {
+        match &self.state {
+            State::Shared(blob) => blob.size,
+            State::Writing { offset, .. } => *offset,
+        }
+    }
+
+    /// Whether the blob is there already, so that it can be committed without writing it.
+    pub fn is_shared(&self) -> bool {
+        matches!(self.state, State::Shared(_))
+    }
+
+    /// The digest of what is written; nothing when the caller hashes.
+    pub fn digest(&self) -> Option<Digest> {
+        match &self.state {
+            State::Shared(blob) => Some(blob.digest.clone()),
+            State::Writing { hasher, .. } => hasher.clone().map(Hasher::finish),
+        }
+    }
+
+    /// Appends `bytes`.
+    ///
+    /// # Errors
+    ///
+    /// `File`; how much of `bytes` was written is not known then.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.unshare(true)?;
+        let State::Writing { file, offset, hasher } = &mut self.state else {
+            unreachable!("unshared")
+        };
+        file.write_all(bytes).map_err(Error::file("write", self.folder.join("data")))?;
+        if let Some(hasher) = hasher {
+            hasher.update(bytes);
+        }
+        *offset += bytes.len() as u64;
+        self.updated = SystemTime::now();
+        Ok(())
+    }
+
+    /// Starts from the beginning.
+    ///
+    /// # Errors
+    ///
+    /// `File`.
+    pub fn truncate(&mut self) -> Result<(), Error> {
+        self.unshare(false)?;
+        let State::Writing { file, offset, hasher } = &mut self.state else {
+            unreachable!("unshared")
+        };
+        let path = self.folder.join("data");
+        file.set_len(0).map_err(Error::file("truncate", &path))?;
+        file.rewind().map_err(Error::file("seek", path))?;
+        *offset = 0;
+        if let Some(hasher) = hasher {
+            *hasher = Hasher::new(hasher.algorithm());
+        }
+        Ok(())
+    }
+
+    /// Gives the write bytes of its own, instead of those of another namespace's blob.
+    fn unshare(&mut self, copy: bool) -> Result<(), Error> {
+        let State::Shared(blob) = &self.state else { return Ok(()) };
+        let digest = blob.digest.clone();
+        self.state = self.resume(Some(&digest), Hashing::Writer)?;
+        self.truncate()?;
+        if copy {
+            let path = self.store.path(&digest);
+            let mut blob = File::open(&path).map_err(Error::file("open", &path))?;
+            let mut buffer = vec![0; BUFFER_LEN];
+            loop {
+                let len = blob.read(&mut buffer).map_err(Error::file("read", &path))?;
+                if len == 0 {
+                    break;
+                }
+                self.write(&buffer[..len])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes what is written a blob of the namespace, under `labels`.
+    ///
+    /// The blob and its record are on disk when this returns. `size` is what the caller expects,
+    /// or 0. When the caller hashes, `expected` is what it found.
+    ///
+    /// # Errors
+    ///
+    /// - `FailedPrecondition`: size or digest differ; what was written stays.
+    /// - `AlreadyExists`: the namespace has the blob; what was written is gone.
+    /// - `InvalidArgument`: a label is too long, or nobody has hashed.
+    /// - `NotFound`: the lease does not exist.
+    pub fn commit(
+        mut self,
+        size: u64,
+        expected: Option<&Digest>,
+        labels: Labels,
+    ) -> Result<Committed, Error> {
+        crate::labels::check(&labels)
+            .map_err(|error| Error::InvalidArgument(format!("info.Labels: {error}")))?;
+        let name = &self.reference;
+        let written = self.offset();
+        if size != 0 && size != written {
+            let message = format!("{name:?} failed size validation: {written} != {size}");
+            return Err(Error::FailedPrecondition(message));
+        }
+        let store = self.store.clone();
+        if let State::Writing { file, .. } = &self.state {
+            // Before anything is locked: this takes as long as the disk does.
+            file.sync_data().map_err(Error::file("sync", self.folder.join("data")))?;
+        }
+        let _keep = store.metadata().referring();
+        let digest = match &mut self.state {
+            State::Shared(blob) => {
+                if expected.is_some_and(|expected| *expected != blob.digest) {
+                    return Err(Error::FailedPrecondition(format!("{name:?} unexpected digest")));
+                }
+                blob.digest.clone()
+            }
+            State::Writing { hasher, .. } => {
+                let hasher = hasher.take();
+                let digest = self.verify(hasher, expected)?;
+                self.place(&digest)?;
+                digest
+            }
+        };
+        let committed = Committed { digest, size: written };
+        store.metadata().insert_content(&self.scope, &committed.digest, written, labels)?;
+        Ok(committed)
+    }
+
+    /// The digest of what is written, which is the expected one if there is one.
+    fn verify(&self, hasher: Option<Hasher>, expected: Option<&Digest>) -> Result<Digest, Error> {
+        let found = match (hasher, expected) {
+            (None, None) => {
+                let message = format!("{:?} was not hashed", self.reference);
+                return Err(Error::InvalidArgument(message));
+            }
+            (None, Some(expected)) => expected.clone(),
+            // The algorithm was not told before: hash again.
+            (Some(hasher), Some(expected)) if hasher.algorithm() != expected.algorithm() => {
+                let mut hasher = Hasher::new(expected.algorithm());
+                self.hash(&mut hasher)?;
+                hasher.finish()
+            }
+            (Some(hasher), _) => hasher.finish(),
+        };
+        match expected {
+            Some(expected) if found != *expected => Err(Error::FailedPrecondition(format!(
+                "unexpected commit digest {found}, expected {expected}"
+            ))),
+            _ => Ok(found),
+        }
+    }
+
+    /// Moves the bytes to where blobs are, and removes the rest of the write.
+    fn place(&self, digest: &Digest) -> Result<(), Error> {
+        let (data, blob) = (self.folder.join("data"), self.store.path(digest));
+        let folder = blob.parent().expect("a blob is in a folder");
+        let exists = blob.try_exists().map_err(Error::file("stat", &blob))?;
+        if !exists {
+            if !folder.exists() {
+                fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+            }
+            fs::set_permissions(&data, Permissions::from_mode(0o444))
+                .map_err(Error::file("set permissions of", &data))?;
+            fs::rename(&data, &blob).map_err(Error::file("rename", &blob))?;
+            File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(Error::file("sync", folder))?;
+        }
+        if let Err(error) = fs::remove_dir_all(&self.folder) {
+            // The next collection takes it.
+            tracing::warn!(%error, folder = %self.folder.display(), "remains of a write stay");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if matches!(self.state, State::Writing { .. }) && self.folder.exists() {
+            // Only the time of the last change is lost, and the data's own stands in for it.
+            let _ = ingest::touch(&self.folder);
+        }
+        self.store.lock_open().remove(&self.reference);
+    }
+}
+
+fn hash(mut file: File, path: &Path, hasher: &mut Hasher) -> Result<u64, Error> {
+    let mut buffer = vec![0; BUFFER_LEN];
+    let mut total = 0;
+    loop {
+        match file.read(&mut buffer).map_err(Error::file("read", path))? {
+            0 => return Ok(total),
+            len => {
+                hasher.update(&buffer[..len]);
+                total += len as u64;
+            }
+        }
+    }
+}
