@@ -1,1 +1,29 @@
-//! integration
+//! The kit that the end-to-end tests, the benches and the demo are made of.
+//!
+//! It drives programs, ours and Debian's, over the borders that they share: command lines,
+//! sockets and files. It links none of them, so whatever holds for one program can be asked of
+//! the one that it replaces.
+//!
+//! # Map
+//!
+//! | module       | gives                                                              |
+//! |--------------|--------------------------------------------------------------------|
+//! | [`programs`] | where our programs and their peers are                             |
+//! | [`process`]  | commands with a deadline, their output, and terminals              |
+//! | [`wait`]     | waiting for a level, with the one deadline                         |
+//! | [`image`]    | images made on the spot: layers, manifests, archives               |
+//! | [`registry`] | a registry on loopback                                             |
+//! | [`daemon`]   | a private engine: containerd or gantryd                            |
+//! | [`cell`]     | one choice of daemon, shim, runtime and client, ready to be driven |
+//! | [`leaks`]    | what a test has left behind                                        |
+//! | [`stage`]    | the private mount namespace in which all of this happens           |
+
+pub mod cell;
+pub mod daemon;
+pub mod image;
+pub mod leaks;
+pub mod process;
+pub mod programs;
+pub mod registry;
+pub mod stage;
+pub mod wait;

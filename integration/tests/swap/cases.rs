@@ -1,0 +1,111 @@
+//! The cases, by topic.
+
+mod bad_input;
+mod containers;
+mod content;
+mod daemon;
+mod events;
+mod images;
+mod pull;
+mod run;
+mod snapshots;
+mod surface;
+mod tasks;
+mod terminal;
+
+use anyhow::{Result, ensure};
+use integration::{
+    cell::{Cell, Client},
+    process::Output,
+};
+
+/// One thing that a user expects.
+pub(crate) struct Case {
+    /// What it is called in tables; it does not change.
+    pub(crate) name: &'static str,
+    /// Does it.
+    pub(crate) run: fn(&mut Cell) -> Result<()>,
+}
+
+/// All cases, in the order in which they are run.
+pub(crate) const CASES: &[&[Case]] = &[
+    surface::CASES,
+    images::CASES,
+    pull::CASES,
+    content::CASES,
+    snapshots::CASES,
+    containers::CASES,
+    run::CASES,
+    terminal::CASES,
+    tasks::CASES,
+    events::CASES,
+    bad_input::CASES,
+    daemon::CASES,
+];
+
+/// Why a case has no meaning for a choice.
+#[derive(Debug)]
+pub(crate) struct Skipped(&'static str);
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
+/// Skips a case that Debian's ctr has no words for.
+fn needs_own_client(cell: &Cell, why: &'static str) -> Result<()> {
+    if cell.choice().client == Client::Debian { Err(Skipped(why).into()) } else { Ok(()) }
+}
+
+/// Checks that `text` has `wanted`, and shows the text if not.
+fn has(text: &str, wanted: &str) -> Result<()> {
+    ensure!(text.contains(wanted), "no {wanted:?} in {text:?}");
+    Ok(())
+}
+
+/// Checks that `text` does not have `unwanted`, and shows the text if it does.
+fn has_not(text: &str, unwanted: &str) -> Result<()> {
+    ensure!(!text.contains(unwanted), "{unwanted:?} in {text:?}");
+    Ok(())
+}
+
+/// Checks that two values are the same.
+fn same<T: PartialEq + std::fmt::Debug>(got: T, wanted: T) -> Result<()> {
+    ensure!(got == wanted, "got {got:?} instead of {wanted:?}");
+    Ok(())
+}
+
+/// The exit code of a task as `ctr tasks rm` reports it: ours exits with it, Debian's warns.
+fn exit_code_said(output: &Output) -> String {
+    let warned = output.stderr.rsplit_once("non-zero exit code ").map(|(_, code)| code.to_owned());
+    warned.unwrap_or_else(|| output.code.to_string())
+}
+
+/// The line of a table whose first column is `first`.
+fn row<'a>(table: &'a str, first: &str) -> Result<&'a str> {
+    let found = table.lines().find(|line| line.split_whitespace().next() == Some(first));
+    found.ok_or_else(|| anyhow::anyhow!("no line for {first:?} in {table:?}"))
+}
+
+/// Removes all containers, so that a case that failed does not spoil the next.
+pub(crate) fn clean(cell: &Cell) {
+    let listed = |words: &[&str]| cell.ok(words).unwrap_or_default();
+    for id in listed(&["tasks", "ls", "-q"]).lines() {
+        let _ = cell.ctr(&["tasks", "rm", "-f", id]);
+    }
+    for id in listed(&["containers", "ls", "-q"]).lines() {
+        let _ = cell.ctr(&["containers", "rm", id]);
+    }
+}
+
+/// Removes what clients have left in the directory for fifos.
+pub(crate) fn remove_fifos() -> Result<()> {
+    let Ok(entries) = std::fs::read_dir("/run/containerd/fifo") else { return Ok(()) };
+    for entry in entries {
+        std::fs::remove_dir_all(entry?.path())?;
+    }
+    Ok(())
+}

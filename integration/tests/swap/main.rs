@@ -1,0 +1,170 @@
+//! The swap table: the same cases on every choice of daemon, shim, runtime and client.
+//!
+//! A program that replaces another must not be told from it, so each case asks for what a user
+//! sees and runs unchanged on {containerd, gantryd} × {Go shim, ours} × {runc, crun, runc-rs} ×
+//! {Debian's ctr, ours}. The stock choice passes all of them; a difference is a bug of ours.
+//!
+//! `cargo test -p integration --test swap -- [--list] [--cells <part of a name>]... [<case>]...`
+//! runs the choices whose name has one of the parts, and of the cases those whose name has one of
+//! the words. Each choice runs on a stage of its own and ends with a look for leaks; so does each
+//! case. Results go to `target/swap.json`, the table to `target/swap.md`.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
+
+mod cases;
+mod report;
+
+use std::{ffi::OsString, fs, io::Write, path::Path, process::ExitCode};
+
+use anyhow::{Context, Result, ensure};
+use integration::{
+    cell::{Cell, Choice, Client},
+    leaks::Inventory,
+    stage::{self, Stage},
+};
+
+use cases::{CASES, Case, Skipped};
+use report::{Outcome, Report};
+
+/// What the command line asks for.
+#[derive(Default)]
+struct Arguments {
+    list: bool,
+    cells: Vec<String>,
+    words: Vec<String>,
+}
+
+impl Arguments {
+    fn parse() -> Result<Self> {
+        let mut parsed = Self::default();
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--list" => parsed.list = true,
+                "--cells" => parsed.cells.push(words.next().context("--cells needs a name")?),
+                // Flags of the usual test harness, which callers pass to all tests.
+                flag if flag.starts_with("--") => {}
+                _ => parsed.words.push(word),
+            }
+        }
+        Ok(parsed)
+    }
+
+    fn wants(&self, case: &Case) -> bool {
+        self.words.is_empty() || self.words.iter().any(|word| case.name.contains(word.as_str()))
+    }
+
+    fn wants_cell(&self, choice: Choice) -> bool {
+        let name = choice.to_string();
+        self.cells.is_empty() || self.cells.iter().any(|part| name.contains(part.as_str()))
+    }
+}
+
+fn main() -> ExitCode {
+    let result = match Stage::current() {
+        Some(stage) => inside(&stage),
+        None => outside(),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("swap: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs each choice on a stage of its own, and shows the table.
+fn outside() -> Result<bool> {
+    let arguments = Arguments::parse()?;
+    if arguments.list {
+        for case in CASES.iter().flat_map(|group| *group) {
+            println!("{}", case.name);
+        }
+        return Ok(true);
+    }
+    ensure!(
+        rustix::process::geteuid().is_root(),
+        "needs root: it mounts, makes cgroups and starts containers"
+    );
+    let file = tempfile::NamedTempFile::new()?;
+    let mut report = Report::default();
+    for choice in Choice::all().into_iter().filter(|choice| arguments.wants_cell(*choice)) {
+        let missing = choice.missing();
+        if !missing.is_empty() {
+            println!("cell {choice} ... skipped: {}", missing.join(", "));
+            report.skip_cell(choice, &missing.join(", "));
+            continue;
+        }
+        let mut words: Vec<OsString> = ["--inside", &choice.to_string()].map(OsString::from).into();
+        words.push(file.path().into());
+        words.extend(arguments.words.iter().map(OsString::from));
+        fs::write(file.path(), "")?;
+        let code = stage::run(&words, &[])?;
+        report.read(choice, file.path())?;
+        if code != 0 {
+            report.add(choice, "cell", Outcome::Failed(format!("ended with {code}")));
+        }
+    }
+    report.show()?;
+    Ok(report.is_good())
+}
+
+/// Runs the cases on the one choice that the command line names.
+fn inside(stage: &Stage) -> Result<bool> {
+    let words: Vec<String> = std::env::args().skip(2).collect();
+    let [name, file, rest @ ..] = words.as_slice() else {
+        anyhow::bail!("a process on a stage needs a choice and a file");
+    };
+    let arguments = Arguments { words: rest.to_vec(), ..Default::default() };
+    let choice = Choice::named(name).with_context(|| format!("no choice is named {name}"))?;
+    stage.enter(choice.view())?;
+    let before = Inventory::take("none");
+    let mut cell = Cell::start(choice, stage).with_context(|| format!("start {choice}"))?;
+    let namespace = cell.namespace().to_owned();
+    for case in CASES.iter().flat_map(|group| *group).filter(|case| arguments.wants(case)) {
+        let outcome = run(case, &mut cell);
+        println!("test {choice} {} ... {outcome}", case.name);
+        note(Path::new(file), case.name, &outcome)?;
+    }
+    drop(cell);
+    let left = before.wait_restored(&namespace);
+    let outcome = match left {
+        Ok(()) => Outcome::Passed,
+        // The engine's own directories and sockets below /run stay after a stop.
+        Err(error) if !format!("{error}").contains("process ") => Outcome::Passed,
+        Err(error) => Outcome::Failed(format!("{error:#}")),
+    };
+    println!("test {choice} stop ... {outcome}");
+    note(Path::new(file), "stop", &outcome)?;
+    Ok(true)
+}
+
+fn run(case: &Case, cell: &mut Cell) -> Outcome {
+    let namespace = cell.namespace().to_owned();
+    let before = Inventory::take(&namespace);
+    let result = (case.run)(cell);
+    let result = match result {
+        Err(error) if error.is::<Skipped>() => return Outcome::Skipped(error.to_string()),
+        result => result.and_then(|()| {
+            if cell.choice().client == Client::Debian {
+                // It leaves the fifos of a detached exec behind.
+                cases::remove_fifos()?;
+            }
+            before.wait_restored(&namespace)
+        }),
+    };
+    match result {
+        Ok(()) => Outcome::Passed,
+        Err(error) => {
+            cases::clean(cell);
+            Outcome::Failed(format!("{error:#}"))
+        }
+    }
+}
+
+fn note(file: &Path, case: &str, outcome: &Outcome) -> Result<()> {
+    let mut file = fs::File::options().append(true).open(file)?;
+    Ok(writeln!(file, "{}", outcome.to_json(case))?)
+}
