@@ -1,0 +1,116 @@
+//! The programs, built as they are released, in one directory.
+//!
+//! Each program is built by a cargo of its own: features are unified over what is built together,
+//! and the shim must not get what the client asked of `proto`. Programs that are started once per
+//! container, or per command, are static where this machine can link them so: a dynamic loader
+//! would be most of what they cost. Rust's musl target links without a C toolchain, so for crates
+//! without C it is enough that the target is installed; otherwise glibc is linked statically.
+
+use std::{fs, path::Path, path::PathBuf, process::Command};
+
+use anyhow::{Context, Result};
+
+use crate::run::{cargo, must, workspace};
+
+/// How much time the compiler takes: the name of a profile in the workspace's manifest.
+pub(crate) type Profile = &'static str;
+
+/// The profile of what is released.
+pub(crate) const RELEASE: Profile = "release";
+
+/// The profile of what is only tested.
+pub(crate) const QUICK: Profile = "quick";
+
+/// A program, and how it is linked.
+struct Program {
+    package: &'static str,
+    name: &'static str,
+    linking: Linking,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Linking {
+    /// Without a dynamic loader.
+    Static,
+    /// As the machine does: for programs with C in them that start once.
+    Usual,
+}
+
+const PROGRAMS: &[Program] = &[
+    Program { package: "runc-rs", name: "runc-rs", linking: Linking::Static },
+    Program { package: "shim", name: "containerd-shim-runc-rs-v2", linking: Linking::Static },
+    Program { package: "ctr-cli", name: "ctr", linking: Linking::Static },
+    Program { package: "integration", name: "probe", linking: Linking::Static },
+    Program { package: "engine", name: "gantryd", linking: Linking::Usual },
+];
+
+/// Builds all programs and says how large they are.
+pub(crate) fn run(profile: Profile) -> Result<()> {
+    let directory = directory();
+    fs::create_dir_all(&directory)?;
+    let musl = musl_is_installed();
+    let mut total = 0;
+    for program in PROGRAMS {
+        let target = match program.linking {
+            Linking::Static if musl => Some(musl_target()),
+            // Naming the target keeps the flags away from build scripts and macros.
+            Linking::Static => Some(gnu_target()),
+            Linking::Usual => None,
+        };
+        let built = build(program, profile, target.as_deref(), musl)?;
+        let placed = directory.join(program.name);
+        // A program that runs cannot be written over, but its name can be given to another.
+        let fresh = directory.join(format!(".{}", program.name));
+        fs::copy(&built, &fresh).with_context(|| format!("copy {}", built.display()))?;
+        fs::rename(&fresh, &placed)?;
+        let size = fs::metadata(&placed)?.len();
+        total += size;
+        println!(
+            "dist: {:28} {:>8} KiB  {}",
+            program.name,
+            size / 1024,
+            target.as_deref().unwrap_or("host")
+        );
+    }
+    println!("dist: {:28} {:>8} KiB  {}", "all", total / 1024, directory.display());
+    Ok(())
+}
+
+/// Where the programs are put.
+pub(crate) fn directory() -> PathBuf {
+    target_directory().join("dist")
+}
+
+fn target_directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+fn build(program: &Program, profile: Profile, target: Option<&str>, musl: bool) -> Result<PathBuf> {
+    let mut command = cargo(&["build", "--quiet", "--package", program.package]);
+    command.args(["--bin", program.name, "--profile", profile]);
+    let mut built = target_directory();
+    if let Some(target) = target {
+        command.args(["--target", target]);
+        built.push(target);
+        if !musl {
+            command.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
+        }
+    }
+    must(&mut command)?;
+    Ok(built.join(profile).join(program.name))
+}
+
+fn musl_target() -> String {
+    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
+}
+
+fn gnu_target() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+fn musl_is_installed() -> bool {
+    let output = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let Ok(output) = output else { return false };
+    let sysroot = String::from_utf8_lossy(&output.stdout);
+    Path::new(sysroot.trim()).join("lib/rustlib").join(musl_target()).join("lib").is_dir()
+}

@@ -1,0 +1,50 @@
+//! What tests and benches need from Debian.
+
+use std::{path::Path, process::Command};
+
+/// A package, and a file by which it is known to be there.
+const PACKAGES: &[(&str, &str)] = &[
+    ("busybox-static", "/bin/busybox"),
+    ("containerd", "/usr/bin/containerd"),
+    ("containernetworking-plugins", "/usr/lib/cni/bridge"),
+    ("crun", "/usr/bin/crun"),
+    ("docker-registry", "/usr/bin/docker-registry"),
+    ("docker.io", "/usr/sbin/dockerd"),
+    ("iproute2", "/sbin/ip"),
+    ("jq", "/usr/bin/jq"),
+    ("runc", "/usr/sbin/runc"),
+    ("strace", "/usr/bin/strace"),
+    ("util-linux", "/usr/bin/unshare"),
+];
+
+/// Installs what is missing, if that is wished and can be done; gives what is missing still.
+pub(crate) fn satisfy(install: bool) -> Vec<&'static str> {
+    let wanted = missing();
+    if wanted.is_empty() || !install {
+        return wanted;
+    }
+    println!("needs: installing {}", wanted.join(" "));
+    let apt = |words: &[&str]| {
+        Command::new("apt-get")
+            .args(words)
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            // Without this Debian starts the services that it installs.
+            .env("RUNLEVEL", "1")
+            .stdout(std::process::Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    let install = [&["install", "--yes", "--no-install-recommends"], wanted.as_slice()].concat();
+    if !apt(&install) && apt(&["update"]) {
+        // One package that is not to be had must not keep the others away.
+        for package in missing() {
+            apt(&["install", "--yes", "--no-install-recommends", package]);
+        }
+    }
+    missing()
+}
+
+fn missing() -> Vec<&'static str> {
+    let absent = |(_, file): &&(&str, &str)| !Path::new(file).exists();
+    PACKAGES.iter().filter(absent).map(|(package, _)| *package).collect()
+}
