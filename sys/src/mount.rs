@@ -1,0 +1,382 @@
+//! Mounts as containerd describes them: a type, a source and options in `mount(8)`'s words.
+//!
+//! A filesystem is made with `fsopen(2)`, one option at a time, so that their total length has no
+//! limit; an overlay gets its layers through `lowerdir+`. Where the kernel has no `lowerdir+`
+//! (before 6.7) or no `fsopen` for a filesystem, `mount(2)` does it, which takes one page of
+//! options. Bind mounts go through `mount(2)`.
+//!
+//! Targets are paths that only the host names; nothing here may be used on a path that a
+//! container can change.
+//!
+//! Source: containerd `core/mount`, mount(8), fsopen(2), kernel `filesystems/overlayfs.rst`.
+
+use std::{
+    ffi::CString,
+    io,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::CWD,
+    io::Errno,
+    mount::{
+        FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags,
+        MoveMountFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
+        fsmount, fsopen, mount, mount_bind, mount_bind_recursive, mount_change, mount_remount,
+        move_mount, unmount,
+    },
+};
+
+/// The longest value of one option that `fsconfig(2)` takes, in bytes.
+const OPTION_LEN_MAX: usize = 255;
+
+/// The longest option text that `mount(2)` takes, in bytes.
+const DATA_LEN_MAX: usize = 4095;
+
+/// One mount, as a snapshotter hands it out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mount {
+    /// The filesystem type, such as `overlay` or `bind`.
+    pub kind: String,
+    /// The device or directory, where the type has one.
+    pub source: String,
+    /// Where below the root the mount goes; empty for the root itself.
+    pub target: String,
+    /// Options in mount(8)'s words: flags, propagation and what the filesystem defines.
+    pub options: Vec<String>,
+}
+
+impl Mount {
+    /// Mounts it on the directory `root`, or below at its own target.
+    ///
+    /// # Errors
+    ///
+    /// An option is unsupported, or the kernel refuses. Nothing is mounted then.
+    pub fn mount(&self, root: &Path) -> Result<(), MountError> {
+        let target = match self.target.trim_start_matches('/') {
+            "" => root.to_owned(),
+            below => root.join(below),
+        };
+        let plan = Plan::new(self)?;
+        let result = match plan.bind {
+            Some(recursive) => bind(&self.source, &target, recursive, &plan),
+            None => make(self, &target, &plan),
+        };
+        result.map_err(|source| MountError::Kernel {
+            kind: self.kind.clone(),
+            target: target.clone(),
+            source,
+        })
+    }
+}
+
+/// Mounts all of `mounts` on `root`, the first one first.
+///
+/// # Errors
+///
+/// One of them failed. Those before it were unmounted again.
+pub fn mount_all(mounts: &[Mount], root: &Path) -> Result<(), MountError> {
+    for (done, one) in mounts.iter().enumerate() {
+        if let Err(error) = one.mount(root) {
+            if done > 0 {
+                // The error that stopped the work is the one to report.
+                let _ = unmount_all(root);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
+/// Unmounts everything at `root`, mounts on top of each other included.
+///
+/// A mount that is busy is detached: it disappears from the tree now and from the kernel when its
+/// last user is gone. Nothing mounted, or nothing there, is fine.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub fn unmount_all(root: &Path) -> Result<(), MountError> {
+    const STACKED_MAX: usize = 128;
+    for _ in 0..STACKED_MAX {
+        let result = unmount(root, UnmountFlags::NOFOLLOW).or_else(|error| match error {
+            Errno::BUSY => unmount(root, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH),
+            error => Err(error),
+        });
+        match result {
+            Ok(()) => {}
+            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
+            Err(error) => {
+                return Err(MountError::Unmount { target: root.to_owned(), source: error.into() });
+            }
+        }
+    }
+    Err(MountError::Unmount { target: root.to_owned(), source: Errno::BUSY.into() })
+}
+
+/// Why a mount could not be made or removed.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "fields are named by the messages")]
+pub enum MountError {
+    /// The option asks for something that this module does not do.
+    #[error("mount option {option:?} is not supported")]
+    Option { option: String },
+    /// The kernel refused the mount.
+    #[error("mount {kind} on {}", target.display())]
+    Kernel { kind: String, target: PathBuf, source: io::Error },
+    /// The kernel refused to unmount.
+    #[error("unmount {}", target.display())]
+    Unmount { target: PathBuf, source: io::Error },
+}
+
+/// A mount's options, sorted by who reads them.
+#[derive(Debug, PartialEq)]
+struct Plan {
+    bind: Option<Recursive>,
+    flags: MountFlags,
+    propagation: Option<MountPropagationFlags>,
+    data: Vec<String>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { bind: None, flags: MountFlags::empty(), propagation: None, data: Vec::new() }
+    }
+}
+
+/// Whether a bind mount takes the mounts below its source along.
+type Recursive = bool;
+
+impl Plan {
+    fn new(mount: &Mount) -> Result<Self, MountError> {
+        let mut plan = Self { bind: (mount.kind == "bind").then_some(false), ..Self::default() };
+        for option in &mount.options {
+            match option.as_str() {
+                "bind" => plan.bind = plan.bind.or(Some(false)),
+                "rbind" => plan.bind = Some(true),
+                "loop" => return Err(MountError::Option { option: option.clone() }),
+                name => {
+                    if let Some(propagation) = propagation(name) {
+                        plan.propagation = Some(propagation);
+                    } else if let Some((set, flag)) = flag(name) {
+                        plan.flags.set(flag, set);
+                    } else {
+                        plan.data.push(option.clone());
+                    }
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    /// The flags of the mount itself, as `fsmount(2)` takes them.
+    fn attributes(&self) -> MountAttrFlags {
+        const SAME: [(MountFlags, MountAttrFlags); 7] = [
+            (MountFlags::RDONLY, MountAttrFlags::MOUNT_ATTR_RDONLY),
+            (MountFlags::NOSUID, MountAttrFlags::MOUNT_ATTR_NOSUID),
+            (MountFlags::NODEV, MountAttrFlags::MOUNT_ATTR_NODEV),
+            (MountFlags::NOEXEC, MountAttrFlags::MOUNT_ATTR_NOEXEC),
+            (MountFlags::NOATIME, MountAttrFlags::MOUNT_ATTR_NOATIME),
+            (MountFlags::STRICTATIME, MountAttrFlags::MOUNT_ATTR_STRICTATIME),
+            (MountFlags::NODIRATIME, MountAttrFlags::MOUNT_ATTR_NODIRATIME),
+        ];
+        SAME.iter()
+            .filter(|(flag, _)| self.flags.contains(*flag))
+            .fold(MountAttrFlags::empty(), |all, (_, attribute)| all | *attribute)
+    }
+}
+
+/// The flag that an option sets (`true`) or clears.
+fn flag(name: &str) -> Option<(bool, MountFlags)> {
+    Some(match name {
+        "defaults" => (true, MountFlags::empty()),
+        "ro" => (true, MountFlags::RDONLY),
+        "rw" => (false, MountFlags::RDONLY),
+        "nosuid" => (true, MountFlags::NOSUID),
+        "suid" => (false, MountFlags::NOSUID),
+        "nodev" => (true, MountFlags::NODEV),
+        "dev" => (false, MountFlags::NODEV),
+        "noexec" => (true, MountFlags::NOEXEC),
+        "exec" => (false, MountFlags::NOEXEC),
+        "noatime" => (true, MountFlags::NOATIME),
+        "atime" => (false, MountFlags::NOATIME),
+        "nodiratime" => (true, MountFlags::NODIRATIME),
+        "diratime" => (false, MountFlags::NODIRATIME),
+        "relatime" => (true, MountFlags::RELATIME),
+        "norelatime" => (false, MountFlags::RELATIME),
+        "strictatime" => (true, MountFlags::STRICTATIME),
+        "nostrictatime" => (false, MountFlags::STRICTATIME),
+        "sync" => (true, MountFlags::SYNCHRONOUS),
+        "async" => (false, MountFlags::SYNCHRONOUS),
+        "dirsync" => (true, MountFlags::DIRSYNC),
+        "mand" => (true, MountFlags::PERMIT_MANDATORY_FILE_LOCKING),
+        "nomand" => (false, MountFlags::PERMIT_MANDATORY_FILE_LOCKING),
+        _ => return None,
+    })
+}
+
+fn propagation(name: &str) -> Option<MountPropagationFlags> {
+    let recursive = name.strip_prefix('r');
+    let flag = match recursive.unwrap_or(name) {
+        "private" => MountPropagationFlags::PRIVATE,
+        "shared" => MountPropagationFlags::SHARED,
+        "slave" => MountPropagationFlags::DOWNSTREAM,
+        "unbindable" => MountPropagationFlags::UNBINDABLE,
+        _ => return None,
+    };
+    Some(if recursive.is_some() { flag | MountPropagationFlags::REC } else { flag })
+}
+
+fn bind(source: &str, target: &Path, recursive: Recursive, plan: &Plan) -> io::Result<()> {
+    if recursive {
+        mount_bind_recursive(source, target)?;
+    } else {
+        mount_bind(source, target)?;
+    }
+    let restrict = || -> io::Result<()> {
+        if !plan.flags.is_empty() {
+            mount_remount(target, plan.flags | MountFlags::BIND, c"")?;
+        }
+        change_propagation(target, plan)
+    };
+    restrict().inspect_err(|_| undo(target))
+}
+
+/// Takes back a mount that is not as it should be. The error that led here is the one to report.
+fn undo(target: &Path) {
+    let _ = unmount(target, UnmountFlags::DETACH);
+}
+
+fn make(one: &Mount, target: &Path, plan: &Plan) -> io::Result<()> {
+    match make_by_options(one, target, plan) {
+        // An old kernel: no fsopen, or a filesystem that does not know an option in this form.
+        Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {
+            let data = plan.data.join(",");
+            if data.len() > DATA_LEN_MAX {
+                return Err(Errno::TOOBIG.into());
+            }
+            let data = CString::new(data)?;
+            mount(one.source.as_str(), target, one.kind.as_str(), plan.flags, data.as_c_str())?;
+        }
+        other => other?,
+    }
+    change_propagation(target, plan).inspect_err(|_| undo(target))
+}
+
+fn make_by_options(one: &Mount, target: &Path, plan: &Plan) -> Result<(), Errno> {
+    let fs = fsopen(one.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
+    if !one.source.is_empty() {
+        fsconfig_set_string(&fs, "source", one.source.as_str())?;
+    }
+    for (flag, name) in [
+        (MountFlags::SYNCHRONOUS, "sync"),
+        (MountFlags::DIRSYNC, "dirsync"),
+        (MountFlags::RDONLY, "ro"),
+    ] {
+        // An overlay is read-only as a mount; its superblock decides that by itself.
+        if plan.flags.contains(flag) && !(name == "ro" && one.kind == "overlay") {
+            fsconfig_set_flag(&fs, name)?;
+        }
+    }
+    for (key, value) in plan.data.iter().flat_map(|option| filesystem_options(&one.kind, option)) {
+        match value {
+            None => fsconfig_set_flag(&fs, key)?,
+            Some(value) if value.len() > OPTION_LEN_MAX => return Err(Errno::INVAL),
+            Some(value) => fsconfig_set_string(&fs, key, value)?,
+        }
+    }
+    fsconfig_create(&fs)?;
+    let tree = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, plan.attributes())?;
+    move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+/// The keys and values that one option of a mount becomes: an overlay's `lowerdir` one per layer.
+fn filesystem_options<'a>(kind: &str, option: &'a str) -> Vec<(&'a str, Option<&'a str>)> {
+    match option.split_once('=') {
+        // A path with an escaped colon needs the parser of the old form.
+        Some(("lowerdir", layers)) if kind == "overlay" && !layers.contains('\\') => {
+            layers.split(':').map(|layer| ("lowerdir+", Some(layer))).collect()
+        }
+        Some((key, value)) => vec![(key, Some(value))],
+        None => vec![(option, None)],
+    }
+}
+
+fn change_propagation(target: &Path, plan: &Plan) -> io::Result<()> {
+    match plan.propagation {
+        Some(propagation) => Ok(mount_change(target, propagation)?),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount_of(kind: &str, options: &[&str]) -> Mount {
+        Mount {
+            kind: kind.to_owned(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            ..Mount::default()
+        }
+    }
+
+    #[test]
+    fn plans() {
+        let cases = [
+            (
+                "bind by type, read-only",
+                mount_of("bind", &["ro"]),
+                Plan { bind: Some(false), flags: MountFlags::RDONLY, ..Plan::default() },
+            ),
+            (
+                "recursive by option",
+                mount_of("none", &["rbind", "rw", "rslave"]),
+                Plan {
+                    bind: Some(true),
+                    propagation: Some(
+                        MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+                    ),
+                    ..Plan::default()
+                },
+            ),
+            (
+                "overlay",
+                mount_of("overlay", &["index=off", "noatime", "lowerdir=/a:/b"]),
+                Plan {
+                    flags: MountFlags::NOATIME,
+                    data: vec!["index=off".to_owned(), "lowerdir=/a:/b".to_owned()],
+                    ..Plan::default()
+                },
+            ),
+        ];
+        for (case, mount, want) in cases {
+            assert_eq!(Plan::new(&mount).expect("supported"), want, "{case}");
+        }
+        assert!(Plan::new(&mount_of("ext4", &["loop"])).is_err(), "loop");
+    }
+
+    #[test]
+    fn layers_of_an_overlay() {
+        let cases = [
+            (
+                "layers",
+                ("overlay", "lowerdir=/a:/b"),
+                vec![("lowerdir+", Some("/a")), ("lowerdir+", Some("/b"))],
+            ),
+            ("escaped colon", ("overlay", "lowerdir=/a\\:b"), vec![("lowerdir", Some("/a\\:b"))]),
+            ("not an overlay", ("ext4", "lowerdir=/a:/b"), vec![("lowerdir", Some("/a:/b"))]),
+            ("other option", ("overlay", "upperdir=/u"), vec![("upperdir", Some("/u"))]),
+            ("flag", ("overlay", "userxattr"), vec![("userxattr", None)]),
+        ];
+        for (case, (kind, option), want) in cases {
+            assert_eq!(filesystem_options(kind, option), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn nothing_to_unmount() {
+        let missing = Path::new("/nonexistent/rootfs");
+        assert!(unmount_all(missing).is_ok());
+    }
+}
