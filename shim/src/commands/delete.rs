@@ -1,0 +1,113 @@
+//! `delete`: cleans up after a shim that is gone.
+//!
+//! containerd calls it when a shim's socket does not answer. Whatever the shim was doing, the
+//! container is killed and forgotten by its runtime, its root filesystem is unmounted, and what the
+//! shim had in the socket directory is removed. Every step is tried whatever became of the others;
+//! what failed is printed as a warning, which containerd logs.
+
+use std::{
+    fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::{Command as Program, Stdio},
+};
+
+use prost::Message;
+use proto::containerd::task::v3::DeleteResponse;
+use sys::mount::unmount_all;
+
+use crate::{
+    args::Args,
+    bundle::Bundle,
+    commands::CommandError,
+    reaper::Exit,
+    runtime::{Command, Runtime},
+};
+
+/// What a container that was killed counts as.
+const KILLED: u32 = 128 + libc::SIGKILL.unsigned_abs();
+
+/// Cleans up after the shim of the container, and returns an encoded `DeleteResponse`.
+///
+/// # Errors
+///
+/// The bundle says nothing about the runtime that can be read.
+pub fn delete(args: &Args) -> Result<Vec<u8>, CommandError> {
+    if args.namespace.is_empty() {
+        return Err(CommandError::Missing { flag: "namespace" });
+    }
+    if args.id.is_empty() {
+        return Err(CommandError::Missing { flag: "id" });
+    }
+    let bundle = Bundle::new(bundle_path(args)?);
+    let (program, options) =
+        bundle.read_runtime().map_err(CommandError::io("read the runtime's name"))?;
+    let mut runtime = Runtime::new(&options, &args.namespace, &bundle);
+    if let Some(program) = program {
+        runtime = runtime.with_program(program);
+    }
+    let pid = bundle.read_pid(None);
+    delete_by_runtime(&runtime, &args.id);
+    if let Err(error) = unmount_all(&bundle.rootfs()) {
+        warn(&error);
+    }
+    if let Err(error) = remove_sockets(&bundle) {
+        warn(&error);
+    }
+    let exit = Exit::now(KILLED);
+    let response = DeleteResponse {
+        pid: pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs()),
+        exit_status: exit.status,
+        exited_at: Some(exit.at),
+    };
+    Ok(response.encode_to_vec())
+}
+
+fn bundle_path(args: &Args) -> Result<PathBuf, CommandError> {
+    if let Some(bundle) = &args.bundle {
+        return Ok(bundle.clone());
+    }
+    let here = std::env::current_dir().map_err(CommandError::io("find the bundle"))?;
+    Ok(here.with_file_name(&args.id))
+}
+
+fn delete_by_runtime(runtime: &Runtime, id: &str) {
+    let deleted = Program::new(runtime.program())
+        .args(runtime.arguments(&Command::Delete { id, force: true }))
+        .stdin(Stdio::null())
+        .output();
+    match deleted {
+        Ok(output) if output.status.success() => {}
+        Ok(output) => {
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            warn(&io::Error::other(format!("delete {id}: {text}")));
+        }
+        Err(error) => warn(&error),
+    }
+}
+
+/// Removes the sockets of the shim that wrote `address`, unless it is alive: the container of a
+/// pod may be cleaned up while its shim serves others.
+fn remove_sockets(bundle: &Bundle) -> io::Result<()> {
+    let Ok(address) = fs::read_to_string(bundle.file("address")) else { return Ok(()) };
+    let path = Path::new(address.trim().trim_start_matches("unix://"));
+    match std::os::unix::net::UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+        _ => return Ok(()),
+    }
+    let pid = fs::read_to_string(bundle.file("shim.pid")).unwrap_or_default();
+    let prefix = format!("pty-{}-", pid.trim());
+    let Some(directory) = path.parent().filter(|_| !pid.is_empty()) else { return Ok(()) };
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&prefix) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+fn warn(error: &dyn std::error::Error) {
+    // There is nowhere to report that to.
+    let _ = writeln!(io::stderr(), "{}", sys::error::Chain(error));
+}

@@ -1,0 +1,198 @@
+//! The ttrpc server: connections, frames in, replies out.
+//!
+//! A call is answered whenever its answer is known, in any order: [`Call`] names it, and a reply
+//! to a connection that is gone is dropped. What a caller asked for goes on when it hangs up.
+//!
+//! Limits: a frame is at most [`frame::PAYLOAD_LEN_MAX`]; a connection whose peer does not read
+//! its replies is closed when [`BACKLOG_LEN_MAX`] bytes wait; at most [`CONNECTIONS_MAX`] are
+//! open, and further ones are closed at once.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read, Write},
+    os::unix::net::{UnixListener, UnixStream},
+};
+
+use prost::Message;
+use proto::ttrpc::{Frame, Kind, Request, Response, frame};
+
+use crate::{
+    error::Error,
+    poller::{Interest, Poller, Token},
+    socket,
+};
+
+/// How many connections may be open.
+const CONNECTIONS_MAX: usize = 256;
+
+/// How many bytes of replies may wait for one peer.
+const BACKLOG_LEN_MAX: usize = 16 << 20;
+
+/// How many bytes one read takes.
+const READ_LEN: usize = 4096;
+
+/// A buffer that is empty and larger than this gives its memory back.
+const BUFFER_KEEP_MAX: usize = 16 << 10;
+
+/// A call that waits for its answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Call {
+    connection: u64,
+    stream_id: u32,
+}
+
+/// Listens and keeps the connections.
+#[derive(Debug)]
+pub(crate) struct Server {
+    listener: UnixListener,
+    connections: BTreeMap<u64, Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    input: Vec<u8>,
+    output: Vec<u8>,
+}
+
+impl Server {
+    /// Serves on `listener`.
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses to watch it.
+    pub(crate) fn new(listener: UnixListener, poller: &Poller) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        poller.add(&listener, Token::Listener, Interest::Read)?;
+        Ok(Self { listener, connections: BTreeMap::new() })
+    }
+
+    /// Takes the connections that wait. Strangers and those over the limit are closed.
+    pub(crate) fn accept(&mut self, poller: &mut Poller) {
+        while let Ok((stream, _)) = self.listener.accept() {
+            let welcome = self.connections.len() < CONNECTIONS_MAX
+                && socket::peer_is_trusted(&stream)
+                && stream.set_nonblocking(true).is_ok();
+            let number = poller.number();
+            let token = Token::Connection(number);
+            if welcome && poller.add(&stream, token, Interest::Read).is_ok() {
+                let connection = Connection { stream, input: Vec::new(), output: Vec::new() };
+                self.connections.insert(number, connection);
+            }
+        }
+    }
+
+    /// Goes on with a connection that is ready, and returns the calls that are whole now.
+    ///
+    /// A connection that ends, or sends what is not ttrpc, is closed.
+    pub(crate) fn ready(&mut self, number: u64, poller: &Poller) -> Vec<(Call, Request)> {
+        let Some(connection) = self.connections.get_mut(&number) else { return Vec::new() };
+        let mut calls = Vec::new();
+        let open = connection.flush(number, poller)
+            && connection.read()
+            && connection.take_calls(number, &mut calls)
+            && connection.flush(number, poller);
+        if !open {
+            self.connections.remove(&number);
+        }
+        calls
+    }
+
+    /// Answers a call, and closes a connection that cannot take the answer.
+    pub(crate) fn reply(&mut self, call: Call, result: Result<Vec<u8>, Error>, poller: &Poller) {
+        let Some(connection) = self.connections.get_mut(&call.connection) else { return };
+        let response = match result {
+            Ok(payload) => Response { status: None, payload },
+            Err(error) => Response { status: Some(error.status()), payload: Vec::new() },
+        };
+        if !connection.push(call.stream_id, &response) || !connection.flush(call.connection, poller)
+        {
+            self.connections.remove(&call.connection);
+        }
+    }
+
+    /// Whether no peer has replies to take.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.connections.values().all(|connection| connection.output.is_empty())
+    }
+}
+
+impl Connection {
+    /// Reads what is there; `false` at the end.
+    fn read(&mut self) -> bool {
+        let mut buffer = [0; READ_LEN];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return false,
+                Ok(len) => {
+                    self.input.extend_from_slice(&buffer[..len]);
+                    // More than one frame can be: the rest is read in the next turn.
+                    if len < READ_LEN || self.input.len() > frame::PAYLOAD_LEN_MAX {
+                        return true;
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
+            }
+        }
+    }
+
+    /// Takes the whole frames out of the input; `false` when it is not ttrpc.
+    fn take_calls(&mut self, number: u64, calls: &mut Vec<(Call, Request)>) -> bool {
+        let input = std::mem::take(&mut self.input);
+        let mut used = 0;
+        loop {
+            match Frame::parse(&input[used..]) {
+                Err(_) => return false,
+                Ok(None) => break,
+                Ok(Some((frame, len))) => {
+                    used += len;
+                    let call = Call { connection: number, stream_id: frame.stream_id };
+                    match (frame.kind, Request::decode(frame.payload)) {
+                        (Kind::Request, Ok(request)) => calls.push((call, request)),
+                        _ => {
+                            let error = Error::InvalidArgument("not a request".to_owned());
+                            let status = Some(error.status());
+                            self.push(frame.stream_id, &Response { status, payload: Vec::new() });
+                        }
+                    }
+                }
+            }
+        }
+        self.input = input;
+        self.input.drain(..used);
+        give_back(&mut self.input);
+        true
+    }
+
+    fn push(&mut self, stream_id: u32, response: &Response) -> bool {
+        frame::append(&mut self.output, Kind::Response, stream_id, response).is_ok()
+            && self.output.len() <= BACKLOG_LEN_MAX
+    }
+
+    /// Writes what the peer takes, and waits for room for the rest; `false` when the peer is gone.
+    fn flush(&mut self, number: u64, poller: &Poller) -> bool {
+        let had_output = !self.output.is_empty();
+        while !self.output.is_empty() {
+            match self.stream.write(&self.output) {
+                Ok(len) => drop(self.output.drain(..len)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(_) => return false,
+            }
+        }
+        give_back(&mut self.output);
+        if !had_output {
+            return true;
+        }
+        let interest = if self.output.is_empty() { Interest::Read } else { Interest::ReadWrite };
+        poller.modify(&self.stream, Token::Connection(number), interest).is_ok()
+    }
+}
+
+/// Frees an empty buffer that one large message has grown.
+fn give_back(buffer: &mut Vec<u8>) {
+    if buffer.is_empty() && buffer.capacity() > BUFFER_KEEP_MAX {
+        *buffer = Vec::new();
+    }
+}

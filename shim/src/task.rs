@@ -1,0 +1,24 @@
+//! Tasks: the containers of a shim, and the operations on them.
+//!
+//! | module | what |
+//! |---|---|
+//! | `state` | the life of a process, one table |
+//! | `container` | what is known of a container |
+//! | `job` | runtime processes at work, and what comes after them |
+//! | `create`, `start`, `exit`, `delete` | the operations that take several steps |
+//! | `control` | those that take one runtime process: kill, pause, update, ... |
+//! | `query` | those that are answered at once |
+
+mod container;
+mod control;
+mod create;
+mod delete;
+mod exit;
+mod job;
+mod query;
+mod start;
+mod state;
+
+pub(crate) use container::Container;
+pub(crate) use create::LoggerWait;
+pub(crate) use job::Job;
