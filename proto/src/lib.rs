@@ -7,8 +7,13 @@
 pub mod any;
 pub mod ttrpc;
 
-#[expect(missing_docs, clippy::all, clippy::too_many_lines, reason = "generated")]
-#[allow(unreachable_pub, unused_imports, reason = "generated; depends on the features")]
+#[expect(missing_docs, clippy::all, reason = "generated")]
+#[allow(
+    clippy::too_many_lines,
+    unreachable_pub,
+    unused_imports,
+    reason = "generated; depends on the features"
+)]
 mod generated {
     include!("gen/all.rs");
 }
