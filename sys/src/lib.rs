@@ -1,5 +1,6 @@
 //! Kernel facilities, one file each: mechanism only, and the home of unsafe code.
 
+pub mod bpf;
 pub mod error;
 pub mod mount;
 pub mod seccomp;
