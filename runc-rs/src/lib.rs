@@ -1,3 +1,4 @@
 //! runc-rs
+pub mod cgroup;
 pub mod seccomp;
 pub mod spec;

@@ -1,0 +1,197 @@
+//! Which processes are in the groups, moving them in, and killing them.
+
+use std::{
+    io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::{Cgroup, Error, directory::Directory};
+
+/// How long a process may be too new to be moved.
+const JOIN_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// How deep groups below a container's are looked for.
+const DEPTH_MAX: usize = 64;
+
+/// The file with the processes of a group.
+const PROCESSES: &str = "cgroup.procs";
+
+impl Cgroup {
+    /// Moves the process `pid` into every group.
+    ///
+    /// # Errors
+    ///
+    /// - `File`, `Write`: a group is gone, or the kernel refuses the process.
+    pub fn join(&self, pid: u32) -> Result<(), Error> {
+        let pid = pid.to_string();
+        for group in self.groups.iter().filter(|group| !group.left_out.get()) {
+            join(group.must_open()?, &pid)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the process `pid` into the groups `below` these, each of which must exist.
+    ///
+    /// # Errors
+    ///
+    /// - `Resources`: `below` leads out of the group.
+    /// - `File`, `Write`: a group does not exist, or the kernel refuses the process.
+    pub fn join_below(&self, below: &Path, pid: u32) -> Result<(), Error> {
+        let pid = pid.to_string();
+        for group in self.groups.iter().filter(|group| !group.left_out.get()) {
+            join_in(&group.path, below, &pid)?;
+        }
+        Ok(())
+    }
+
+    /// Moves the process `pid` into the group `below` that of one controller.
+    ///
+    /// # Errors
+    ///
+    /// As [`join_below`](Self::join_below), and `NoController`.
+    pub fn join_controller_below(
+        &self,
+        controller: &str,
+        below: &Path,
+        pid: u32,
+    ) -> Result<(), Error> {
+        let controller = if controller == "systemd" { "name=systemd" } else { controller };
+        let directory = self.controller(controller)?;
+        join_in(directory.path(), below, &pid.to_string())
+    }
+
+    /// The processes in the group and, if `recursive`, in the groups below it.
+    ///
+    /// # Errors
+    ///
+    /// - `File`: the group is gone or cannot be read.
+    pub fn pids(&self, recursive: bool) -> Result<Vec<u32>, Error> {
+        let mut pids = Vec::new();
+        collect(self.tracking()?, if recursive { DEPTH_MAX } else { 0 }, &mut pids)?;
+        Ok(pids)
+    }
+
+    /// Sends `signal` to every process in the group and below it.
+    ///
+    /// No process escapes by forking: v2 kills the whole group at once, and for other signals,
+    /// and on v1, the group is frozen meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// - `File`, `Write`: the group is gone or cannot be used.
+    pub fn kill_all(&self, signal: Signal) -> Result<(), Error> {
+        if signal == Signal::KILL && self.kill_unified() {
+            // A process that is frozen by v1 does not die before it is thawed.
+            return if self.unified { Ok(()) } else { self.thaw() };
+        }
+        let frozen = self.freeze().is_ok();
+        let result = self.pids(true).map(|pids| {
+            for pid in pids {
+                // It may be gone since; and there is nothing to do about one that is not ours.
+                let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+                let _ = pid.map(|pid| kill_process(pid, signal));
+            }
+        });
+        if frozen {
+            self.thaw()?;
+        }
+        result
+    }
+
+    /// Kills everything by way of the v2 hierarchy, since Linux 5.14.
+    fn kill_unified(&self) -> bool {
+        let Some(group) = self.group("") else { return false };
+        group.directory().is_ok_and(|directory| directory.write("cgroup.kill", "1").is_ok())
+    }
+}
+
+fn join(directory: &Directory, pid: &str) -> Result<(), Error> {
+    let deadline = Instant::now() + JOIN_TIMEOUT;
+    loop {
+        match directory.write(PROCESSES, pid) {
+            Ok(()) => return Ok(()),
+            // The kernel says so while a process is still being made (TASK_NEW).
+            Err(error)
+                if error.raw_os_error() == Some(libc::EINVAL) && Instant::now() < deadline =>
+            {
+                thread::sleep(Duration::from_millis(5));
+            }
+            Err(source) => {
+                return Err(Error::Write {
+                    value: pid.to_owned(),
+                    path: directory.path().join(PROCESSES),
+                    source,
+                });
+            }
+        }
+    }
+}
+
+fn join_in(base: &Path, below: &Path, pid: &str) -> Result<(), Error> {
+    use std::path::Component::{CurDir, Normal, RootDir};
+    let mut path = base.to_owned();
+    for component in below.components() {
+        match component {
+            Normal(name) => path.push(name),
+            RootDir | CurDir => {}
+            _ => {
+                return Err(Error::Resources(format!("bad sub cgroup path: {}", below.display())));
+            }
+        }
+    }
+    let open = Directory::open(&path);
+    let directory =
+        open.map_err(|source| Error::File { operation: "open cgroup", path, source })?;
+    join(&directory, pid)
+}
+
+fn collect(directory: &Directory, depth: usize, pids: &mut Vec<u32>) -> Result<(), Error> {
+    // Threaded groups have no list of processes; theirs are in the group above.
+    match directory.read(PROCESSES) {
+        Ok(text) => pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        Err(source) => return Err(directory.error("read", PROCESSES, source)),
+    }
+    if depth == 0 {
+        return Ok(());
+    }
+    for child in children(directory)? {
+        match collect(&child, depth - 1, pids) {
+            // Removed in between.
+            Err(Error::File { source, .. }) if is_gone(&source) => {}
+            result => result?,
+        }
+    }
+    Ok(())
+}
+
+/// The groups directly below.
+pub(super) fn children(directory: &Directory) -> Result<Vec<Directory>, Error> {
+    let fail =
+        |source| Error::File { operation: "list", path: directory.path().to_owned(), source };
+    let mut children = Vec::new();
+    let entries = rustix::fs::Dir::read_from(directory).map_err(|error| fail(error.into()))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| fail(error.into()))?;
+        let name = entry.file_name().to_bytes();
+        if entry.file_type() != rustix::fs::FileType::Directory || matches!(name, b"." | b"..") {
+            continue;
+        }
+        let name = std::os::unix::ffi::OsStrExt::from_bytes(name);
+        match directory.open_child(name) {
+            Ok(child) => children.push(child),
+            Err(error) if is_gone(&error) => {}
+            Err(source) => return Err(fail(source)),
+        }
+    }
+    Ok(children)
+}
+
+/// Whether `error` says that a group has been removed.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
