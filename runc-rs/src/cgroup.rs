@@ -59,8 +59,6 @@ use path::{Inner, Layout};
 pub struct Cgroup {
     /// Whether there is one v2 group with controllers, and nothing else.
     unified: bool,
-    /// Where a v2 group's hierarchy begins; empty for a loaded one.
-    root: PathBuf,
     groups: Vec<Group>,
     /// Whether the caller is not privileged, so that devices cannot be filtered.
     rootless: bool,
@@ -130,15 +128,15 @@ impl Cgroup {
         let optional = rootless && cgroups_path.is_none_or(str::is_empty);
         let mut groups = Vec::new();
         let layout = Layout::detect()?;
-        let (unified, root, hierarchies) = match layout {
-            Layout::Unified(hierarchy) => (true, hierarchy.mount.clone(), vec![hierarchy]),
-            Layout::Legacy(hierarchies) => (false, PathBuf::new(), hierarchies),
+        let (unified, hierarchies) = match layout {
+            Layout::Unified(hierarchy) => (true, vec![hierarchy]),
+            Layout::Legacy(hierarchies) => (false, hierarchies),
         };
         for hierarchy in hierarchies {
             let path = hierarchy.directory(&inner, unified)?;
             groups.push(Group::new(hierarchy.controllers, path));
         }
-        Ok(Self { unified, root, groups, rootless, optional })
+        Ok(Self { unified, groups, rootless, optional })
     }
 
     /// The groups that [`paths`](Self::paths) gave once.
@@ -151,7 +149,7 @@ impl Cgroup {
                 None => groups.push(Group::new(vec![controller], path)),
             }
         }
-        Self { unified, root: PathBuf::new(), groups, rootless: false, optional: false }
+        Self { unified, groups, rootless: false, optional: false }
     }
 
     /// The directory of each controller; that of v2 has an empty name.

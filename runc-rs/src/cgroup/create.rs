@@ -12,6 +12,7 @@ use super::{
     directory::{self, Directory},
     is_not_allowed,
     limits::{self, OnError, Write},
+    path::ROOT,
 };
 use crate::spec::resources::LinuxResources;
 
@@ -59,9 +60,9 @@ impl Cgroup {
         mut made: Made,
     ) -> Result<(), Error> {
         let group = &self.groups[0];
-        match make_unified(&self.root, &group.path, &mut made) {
-            Ok(new) if new => {}
-            Ok(_) => self.check_unused()?,
+        match make_unified(&group.path, &mut made) {
+            Ok(true) => {}
+            Ok(false) => self.check_unused()?,
             Err(source) if self.optional && is_not_allowed(&source) => {
                 group.left_out.set(true);
                 return if *resources == LinuxResources::default() || only_devices(resources) {
@@ -284,8 +285,8 @@ fn inherit_cpuset(parent: &Directory, child: &Directory) -> Result<(), Error> {
 }
 
 /// Makes a v2 group, in groups whose controllers are all switched on; says whether it is new.
-fn make_unified(root: &Path, path: &Path, made: &mut Made) -> io::Result<bool> {
-    let root = Directory::open(root)?;
+fn make_unified(path: &Path, made: &mut Made) -> io::Result<bool> {
+    let root = Directory::open(Path::new(ROOT))?;
     let available = root.read("cgroup.controllers")?;
     let parent = path.parent().unwrap_or(path);
     let ready = Directory::open(parent).and_then(|parent| has_all(&parent, &available));

@@ -21,7 +21,7 @@ use rustix::fs::{stat, statfs};
 use super::Error;
 
 /// Where the hierarchies are.
-const ROOT: &str = "/sys/fs/cgroup";
+pub(super) const ROOT: &str = "/sys/fs/cgroup";
 
 /// Where hybrid machines have the v2 hierarchy, below [`ROOT`].
 const HYBRID: &str = "unified";
