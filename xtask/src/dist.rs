@@ -92,12 +92,24 @@ fn build(program: &Program, profile: Profile, target: Option<&str>, musl: bool) 
     if let Some(target) = target {
         command.args(["--target", target]);
         built.push(target);
-        if !musl {
+        if musl {
+            c_for_musl(&mut command);
+        } else {
             command.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
         }
     }
     must(&mut command)?;
     Ok(built.join(profile).join(program.name))
+}
+
+/// Names a C compiler for the little C that a static program has, where none is for musl.
+///
+/// The usual compiler does, as long as it calls nothing that only glibc has.
+fn c_for_musl(command: &mut Command) {
+    let target = musl_target().replace('-', "_");
+    let compiler = integration::programs::find("musl-gcc");
+    command.env(format!("CC_{target}"), compiler.unwrap_or_else(|| "cc".into()));
+    command.env(format!("CFLAGS_{target}"), "-U_FORTIFY_SOURCE -fno-stack-protector");
 }
 
 fn musl_target() -> String {
