@@ -273,10 +273,13 @@ mod tests {
             .lines()
             .map(|line| line.strip_prefix("#= ").unwrap_or(line))
             .fold(String::new(), |text, line| text + line + "\n");
-        let mut want = Config::default();
-        want.root = Some("/var/lib/gantry".into());
-        want.state = Some("/run/gantry".into());
-        want.grpc.address = Some("/run/gantry/gantry.sock".into());
+        let address = Some("/run/gantry/gantry.sock".into());
+        let want = Config {
+            root: Some("/var/lib/gantry".into()),
+            state: Some("/run/gantry".into()),
+            grpc: Grpc { address, ..Grpc::default() },
+            ..Config::default()
+        };
         assert_eq!(Config::parse(&uncommented).expect("parses"), want);
         assert_eq!(Config::parse(DEFAULT).expect("parses"), Config::default());
     }

@@ -7,6 +7,7 @@
 mod plugins;
 mod routes;
 mod socket;
+mod state;
 
 use std::{
     fs::{self, File, Permissions, TryLockError},
@@ -19,8 +20,12 @@ use std::{
 
 use proto::{
     containerd::services::{
+        containers::v1::containers_server::ContainersServer,
+        content::v1::content_server::ContentServer, images::v1::images_server::ImagesServer,
         introspection::v1::introspection_server::IntrospectionServer,
+        leases::v1::leases_server::LeasesServer,
         namespaces::v1::namespaces_server::NamespacesServer,
+        snapshots::v1::snapshots_server::SnapshotsServer,
         streaming::v1::streaming_server::StreamingServer,
         version::v1::version_server::VersionServer,
     },
@@ -35,12 +40,12 @@ use crate::{
     config::{Config, Paths},
     error::Error,
     events::Exchange,
-    metadata::Store,
+    gc::Scheduler,
     services,
     streaming::Streams,
 };
 
-use self::routes::Routes;
+use self::{routes::Routes, state::State};
 
 /// How long calls that are under way may take to end when the daemon stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,6 +55,7 @@ pub struct Daemon {
     config: Config,
     listener: UnixListener,
     routes: Routes,
+    gc: Scheduler,
     stop: CancellationToken,
     /// Held for as long as the daemon lives; see [`lock`].
     _locks: [File; 2],
@@ -69,10 +75,10 @@ impl Daemon {
         let stop = CancellationToken::new();
 
         let events = Exchange::default();
-        let store = Store::open(&paths.root.join("metadata.redb"))?;
+        let state = State::open(paths, &config.gc, events.clone())?;
+        let gc = state.gc.clone();
         let uuid = services::server_uuid(&paths.root)?;
-        let introspection = services::Introspection::new(plugins::list(), uuid);
-        let namespaces = services::Namespaces::new(store, events);
+        let introspection = services::Introspection::new(plugins::list(&paths.root), uuid);
         let streams = Arc::<Streams>::default();
 
         let limit = (config.grpc.max_recv_message_size, config.grpc.max_send_message_size);
@@ -84,15 +90,32 @@ impl Daemon {
                     .max_encoding_message_size(limit.1)
             };
         }
+        let State { metadata, content, snapshotters, .. } = state;
+        let containers = services::Containers::new(metadata.clone(), events.clone(), gc.clone());
+        let content = services::Content::new(content, events.clone(), gc.clone());
+        let images = services::Images::new(metadata.clone(), events.clone(), gc.clone());
+        let leases = services::Leases::new(metadata.clone(), gc.clone());
+        let snapshots = services::Snapshots::new(
+            Arc::clone(&snapshotters),
+            metadata.clone(),
+            events.clone(),
+            gc.clone(),
+        );
+        let namespaces = services::Namespaces::new(metadata, snapshotters, events);
         let routes = Routes::default()
             .with(server!(VersionServer, services::Version))
             .with(server!(HealthServer, services::Health::new(stop.clone())))
             .with(server!(IntrospectionServer, introspection))
             .with(server!(NamespacesServer, namespaces))
+            .with(server!(ContainersServer, containers))
+            .with(server!(ContentServer, content))
+            .with(server!(ImagesServer, images))
+            .with(server!(LeasesServer, leases))
+            .with(server!(SnapshotsServer, snapshots))
             .with(server!(StreamingServer, services::Streaming::new(Arc::clone(&streams))));
 
         let listener = socket::bind(&paths.address, config.grpc.uid, config.grpc.gid)?;
-        Ok(Self { config, listener, routes, stop, _locks: locks })
+        Ok(Self { config, listener, routes, gc, stop, _locks: locks })
     }
 
     /// Serves until `stop` is ready, then lets calls end that are under way, within a bound.
@@ -122,6 +145,7 @@ impl Daemon {
         }
         tell_supervisor("STOPPING=1");
         token.cancel();
+        self.gc.stop();
         match tokio::time::timeout(DRAIN_TIMEOUT, serving).await {
             Ok(result) => result,
             Err(_) => {

@@ -92,3 +92,25 @@ impl From<crate::digest::ParseDigestError> for Error {
         Self::InvalidArgument(error.to_string())
     }
 }
+
+impl From<snapshotter::Error> for Error {
+    fn from(error: snapshotter::Error) -> Self {
+        use snapshotter::Error as E;
+        match error {
+            E::NotFound { key } => {
+                Self::NotFound(format!("snapshot {} does not exist", key.name()))
+            }
+            E::AlreadyExists { key } => Self::AlreadyExists(format!("snapshot {key}")),
+            E::HasChildren { .. } => {
+                Self::FailedPrecondition("cannot remove snapshot with child".to_owned())
+            }
+            E::WrongKind { .. } | E::NotMountable { .. } | E::OtherParent { .. } => {
+                Self::FailedPrecondition(error.to_string())
+            }
+            E::OtherNamespace { .. } => Self::InvalidArgument(error.to_string()),
+            E::Unsupported { .. } => Self::NotImplemented(error.to_string()),
+            E::File { operation, path, source } => Self::File { operation, path, source },
+            E::Database(source) => Self::Database { operation: "snapshots", source },
+        }
+    }
+}

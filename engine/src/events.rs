@@ -6,7 +6,7 @@ use crate::namespace::Namespace;
 
 /// Passes events on. A clone is another handle on the same exchange.
 #[derive(Clone, Debug, Default)]
-pub struct Exchange;
+pub struct Exchange {}
 
 impl Exchange {
     /// Tells the subscribers that `event` has happened in `namespace`.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! filters   = filter, filter ...             several filters: one of them matches
-//! filter    = selector { "," selector }      all of them match
+//! filter    = [ selector { "," selector } ]  all of them match
 //! selector  = fieldpath [ operator value ]   without operator: the field is present
 //! fieldpath = field { "." field }
 //! field     = [A-Za-z0-9_]+ | quoted
@@ -119,6 +119,7 @@ mod tests {
     fn matches() {
         let cases: &[(&str, &[&str], bool)] = &[
             ("no filter", &[], true),
+            ("empty filter", &[""], true),
             ("present", &["name"], true),
             ("absent", &["labels.absent"], false),
             ("equal", &["name==nginx"], true),

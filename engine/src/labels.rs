@@ -32,8 +32,8 @@ pub fn check_one(key: &str, value: &str) -> Result<(), LabelTooLong> {
     if len <= LABEL_LEN_MAX {
         return Ok(());
     }
-    let shown = key.floor_char_boundary(KEY_SHOWN_MAX.min(key.len()));
-    Err(LabelTooLong { len, key: key[..shown].to_owned() })
+    let fits = key.char_indices().take_while(|(at, char)| at + char.len_utf8() <= KEY_SHOWN_MAX);
+    Err(LabelTooLong { len, key: fits.map(|(_, char)| char).collect() })
 }
 
 /// A label is larger than [`LABEL_LEN_MAX`].

@@ -14,6 +14,7 @@ use engine::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::{filter::Targets, layer::SubscriberExt, util::SubscriberInitExt};
 
 /// How many threads run async code. Work that blocks has its own.
 const WORKERS: usize = 2;
@@ -132,12 +133,19 @@ fn log_to_stderr(log: &config::Log) {
         Level::Warn => LevelFilter::WARN,
         Level::Error => LevelFilter::ERROR,
     };
-    let lines = tracing_subscriber::fmt()
+    // The libraries' own lines are about bytes and frames: nothing below a warning, unless traced.
+    let libraries = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::WARN) };
+    let targets = Targets::new().with_default(libraries).with_targets([
+        ("gantryd", level),
+        ("engine", level),
+        ("snapshotter", level),
+    ]);
+    let lines = tracing_subscriber::fmt::layer()
         .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_max_level(level);
+        .with_ansi(io::stderr().is_terminal());
+    let registry = tracing_subscriber::registry().with(targets);
     match log.format {
-        Format::Text => lines.init(),
-        Format::Json => lines.json().init(),
+        Format::Text => registry.with(lines).init(),
+        Format::Json => registry.with(lines.json()).init(),
     }
 }

@@ -25,11 +25,11 @@ mod images;
 mod key;
 mod leases;
 mod namespaces;
+mod objects;
 mod record;
 mod rows;
 mod store;
 
-pub(crate) use self::content::already_exists;
 pub use self::{
     containers::{Container, Runtime},
     content::ContentInfo,
@@ -38,4 +38,8 @@ pub use self::{
     namespaces::NamespaceInfo,
     rows::{Changes, Rows, Table, View, Visit},
     store::Store,
+};
+pub(crate) use self::{
+    content::already_exists,
+    objects::{Object, each, remove_content, remove_image, remove_lease},
 };

@@ -4,12 +4,18 @@
 //! the result back. The state is blocking code and is called through [`blocking`]; dropping an RPC
 //! cancels between two such calls, never inside one.
 
+mod containers;
+mod content;
 mod health;
+mod images;
 mod introspection;
+mod leases;
 mod namespaces;
+mod snapshots;
 mod status;
 mod streaming;
 mod version;
+mod wire;
 
 use std::time::SystemTime;
 
@@ -19,9 +25,14 @@ use tonic::{Request, Status};
 use crate::{error::Error, namespace::Scope};
 
 pub use self::{
+    containers::Containers,
+    content::Content,
     health::Health,
+    images::Images,
     introspection::{Introspection, Plugin, server_uuid},
+    leases::Leases,
     namespaces::Namespaces,
+    snapshots::Snapshots,
     status::status,
     streaming::Streaming,
     version::{REVISION, VERSION, Version},
@@ -72,6 +83,16 @@ pub async fn blocking<T: Send + 'static>(
         Ok(result) => result.map_err(status),
         Err(error) => Err(Status::internal(format!("blocking work: {error}"))),
     }
+}
+
+/// Lets garbage be collected after a removal; the client of a synchronous call waits for that.
+async fn after_removal(gc: &crate::gc::Scheduler, sync: bool) -> Result<(), Status> {
+    if sync {
+        let gc = gc.clone();
+        return blocking(move || gc.collect()).await;
+    }
+    gc.note_removal();
+    Ok(())
 }
 
 /// A time as the wire has it.

@@ -81,7 +81,7 @@ enum State {
     /// The blob exists, in another namespace.
     Shared(Committed),
     /// Bytes come.
-    Writing { file: File, offset: u64, hasher: Option<Hasher> },
+    Writing { file: File, offset: u64, hasher: Option<Box<Hasher>> },
 }
 
 impl Writer {
@@ -158,7 +158,7 @@ impl Writer {
             .map_err(Error::file("open", &path))?;
         file.set_len(offset).map_err(Error::file("truncate", &path))?;
         file.seek(SeekFrom::Start(offset)).map_err(Error::file("seek", path))?;
-        let hasher = (hashing == Hashing::Writer).then_some(hasher);
+        let hasher = (hashing == Hashing::Writer).then(|| Box::new(hasher));
         Ok(State::Writing { file, offset, hasher })
     }
 
@@ -205,7 +205,9 @@ impl Writer {
     pub fn digest(&self) -> Option<Digest> {
         match &self.state {
             State::Shared(blob) => Some(blob.digest.clone()),
-            State::Writing { hasher, .. } => hasher.clone().map(Hasher::finish),
+            State::Writing { hasher, .. } => {
+                hasher.as_ref().map(|hasher| Hasher::clone(hasher).finish())
+            }
         }
     }
 
@@ -246,7 +248,7 @@ impl Writer {
         file.rewind().map_err(Error::file("seek", path))?;
         *offset = 0;
         if let Some(hasher) = hasher {
-            *hasher = Hasher::new(hasher.algorithm());
+            **hasher = Hasher::new(hasher.algorithm());
         }
         Ok(())
     }
@@ -311,7 +313,7 @@ impl Writer {
                 blob.digest.clone()
             }
             State::Writing { hasher, .. } => {
-                let hasher = hasher.take();
+                let hasher = hasher.take().map(|hasher| *hasher);
                 let digest = self.verify(hasher, expected)?;
                 self.place(&digest)?;
                 digest

@@ -1,33 +1,61 @@
 //! The parts of this program under the names that containerd gives their like.
 
+use std::path::Path;
+
 use crate::services::Plugin;
 
 const CONTENT: &str = "io.containerd.content.v1";
 const EVENT: &str = "io.containerd.event.v1";
 const GC: &str = "io.containerd.gc.v1";
 const GRPC: &str = "io.containerd.grpc.v1";
+const LEASE: &str = "io.containerd.lease.v1";
 const METADATA: &str = "io.containerd.metadata.v1";
 const SERVICE: &str = "io.containerd.service.v1";
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 
-/// Everything that is served.
-pub(super) fn list() -> Vec<Plugin> {
+/// Everything that is served from `root`.
+pub(super) fn list(root: &Path) -> Vec<Plugin> {
     let part = |kind, id: &str, requires: &[&'static str]| Plugin {
         kind,
         id: id.to_owned(),
         requires: requires.to_vec(),
         ..Plugin::default()
     };
+    let rooted = |mut plugin: Plugin, folder: &str| {
+        let folder = root.join(folder).display().to_string();
+        plugin.exports.insert("root".to_owned(), folder);
+        plugin
+    };
+    let snapshotter = |id: &str, capabilities: &[&str]| {
+        let mut plugin = rooted(part(SNAPSHOTTER, id, &[]), &format!("snapshots/{id}"));
+        plugin.has_platform = true;
+        plugin.capabilities = capabilities.iter().map(|&name| name.to_owned()).collect();
+        plugin
+    };
     let mut plugins = vec![
+        rooted(part(CONTENT, "content", &[]), "content"),
+        snapshotter("native", &[]),
+        snapshotter("overlayfs", &["rebase"]),
         part(EVENT, "exchange", &[]),
         // containerd's name for it; clients do not care which database it is.
         part(METADATA, "bolt", &[CONTENT, SNAPSHOTTER]),
         part(GC, "scheduler", &[METADATA]),
+        part(LEASE, "manager", &[METADATA]),
     ];
-    for id in ["introspection-service", "namespaces-service"] {
-        plugins.push(part(SERVICE, id, &[METADATA]));
+    for name in ["containers", "content", "images", "introspection", "namespaces", "snapshots"] {
+        plugins.push(part(SERVICE, &format!("{name}-service"), &[METADATA]));
     }
-    for id in ["healthcheck", "introspection", "namespaces", "version"] {
+    for id in [
+        "containers",
+        "content",
+        "healthcheck",
+        "images",
+        "introspection",
+        "leases",
+        "namespaces",
+        "snapshots",
+        "version",
+    ] {
         plugins.push(part(GRPC, id, &[SERVICE]));
     }
     plugins

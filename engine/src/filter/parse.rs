@@ -29,7 +29,11 @@ impl ParseFilterError {
     }
 }
 
+/// The selectors of a filter, all of which have to match; of the empty text, none.
 pub(super) fn filter(text: &str) -> Result<Vec<Selector>, ParseFilterError> {
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut parser = Parser { text, at: 0, value_next: false };
     let mut selectors = vec![parser.selector()?];
     loop {
@@ -203,7 +207,7 @@ mod tests {
     #[test]
     fn errors() {
         let cases = [
-            ("empty", "", "[]: expected field or quoted"),
+            ("space", " ", "[ ]: expected field or quoted"),
             ("no field", "==x", "[ >|=|< =x]: expected field or quoted"),
             ("no value", "a==", "[a==]: expected value or quoted"),
             ("one sign", "a=b", r#"[a >|=|< b]: unsupported operator "=""#),

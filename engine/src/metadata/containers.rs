@@ -195,9 +195,7 @@ impl Store {
             }
             changes.remove(Table::Containers, &key);
             Ok(())
-        })?;
-        self.note_removal();
-        Ok(())
+        })
     }
 }
 

@@ -132,9 +132,7 @@ impl Store {
             leases::release(changes, scope, &Resource::content(digest));
             changes.remove(Table::Content, &content_key(&scope.namespace, digest));
             Ok(())
-        })?;
-        self.note_removal();
-        Ok(())
+        })
     }
 
     /// Shows a blob to a namespace. The caller holds [`Store::referring`], and its bytes are on

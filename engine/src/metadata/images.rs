@@ -169,9 +169,7 @@ impl Store {
             leases::release(changes, scope, &Resource::image(name));
             changes.remove(Table::Images, &key::of(&scope.namespace, name));
             Ok(())
-        })?;
-        self.note_removal();
-        Ok(())
+        })
     }
 }
 

@@ -7,7 +7,7 @@ use prost::Message;
 use super::{
     key, namespaces,
     record::{self, checked, decode},
-    rows::{Changes, Rows, Table},
+    rows::{Changes, Rows, Table, View},
     store::Store,
 };
 use crate::{
@@ -170,9 +170,7 @@ impl Store {
             load(changes, namespace, id)?.ok_or_else(|| not_found(id))?;
             changes.remove(Table::Leases, &key::of(namespace, id));
             changes.remove_all(Table::LeaseResources, &key::prefix(&[namespace.as_str(), id]))
-        })?;
-        self.note_removal();
-        Ok(())
+        })
     }
 
     /// The leases that `filter` selects, by name.
@@ -228,9 +226,7 @@ impl Store {
             load(changes, namespace, id)?.ok_or_else(|| not_found(id))?;
             changes.remove(Table::LeaseResources, &resource_key(namespace, id, resource));
             Ok(())
-        })?;
-        self.note_removal();
-        Ok(())
+        })
     }
 
     /// What a lease holds.
@@ -252,16 +248,38 @@ impl Store {
         })
     }
 
-    /// Adds `resource` to the lease of `scope`, if it has one, before it is made.
+    /// Adds `resource` to the lease of `scope`, if it has one, before it is made; and makes the
+    /// namespace, if this is the first object in it. The caller holds [`Store::referring`].
     ///
     /// # Errors
     ///
     /// `NotFound`: there is no such lease.
     pub fn lease(&self, scope: &Scope, resource: &Resource) -> Result<(), Error> {
+        let name = scope.namespace.as_str().as_bytes();
+        let exists = |view: &View| Ok(view.get(Table::Namespaces, name)?.is_some());
+        if scope.lease.is_none() && self.read(exists)? {
+            return Ok(());
+        }
+        self.write_while_collecting(|changes| {
+            namespaces::ensure(changes, &scope.namespace)?;
+            add(changes, scope, resource)
+        })
+    }
+
+    /// Takes `resource`, which is gone, from the lease of `scope`, if it has one. The caller holds
+    /// [`Store::referring`].
+    ///
+    /// # Errors
+    ///
+    /// `Database`.
+    pub fn release(&self, scope: &Scope, resource: &Resource) -> Result<(), Error> {
         if scope.lease.is_none() {
             return Ok(());
         }
-        self.write_while_collecting(|changes| add(changes, scope, resource))
+        self.write_while_collecting(|changes| {
+            release(changes, scope, resource);
+            Ok(())
+        })
     }
 }
 

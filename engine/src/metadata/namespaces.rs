@@ -106,7 +106,8 @@ impl Store {
         })
     }
 
-    /// Removes a namespace.
+    /// Removes a namespace. The caller holds [`Store::collecting`], so that nobody makes something in
+    /// it meanwhile.
     ///
     /// `snapshotters` are the names of those that hold snapshots of it: their records are the
     /// snapshotters' own.
@@ -115,8 +116,8 @@ impl Store {
     ///
     /// - `FailedPrecondition`: it is not empty.
     /// - `NotFound`.
-    pub fn delete_namespace(&self, name: &str, snapshotters: &[&str]) -> Result<(), Error> {
-        self.write(|changes| {
+    pub(crate) fn delete_namespace(&self, name: &str, snapshotters: &[&str]) -> Result<(), Error> {
+        self.write_while_collecting(|changes| {
             let not_found = || Error::NotFound(format!("namespace {name:?}"));
             record(changes, name)?.ok_or_else(not_found)?;
             let prefix = key::prefix(&[name]);

@@ -17,7 +17,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
@@ -55,8 +55,6 @@ struct Inner {
     committed: Condvar,
     /// Held shared by whoever makes or refers to objects, alone by garbage collection.
     collection: RwLock<()>,
-    /// How many calls have removed something that may have kept something else alive.
-    removals: AtomicU64,
 }
 
 /// Guards the open transaction and says how earlier ones ended.
@@ -93,7 +91,6 @@ impl Store {
                 group: Mutex::default(),
                 committed: Condvar::new(),
                 collection: RwLock::default(),
-                removals: AtomicU64::new(0),
             }),
         })
     }
@@ -150,16 +147,6 @@ impl Store {
     /// Keeps everybody else from changing anything.
     pub(crate) fn collecting(&self) -> RwLockWriteGuard<'_, ()> {
         self.inner.collection.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Notes that something was removed, so that a collection may find something.
-    pub fn note_removal(&self) {
-        self.inner.removals.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// How many removals were noted since the database was opened.
-    pub fn removals(&self) -> u64 {
-        self.inner.removals.load(Ordering::Relaxed)
     }
 
     /// Runs `change` in a transaction that it may share with others, and returns once that is

@@ -1,5 +1,7 @@
 //! The tenants.
 
+use std::{ops::ControlFlow, sync::Arc};
+
 use proto::containerd::{
     events::{NamespaceCreate, NamespaceDelete, NamespaceUpdate},
     services::namespaces::v1::{
@@ -11,19 +13,20 @@ use proto::containerd::{
 use tonic::{Request, Response, Status};
 
 use super::{blocking, paths, required, status};
-use crate::{events::Exchange, metadata::Store, namespace::Namespace};
+use crate::{events::Exchange, gc::Snapshotters, metadata::Store, namespace::Namespace};
 
 /// The service.
 #[derive(Clone)]
 pub struct Namespaces {
     store: Store,
+    snapshotters: Arc<Snapshotters>,
     events: Exchange,
 }
 
 impl Namespaces {
-    /// Serves the namespaces in `store`.
-    pub fn new(store: Store, events: Exchange) -> Self {
-        Self { store, events }
+    /// Serves the namespaces in `store`; `snapshotters` tell whether one is empty.
+    pub fn new(store: Store, snapshotters: Arc<Snapshotters>, events: Exchange) -> Self {
+        Self { store, snapshotters, events }
     }
 }
 
@@ -92,8 +95,21 @@ impl namespaces_server::Namespaces for Namespaces {
     ) -> Result<Response<()>, Status> {
         let name = request.into_inner().name;
         let namespace = parse(&name)?;
-        let store = self.store.clone();
-        blocking(move || store.delete_namespace(&name, &[])).await?;
+        let (store, snapshotters) = (self.store.clone(), Arc::clone(&self.snapshotters));
+        blocking(move || {
+            let _keep = store.collecting();
+            let mut holders = Vec::new();
+            for (holder, snapshotter) in snapshotters.iter() {
+                let mut found = false;
+                snapshotter.walk(Some(&name), &mut |_| {
+                    found = true;
+                    ControlFlow::Break(())
+                })?;
+                holders.extend(found.then_some(holder.as_str()));
+            }
+            store.delete_namespace(&name, &holders)
+        })
+        .await?;
         let event = NamespaceDelete { name: namespace.to_string() };
         self.events.publish(&namespace, "/namespaces/delete", proto::any::pack(&event));
         Ok(Response::new(()))

@@ -1,0 +1,170 @@
+//! What tasks are made from.
+
+use futures::{StreamExt, stream::BoxStream};
+use proto::containerd::{
+    events::{ContainerCreate, ContainerDelete, ContainerUpdate, container_create},
+    services::containers::v1::{
+        self as api, CreateContainerRequest, CreateContainerResponse, DeleteContainerRequest,
+        GetContainerRequest, GetContainerResponse, ListContainerMessage, ListContainersRequest,
+        ListContainersResponse, UpdateContainerRequest, UpdateContainerResponse, containers_server,
+    },
+};
+use tonic::{Request, Response, Status};
+
+use super::{after_removal, blocking, paths, required, scope, status, timestamp};
+use crate::{
+    error::Error,
+    events::Exchange,
+    filter::Filter,
+    gc::Scheduler,
+    metadata::{Container, Runtime, Store},
+};
+
+/// The service.
+#[derive(Clone)]
+pub struct Containers {
+    store: Store,
+    events: Exchange,
+    gc: Scheduler,
+}
+
+impl Containers {
+    /// Serves the containers in `store`.
+    pub fn new(store: Store, events: Exchange, gc: Scheduler) -> Self {
+        Self { store, events, gc }
+    }
+
+    async fn find(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Vec<Container>, Status> {
+        let scope = scope(&request)?;
+        let store = self.store.clone();
+        let filters = request.into_inner().filters;
+        blocking(move || store.containers(&scope.namespace, &Filter::parse_all(&filters)?)).await
+    }
+}
+
+#[tonic::async_trait]
+impl containers_server::Containers for Containers {
+    async fn get(
+        &self,
+        request: Request<GetContainerRequest>,
+    ) -> Result<Response<GetContainerResponse>, Status> {
+        let scope = scope(&request)?;
+        let store = self.store.clone();
+        let id = request.into_inner().id;
+        let container = blocking(move || store.container(&scope.namespace, &id)).await?;
+        Ok(Response::new(GetContainerResponse { container: Some(to_wire(container)) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<ListContainersResponse>, Status> {
+        let containers = self.find(request).await?.into_iter().map(to_wire).collect();
+        Ok(Response::new(ListContainersResponse { containers }))
+    }
+
+    type ListStreamStream = BoxStream<'static, Result<ListContainerMessage, Status>>;
+
+    async fn list_stream(
+        &self,
+        request: Request<ListContainersRequest>,
+    ) -> Result<Response<Self::ListStreamStream>, Status> {
+        let found = self.find(request).await?.into_iter();
+        let messages =
+            found.map(|container| Ok(ListContainerMessage { container: Some(to_wire(container)) }));
+        Ok(Response::new(futures::stream::iter(messages).boxed()))
+    }
+
+    async fn create(
+        &self,
+        request: Request<CreateContainerRequest>,
+    ) -> Result<Response<CreateContainerResponse>, Status> {
+        let namespace = scope(&request)?.namespace;
+        let container = from_wire(required("container", request.into_inner().container)?);
+        let (store, owner) = (self.store.clone(), namespace.clone());
+        let container = blocking(move || store.create_container(&owner, container)).await?;
+        let runtime = container.runtime.clone();
+        let event = ContainerCreate {
+            id: container.id.clone(),
+            image: container.image.clone(),
+            runtime: Some(container_create::Runtime {
+                name: runtime.name,
+                options: runtime.options,
+            }),
+        };
+        self.events.publish(&namespace, "/containers/create", proto::any::pack(&event));
+        Ok(Response::new(CreateContainerResponse { container: Some(to_wire(container)) }))
+    }
+
+    async fn update(
+        &self,
+        request: Request<UpdateContainerRequest>,
+    ) -> Result<Response<UpdateContainerResponse>, Status> {
+        let namespace = scope(&request)?.namespace;
+        let UpdateContainerRequest { container, update_mask } = request.into_inner();
+        let container = from_wire(required("container", container)?);
+        if container.id.is_empty() {
+            return Err(status(Error::InvalidArgument("Container.ID required".to_owned())));
+        }
+        let (store, owner, mask) = (self.store.clone(), namespace.clone(), paths(update_mask));
+        let container = blocking(move || store.update_container(&owner, &container, &mask)).await?;
+        let event = ContainerUpdate {
+            id: container.id.clone(),
+            image: container.image.clone(),
+            labels: container.labels.clone(),
+            snapshot_key: container.snapshot_key.clone(),
+        };
+        self.events.publish(&namespace, "/containers/update", proto::any::pack(&event));
+        Ok(Response::new(UpdateContainerResponse { container: Some(to_wire(container)) }))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<DeleteContainerRequest>,
+    ) -> Result<Response<()>, Status> {
+        let namespace = scope(&request)?.namespace;
+        let (store, owner, id) = (self.store.clone(), namespace.clone(), request.into_inner().id);
+        let event = ContainerDelete { id: id.clone() };
+        blocking(move || store.delete_container(&owner, &id)).await?;
+        self.events.publish(&namespace, "/containers/delete", proto::any::pack(&event));
+        after_removal(&self.gc, false).await?;
+        Ok(Response::new(()))
+    }
+}
+
+fn from_wire(wire: api::Container) -> Container {
+    let runtime = wire.runtime.unwrap_or_default();
+    Container {
+        id: wire.id,
+        labels: wire.labels,
+        image: wire.image,
+        runtime: Runtime { name: runtime.name, options: runtime.options },
+        spec: wire.spec,
+        snapshotter: wire.snapshotter,
+        snapshot_key: wire.snapshot_key,
+        created: std::time::SystemTime::UNIX_EPOCH,
+        updated: std::time::SystemTime::UNIX_EPOCH,
+        extensions: wire.extensions,
+        sandbox: wire.sandbox,
+    }
+}
+
+fn to_wire(container: Container) -> api::Container {
+    let Runtime { name, options } = container.runtime;
+    api::Container {
+        id: container.id,
+        labels: container.labels,
+        image: container.image,
+        runtime: Some(api::container::Runtime { name, options }),
+        spec: container.spec,
+        snapshotter: container.snapshotter,
+        snapshot_key: container.snapshot_key,
+        created_at: timestamp(container.created),
+        updated_at: timestamp(container.updated),
+        extensions: container.extensions,
+        sandbox: container.sandbox,
+    }
+}
