@@ -19,7 +19,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::{Error, records::Records, tree};
+use crate::{Error, records::Records};
 
 /// A directory with numbered directories in it.
 pub(crate) struct Directories {
@@ -68,7 +68,7 @@ impl Directories {
     /// Deletes the directory `id` with all that is in it, if it is there.
     pub(crate) fn delete(&self, id: u64) -> Result<(), Error> {
         let path = self.path(id);
-        tree::remove(&path).map_err(Error::file("delete", path))
+        sys::tree::remove(&path).map_err(Error::file("delete", path))
     }
 
     /// Numbers of directories without a record.

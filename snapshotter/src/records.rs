@@ -29,7 +29,7 @@
 //! - The id moves with the data: a commit keeps the id of the active snapshot.
 //!
 //! Each function here checks all that can be refused before it writes, because the transaction
-//! may be shared ([`Transactions::write`](crate::Transactions::write)).
+//! may be shared ([`Transactions::write`]).
 
 use std::{
     ops::ControlFlow,

@@ -19,7 +19,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{DIRECTORY, Visit, open_root, walk};
+use sys::tree::{DIRECTORY, Visit, open_root, walk};
 
 /// The longest list of names, and the longest value, of extended attributes (xattr(7)).
 const XATTR_LEN_MAX: usize = 65536;
