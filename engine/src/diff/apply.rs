@@ -1,0 +1,101 @@
+//! Applies layers.
+//!
+//! ```text
+//!   Read ──> Decoder ──> Stream (diff ID) ──> Reader (entries) ──> Extractor ──> files
+//! ```
+//!
+//! What a whiteout becomes depends on where the layer goes ([`Whiteouts`]): into the upper
+//! directory of an overlay, a mark for the kernel; anywhere else, a removal.
+
+mod directories;
+mod extract;
+mod file;
+
+use std::{io::Read, os::fd::OwnedFd};
+
+use snapshotter::Mount;
+
+use super::{
+    Decoder, DiffError,
+    tar::{Stream, reader::Reader},
+    view::{View, open},
+};
+use crate::digest::Digest;
+use extract::Extractor;
+
+/// What a layer was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The digest of the uncompressed layer.
+    pub diff_id: Digest,
+    /// The length of the uncompressed layer, in bytes.
+    pub size: u64,
+}
+
+/// What a layer may ask for at most. Lengths of names, headers and attributes have limits of
+/// their own, which no honest layer comes near.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Uncompressed bytes.
+    pub bytes_max: u64,
+    /// Bytes of files, which holes let be more than those of the layer.
+    pub file_bytes_max: u64,
+    /// Files, links, directories and whiteouts.
+    pub entries_max: u64,
+}
+
+impl Default for Limits {
+    /// One TiB, and sixteen million entries.
+    fn default() -> Self {
+        Self { bytes_max: 1 << 40, file_bytes_max: 1 << 44, entries_max: 1 << 24 }
+    }
+}
+
+/// What becomes of a whiteout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whiteouts {
+    /// A device 0:0, or the mark of an opaque directory with this name.
+    Mark { opaque: &'static std::ffi::CStr },
+    /// The removal of what it hides.
+    Remove,
+}
+
+/// Applies the layer in `blob`, of whichever compression, to what `mounts` show.
+///
+/// The digest of `blob` is not computed; give a reader that does. It is read to its end. `blob`
+/// may be empty: then so is the layer.
+///
+/// Changes are not undone on error, and not synced.
+///
+/// # Errors
+///
+/// Every variant of [`DiffError`] but those of reading and writing for a comparison.
+pub fn apply(blob: impl Read, mounts: &[Mount], limits: &Limits) -> Result<Applied, DiffError> {
+    let (root, whiteouts, parents) = target(mounts)?;
+    let decoder = Decoder::new(blob).map_err(DiffError::Read)?;
+    let mut reader = Reader::new(Stream::new(decoder, limits.bytes_max));
+    Extractor::new(root, whiteouts, parents, limits)?.extract(&mut reader)?;
+    let (diff_id, size) = reader.into_stream().finish()?;
+    Ok(Applied { diff_id, size })
+}
+
+type Target = (OwnedFd, Whiteouts, Vec<OwnedFd>);
+
+/// Where to write, how to remove, and what is below, nearest first.
+fn target(mounts: &[Mount]) -> Result<Target, DiffError> {
+    let unusable = |reason: &str| DiffError::Mounts { reason: reason.to_owned() };
+    match View::of(mounts)?.ok_or_else(|| unusable("there are none"))? {
+        View::Directory { read_only: true, .. } => Err(unusable("they are read-only")),
+        View::Directory { path, .. } => Ok((open(&path)?, Whiteouts::Remove, Vec::new())),
+        View::Overlay { upper: None, .. } => Err(unusable("the overlay has no upperdir")),
+        View::Overlay { upper: Some(upper), lower, user_xattr, .. } => {
+            let opaque =
+                if user_xattr { c"user.overlay.opaque" } else { c"trusted.overlay.opaque" };
+            let parents = lower.iter().map(|path| open(path)).collect::<Result<_, _>>()?;
+            Ok((open(&upper)?, Whiteouts::Mark { opaque }, parents))
+        }
+        View::Other(mount) => {
+            Err(unusable(&format!("nothing can be written to type {:?}", mount.kind)))
+        }
+    }
+}
