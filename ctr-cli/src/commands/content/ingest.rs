@@ -1,0 +1,33 @@
+//! `ctr content ingest`
+
+use std::collections::BTreeMap;
+
+use clap::Args;
+
+use crate::{
+    cli::Global,
+    image::{Digest, write_stream},
+};
+
+/// Write standard input as a blob
+#[derive(Args, Debug)]
+pub(crate) struct Ingest {
+    /// Name of the write
+    key: String,
+    /// Size that it must have, in bytes (0: not known)
+    #[arg(long, default_value_t = 0)]
+    expected_size: i64,
+    /// Digest that it must have
+    #[arg(long)]
+    expected_digest: Option<Digest>,
+}
+
+impl Ingest {
+    pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
+        let client = global.connect().await?;
+        let expected = self.expected_digest.as_ref();
+        let labels = BTreeMap::new();
+        let input = tokio::io::stdin();
+        write_stream(&client, &self.key, input, self.expected_size, expected, labels).await
+    }
+}

@@ -1,0 +1,9 @@
+//! `ctr plugins`
+
+mod list;
+
+super::group! {
+    /// List the daemon's plugins
+    #[command(visible_alias = "ls")]
+    List(list::List),
+}
