@@ -104,7 +104,11 @@ impl From<snapshotter::Error> for Error {
             E::HasChildren { .. } => {
                 Self::FailedPrecondition("cannot remove snapshot with child".to_owned())
             }
-            E::WrongKind { .. } | E::NotMountable { .. } | E::OtherParent { .. } => {
+            E::NotMountable { key } => Self::FailedPrecondition(format!(
+                "requested snapshot {} not active or view",
+                key.name()
+            )),
+            E::WrongKind { .. } | E::OtherParent { .. } => {
                 Self::FailedPrecondition(error.to_string())
             }
             E::OtherNamespace { .. } => Self::InvalidArgument(error.to_string()),

@@ -76,21 +76,20 @@ impl Store {
         })
     }
 
-    /// Replaces labels: those that `mask` names, or without a mask all.
+    /// Replaces labels: those that `mask` names, or without a mask all. A namespace that does not
+    /// exist is made, as containerd does it.
     ///
     /// # Errors
     ///
-    /// - `InvalidArgument`: a path names something else than a label; a label is too long.
-    /// - `NotFound`.
+    /// `InvalidArgument`: a path names something else than a label; a label is too long.
     pub fn update_namespace(
         &self,
-        name: &str,
+        name: &Namespace,
         new: &Labels,
         mask: &[String],
     ) -> Result<Labels, Error> {
         self.write(|changes| {
-            let not_found = || Error::NotFound(format!("namespace {name:?}"));
-            let mut labels = record(changes, name)?.ok_or_else(not_found)?.labels;
+            let mut labels = record(changes, name.as_str())?.unwrap_or_default().labels;
             for path in mask {
                 let Path::Entry("labels", key) = Path::parse(path) else {
                     return Err(Error::InvalidArgument(format!("cannot update {path:?} field")));
@@ -101,7 +100,7 @@ impl Store {
                 labels.clone_from(new);
             }
             let labels = checked("namespace.Labels", labels)?;
-            put(changes, &name.parse()?, labels.clone());
+            put(changes, name, labels.clone());
             Ok(labels)
         })
     }

@@ -81,8 +81,7 @@ impl namespaces_server::Namespaces for Namespaces {
         let wire = required("namespace", namespace)?;
         let namespace = parse(&wire.name)?;
         let (store, name, mask) = (self.store.clone(), namespace.clone(), paths(update_mask));
-        let labels =
-            blocking(move || store.update_namespace(name.as_str(), &wire.labels, &mask)).await?;
+        let labels = blocking(move || store.update_namespace(&name, &wire.labels, &mask)).await?;
         let event = NamespaceUpdate { name: wire.name.clone(), labels: labels.clone() };
         self.events.publish(&namespace, "/namespaces/update", proto::any::pack(&event));
         let namespace = Some(api::Namespace { name: wire.name, labels });

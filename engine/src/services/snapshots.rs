@@ -124,6 +124,9 @@ fn create(
         (snapshotter::Error::NotFound { key }, Some(parent)) if key == *parent => {
             Error::NotFound(format!("parent snapshot {} does not exist", parent.name()))
         }
+        (snapshotter::Error::WrongKind { key, .. }, Some(parent)) if key == *parent => {
+            Error::InvalidArgument(format!("parent {parent} is not committed snapshot"))
+        }
         (error, _) => error.into(),
     })
 }
@@ -294,6 +297,9 @@ fn commit(
     let (committed, active) = (to_key(scope, &name)?, to_key(scope, &key)?);
     let _keep = store.referring();
     store.lease(scope, &Resource::snapshot(&kind, &name))?;
+    if snapshotter.stat(&committed).is_ok() {
+        return Err(Error::AlreadyExists(format!("snapshot {name:?}")));
+    }
     let result = if parent.is_empty() || snapshotter.stat(&active)?.parent.is_some() {
         snapshotter.commit(&committed, &active, labels)
     } else {
