@@ -27,7 +27,7 @@ use proto::{
         namespaces::v1::namespaces_server::NamespacesServer,
         snapshots::v1::snapshots_server::SnapshotsServer,
         streaming::v1::streaming_server::StreamingServer,
-        version::v1::version_server::VersionServer,
+        transfer::v1::transfer_server::TransferServer, version::v1::version_server::VersionServer,
     },
     grpc::health::v1::health_server::HealthServer,
 };
@@ -43,6 +43,7 @@ use crate::{
     gc::Scheduler,
     services,
     streaming::Streams,
+    transfer::Transfer,
 };
 
 use self::{routes::Routes, state::State};
@@ -91,6 +92,8 @@ impl Daemon {
             };
         }
         let State { metadata, content, snapshotters, .. } = state;
+        let transfer = Transfer::new(content.clone(), Arc::clone(&snapshotters), events.clone());
+        let transfer = services::Transfer::new(transfer, Arc::clone(&streams), paths.hosts.clone());
         let containers = services::Containers::new(metadata.clone(), events.clone(), gc.clone());
         let content = services::Content::new(content, events.clone(), gc.clone());
         let images = services::Images::new(metadata.clone(), events.clone(), gc.clone());
@@ -112,7 +115,8 @@ impl Daemon {
             .with(server!(ImagesServer, images))
             .with(server!(LeasesServer, leases))
             .with(server!(SnapshotsServer, snapshots))
-            .with(server!(StreamingServer, services::Streaming::new(Arc::clone(&streams))));
+            .with(server!(StreamingServer, services::Streaming::new(streams)))
+            .with(server!(TransferServer, transfer));
 
         let listener = socket::bind(&paths.address, config.grpc.uid, config.grpc.gid)?;
         Ok(Self { config, listener, routes, gc, stop, _locks: locks })

@@ -23,13 +23,13 @@ mod compare;
 mod compression;
 mod error;
 mod paths;
-mod tar;
+pub(crate) mod tar;
 mod view;
 
 pub use self::{
     apply::{Applied, Limits, apply},
     compare::{CompareOptions, Compared, compare},
-    compression::{Compression, Decoder, Encoder, UnknownCompression},
+    compression::{Compression, Decoder, Encoder, HEAD_LEN, UnknownCompression},
     error::{DiffError, EntryProblem},
     tar::TarError,
 };

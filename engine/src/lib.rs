@@ -32,3 +32,4 @@ pub mod reference;
 pub mod registry;
 pub mod services;
 pub mod streaming;
+pub mod transfer;

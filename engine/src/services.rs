@@ -14,6 +14,7 @@ mod namespaces;
 mod snapshots;
 mod status;
 mod streaming;
+mod transfer;
 mod version;
 mod wire;
 
@@ -35,6 +36,7 @@ pub use self::{
     snapshots::Snapshots,
     status::status,
     streaming::Streaming,
+    transfer::Transfer,
     version::{REVISION, VERSION, Version},
 };
 

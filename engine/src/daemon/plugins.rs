@@ -12,6 +12,8 @@ const LEASE: &str = "io.containerd.lease.v1";
 const METADATA: &str = "io.containerd.metadata.v1";
 const SERVICE: &str = "io.containerd.service.v1";
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
+const STREAMING: &str = "io.containerd.streaming.v1";
+const TRANSFER: &str = "io.containerd.transfer.v1";
 
 /// Everything that is served from `root`.
 pub(super) fn list(root: &Path) -> Vec<Plugin> {
@@ -42,6 +44,8 @@ pub(super) fn list(root: &Path) -> Vec<Plugin> {
         part(GC, "scheduler", &[METADATA]),
         part(LEASE, "manager", &[METADATA]),
     ];
+    plugins.push(part(STREAMING, "manager", &[]));
+    plugins.push(part(TRANSFER, "local", &[CONTENT, METADATA, SNAPSHOTTER]));
     for name in ["containers", "content", "images", "introspection", "namespaces", "snapshots"] {
         plugins.push(part(SERVICE, &format!("{name}-service"), &[METADATA]));
     }
@@ -54,6 +58,8 @@ pub(super) fn list(root: &Path) -> Vec<Plugin> {
         "leases",
         "namespaces",
         "snapshots",
+        "streaming",
+        "transfer",
         "version",
     ] {
         plugins.push(part(GRPC, id, &[SERVICE]));

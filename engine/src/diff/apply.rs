@@ -17,7 +17,7 @@ use snapshotter::Mount;
 
 use super::{
     Decoder, DiffError,
-    tar::{Stream, reader::Reader},
+    tar::{Reader, Stream},
     view::{View, open},
 };
 use crate::digest::Digest;

@@ -30,7 +30,7 @@ use std::io::{self, Write};
 
 use snapshotter::Mount;
 
-use super::{Compression, DiffError, Encoder, tar::writer::Writer, view::View};
+use super::{Compression, DiffError, Encoder, tar::Writer, view::View};
 use crate::digest::{Algorithm, Digest, Hasher};
 use changes::{Marks, Walk};
 

@@ -78,7 +78,7 @@ impl Compression {
 }
 
 /// How many bytes [`Compression::detect`] needs.
-const HEAD_LEN: usize = 4;
+pub const HEAD_LEN: usize = 4;
 
 impl fmt::Display for Compression {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -7,15 +7,18 @@
 //! Sources: POSIX.1-2024 `pax`; GNU tar manual, "Tar Internals"; Go `archive/tar`, whose output
 //! is what others make and expect.
 
-pub(super) mod header;
+mod header;
 mod numbers;
 mod pax;
-pub(super) mod reader;
+mod reader;
 mod sparse;
 mod stream;
-pub(super) mod writer;
+mod writer;
 
-pub(super) use stream::Stream;
+pub(crate) use header::{Entry, Kind, Time};
+pub(crate) use reader::Reader;
+pub(crate) use stream::Stream;
+pub(crate) use writer::Writer;
 
 /// The unit of the format, in bytes.
 pub(super) const BLOCK_LEN: usize = 512;

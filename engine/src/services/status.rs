@@ -2,7 +2,7 @@
 
 use tonic::{Code, Status};
 
-use crate::error::Error;
+use crate::{error::Error, registry, streaming::StreamError, transfer};
 
 /// The status that tells a client about `error`, with the whole chain of causes as its text.
 ///
@@ -29,4 +29,51 @@ pub fn status(error: Error) -> Status {
         tracing::error!(error = message, "call failed");
     }
     Status::new(code, message)
+}
+
+/// The status that tells a client why a transfer failed.
+pub(super) fn transfer_status(error: transfer::Error) -> Status {
+    use registry::Error as Registry;
+    use transfer::Error as E;
+    let code = match &error {
+        E::State(_) => {
+            let E::State(error) = error else { unreachable!("just matched") };
+            return status(error);
+        }
+        E::Registry(Registry::NotFound { .. })
+        | E::Missing { .. }
+        | E::NothingSelected { .. }
+        | E::Stream(StreamError::NotFound { .. }) => Code::NotFound,
+        E::Registry(Registry::Denied { .. }) => Code::PermissionDenied,
+        E::Registry(
+            Registry::Connection { .. } | Registry::Silent { .. } | Registry::Status { .. },
+        )
+        | E::Fetch { .. } => Code::Unavailable,
+        E::Registry(_) | E::Document(_) | E::Invalid(_) | E::Archive(_) => Code::InvalidArgument,
+        E::Stream(_) => Code::Aborted,
+        E::Diff(_) | E::Snapshot(_) | E::Write(_) | E::Stopped(_) => Code::Unknown,
+    };
+    let code = if is_full(&error) { Code::ResourceExhausted } else { code };
+    let message = sys::error::Chain(&error).to_string();
+    if code == Code::Unknown {
+        tracing::error!(error = message, "transfer failed");
+    }
+    Status::new(code, message)
+}
+
+/// Whether a full disk is the cause.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|io| io.kind() == std::io::ErrorKind::StorageFull) {
+            return true;
+        }
+        // What an I/O error wraps is its source's source.
+        if io.and_then(std::io::Error::get_ref).is_some_and(|inner| is_full(inner)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }

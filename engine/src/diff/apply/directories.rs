@@ -19,7 +19,7 @@ use rustix::{
 };
 
 use super::file::{copy_xattrs, timestamps};
-use crate::diff::tar::header::Time;
+use crate::diff::tar::Time;
 
 /// How many symbolic links may be in a path, as in the kernel.
 const LINKS_MAX: usize = 40;

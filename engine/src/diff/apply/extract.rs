@@ -36,10 +36,7 @@ use crate::diff::{
     DiffError, EntryProblem,
     error::shown,
     paths::{Place, Target, place, target},
-    tar::{
-        header::{Entry, Kind},
-        reader::Reader,
-    },
+    tar::{Entry, Kind, Reader},
 };
 
 /// Writes entries to a directory.

@@ -20,7 +20,7 @@ use rustix::{
 };
 
 use super::directories::Directory;
-use crate::diff::tar::header::{Entry, Time};
+use crate::diff::tar::{Entry, Time};
 
 /// The longest list of names, and the longest value, of extended attributes (xattr(7)).
 const XATTR_LEN_MAX: usize = 65536;

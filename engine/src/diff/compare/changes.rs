@@ -12,7 +12,7 @@ use super::{
     emit::{Change, Emitter},
     source::{at, kind, names, open_directory, same},
 };
-use crate::diff::{DiffError, error::shown, tar::writer::Writer};
+use crate::diff::{DiffError, error::shown, tar::Writer};
 
 /// The longest path in a layer, in bytes; longer ones no system could open.
 const PATH_LEN_MAX: usize = 4095;

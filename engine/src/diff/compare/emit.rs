@@ -14,10 +14,7 @@ use crate::diff::{
     DiffError,
     error::shown,
     paths::WHITEOUT_PREFIX,
-    tar::{
-        header::{Entry, Kind, Time},
-        writer::Writer,
-    },
+    tar::{Entry, Kind, Time, Writer},
 };
 
 /// The bytes of a file that are read at once.

@@ -4,7 +4,7 @@ use super::{Block, TarError, numbers};
 
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::diff) enum Kind {
+pub(crate) enum Kind {
     Regular,
     HardLink,
     Symlink,
@@ -25,41 +25,41 @@ impl Kind {
 
 /// A time; nanoseconds count forward from the second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(in crate::diff) struct Time {
-    pub(in crate::diff) seconds: i64,
-    pub(in crate::diff) nanoseconds: u32,
+pub(crate) struct Time {
+    pub(crate) seconds: i64,
+    pub(crate) nanoseconds: u32,
 }
 
 /// A part of a sparse file that is not a hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::diff) struct Piece {
-    pub(in crate::diff) offset: u64,
-    pub(in crate::diff) len: u64,
+pub(crate) struct Piece {
+    pub(crate) offset: u64,
+    pub(crate) len: u64,
 }
 
 /// One file, link or directory of an archive.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::diff) struct Entry {
+pub(crate) struct Entry {
     /// As it stands in the archive.
-    pub(in crate::diff) path: Vec<u8>,
+    pub(crate) path: Vec<u8>,
     /// Where a link leads.
-    pub(in crate::diff) link: Vec<u8>,
-    pub(in crate::diff) kind: Kind,
+    pub(crate) link: Vec<u8>,
+    pub(crate) kind: Kind,
     /// Permissions, and the set-ID and sticky bits.
-    pub(in crate::diff) mode: u32,
-    pub(in crate::diff) uid: u32,
-    pub(in crate::diff) gid: u32,
+    pub(crate) mode: u32,
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
     /// The length of the file, holes included.
-    pub(in crate::diff) size: u64,
+    pub(crate) size: u64,
     /// The length of the data that follows.
-    pub(in crate::diff) stored: u64,
-    pub(in crate::diff) mtime: Time,
+    pub(crate) stored: u64,
+    pub(crate) mtime: Time,
     /// Major and minor number of a device.
-    pub(in crate::diff) device: (u32, u32),
+    pub(crate) device: (u32, u32),
     /// Extended attributes, by name, without a name twice.
-    pub(in crate::diff) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
     /// Where the data goes; `None`: one piece.
-    pub(in crate::diff) pieces: Option<Vec<Piece>>,
+    pub(crate) pieces: Option<Vec<Piece>>,
 }
 
 /// The type of a header, which also says which headers are not entries.

@@ -12,7 +12,7 @@ use super::{
 use crate::diff::{DiffError, error::shown};
 
 /// The entries of an archive, in order.
-pub(in crate::diff) struct Reader<R> {
+pub(crate) struct Reader<R> {
     stream: Stream<R>,
     /// The data of the last entry that was not read yet.
     data: u64,
@@ -22,12 +22,12 @@ pub(in crate::diff) struct Reader<R> {
 }
 
 impl<R: Read> Reader<R> {
-    pub(in crate::diff) fn new(stream: Stream<R>) -> Self {
+    pub(crate) fn new(stream: Stream<R>) -> Self {
         Self { stream, data: 0, padding: 0, last: Vec::new() }
     }
 
     /// The next entry; data of the last one that was not read is skipped.
-    pub(in crate::diff) fn next(&mut self) -> Result<Option<Entry>, DiffError> {
+    pub(crate) fn next(&mut self) -> Result<Option<Entry>, DiffError> {
         let entry = self.read().map_err(|error| self.error(error))?;
         if let Some(entry) = &entry {
             self.last.clone_from(&entry.path);
@@ -36,7 +36,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next bytes of the entry's data, at most `max`; none at its end.
-    pub(in crate::diff) fn data(&mut self, max: u64) -> Result<&[u8], DiffError> {
+    pub(crate) fn data(&mut self, max: u64) -> Result<&[u8], DiffError> {
         if self.data == 0 {
             return Ok(&[]);
         }
@@ -47,7 +47,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The stream, behind the entries.
-    pub(in crate::diff) fn into_stream(self) -> Stream<R> {
+    pub(crate) fn into_stream(self) -> Stream<R> {
         self.stream
     }
 

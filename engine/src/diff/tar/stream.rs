@@ -12,7 +12,7 @@ use crate::{
 const BUFFER_LEN: usize = 256 * 1024;
 
 /// Reads blocks and data, and computes the diff ID of all that passes.
-pub(in crate::diff) struct Stream<R> {
+pub(crate) struct Stream<R> {
     source: R,
     buffer: Box<[u8]>,
     start: usize,
@@ -23,7 +23,7 @@ pub(in crate::diff) struct Stream<R> {
 }
 
 /// Either a [`DiffError`] about the source, or what is wrong with the bytes.
-pub(in crate::diff) enum StreamError {
+pub(crate) enum StreamError {
     Diff(DiffError),
     Tar(TarError),
 }
@@ -35,7 +35,7 @@ impl From<TarError> for StreamError {
 }
 
 impl<R: Read> Stream<R> {
-    pub(in crate::diff) fn new(source: R, total_max: u64) -> Self {
+    pub(crate) fn new(source: R, total_max: u64) -> Self {
         Self {
             source,
             buffer: vec![0; BUFFER_LEN].into_boxed_slice(),
@@ -81,7 +81,7 @@ impl<R: Read> Stream<R> {
     }
 
     /// Reads what is left, and returns the digest and the number of all bytes.
-    pub(in crate::diff) fn finish(mut self) -> Result<(Digest, u64), DiffError> {
+    pub(crate) fn finish(mut self) -> Result<(Digest, u64), DiffError> {
         loop {
             match self.fill() {
                 Ok(true) => {}

@@ -19,7 +19,7 @@ const OCTAL_7_MAX: u64 = 0o7_777_777;
 const OCTAL_11_MAX: u64 = 0o77_777_777_777;
 
 /// Writes an archive.
-pub(in crate::diff) struct Writer<W> {
+pub(crate) struct Writer<W> {
     sink: W,
     /// What the data of the last entry lacks.
     data: u64,
@@ -27,12 +27,12 @@ pub(in crate::diff) struct Writer<W> {
 }
 
 impl<W: Write> Writer<W> {
-    pub(in crate::diff) fn new(sink: W) -> Self {
+    pub(crate) fn new(sink: W) -> Self {
         Self { sink, data: 0, padding: 0 }
     }
 
     /// Starts an entry; `entry.stored` bytes of data must follow.
-    pub(in crate::diff) fn entry(&mut self, entry: &Entry) -> io::Result<()> {
+    pub(crate) fn entry(&mut self, entry: &Entry) -> io::Result<()> {
         self.end_entry()?;
         let mut records = records(entry);
         if !fits(&entry.path) {
@@ -59,7 +59,7 @@ impl<W: Write> Writer<W> {
     /// Writes an empty file without any attributes, of the time 0.
     ///
     /// Go writes such files in the older format, with a prefix field, where their names fit.
-    pub(in crate::diff) fn whiteout(&mut self, path: &[u8]) -> io::Result<()> {
+    pub(crate) fn whiteout(&mut self, path: &[u8]) -> io::Result<()> {
         self.end_entry()?;
         let (prefix, name) = match split(path) {
             Some(parts) => parts,
@@ -94,7 +94,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// Writes data of the current entry.
-    pub(in crate::diff) fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn data(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.data = self
             .data
             .checked_sub(bytes.len() as u64)
@@ -103,7 +103,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// Ends the archive, and gives the sink back.
-    pub(in crate::diff) fn finish(mut self) -> io::Result<W> {
+    pub(crate) fn finish(mut self) -> io::Result<W> {
         self.end_entry()?;
         self.sink.write_all(&[0; 2 * BLOCK_LEN])?;
         Ok(self.sink)

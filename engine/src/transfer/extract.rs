@@ -1,0 +1,192 @@
+//! One pass over a layer, on a blocking thread.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    sync::Arc,
+};
+
+use bytes::{Buf, Bytes};
+use snapshotter::{Key, Mount, Snapshotter};
+use tokio::sync::mpsc;
+
+use super::{Error, InvalidImage, Work, plan, progress::ingest_ref};
+use crate::{
+    content,
+    diff::{self, Limits},
+    digest::Digest,
+    labels::Labels,
+    oci::Descriptor,
+    registry,
+};
+
+/// Where the bytes of a layer come from.
+pub(super) enum Feed {
+    /// From the source; they are stored on the way.
+    Fetched(mpsc::Receiver<Result<Bytes, registry::Error>>),
+    /// From the content store.
+    Stored,
+}
+
+/// An active snapshot that a layer is extracted into; removed unless it is committed.
+pub(super) struct Extraction {
+    snapshotter: Arc<dyn Snapshotter>,
+    key: Key,
+    mounts: Vec<Mount>,
+    committed: bool,
+}
+
+impl Extraction {
+    pub(super) fn new(snapshotter: Arc<dyn Snapshotter>, key: Key, mounts: Vec<Mount>) -> Self {
+        Self { snapshotter, key, mounts, committed: false }
+    }
+
+    /// The name of the active snapshot.
+    pub(super) fn key(&self) -> &str {
+        self.key.name()
+    }
+
+    /// Commits as `name`, which somebody else may have done.
+    pub(super) fn commit(
+        mut self,
+        name: &Key,
+        parent: Option<&Key>,
+        labels: Labels,
+    ) -> Result<(), snapshotter::Error> {
+        let result = match parent {
+            Some(parent) => self.snapshotter.rebase(name, &self.key, parent, labels),
+            None => self.snapshotter.commit(name, &self.key, labels),
+        };
+        match result {
+            Ok(()) => self.committed = true,
+            Err(snapshotter::Error::AlreadyExists { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Extraction {
+    fn drop(&mut self) {
+        if self.committed {
+            return;
+        }
+        if let Err(error) = self.snapshotter.remove(&self.key) {
+            let error = sys::error::Chain(&error).to_string();
+            tracing::warn!(key = %self.key, error, "an unfinished extraction is left behind");
+        }
+    }
+}
+
+/// The pass.
+pub(super) struct Worker {
+    pub(super) work: Arc<Work>,
+    pub(super) layer: Descriptor,
+    pub(super) feed: Feed,
+    pub(super) extraction: Option<Extraction>,
+    /// What the inflated layer must hash to.
+    pub(super) diff_id: Option<Digest>,
+}
+
+impl Worker {
+    /// Goes over the layer.
+    ///
+    /// # Errors
+    ///
+    /// The source fails; the blob is not what its descriptor says; it cannot be extracted or is
+    /// not what the image's configuration says. Then nothing of it is kept.
+    pub(super) fn run(self) -> Result<Option<Extraction>, Error> {
+        let Self { work, layer, feed, extraction, diff_id } = self;
+        let applied = match feed {
+            Feed::Stored => {
+                let blob = Stored { file: work.blob(&layer.digest)?, work: &work };
+                extraction.as_ref().map(|to| apply(blob, &to.mounts)).transpose()?
+            }
+            Feed::Fetched(parts) => {
+                let mut tee = Tee { parts, part: Bytes::new(), ingest: work.ingest(&layer)? };
+                let applied = extraction.as_ref().map(|to| apply(&mut tee, &to.mounts));
+                // What the archive does not need belongs to the blob all the same. A blob that is
+                // not what it should be explains why it could not be extracted.
+                let rest = tee.drain();
+                let mut labels = work.source_labels();
+                if let (Some(Ok(got)), Some(want)) = (&applied, &diff_id)
+                    && got == want
+                {
+                    labels.insert(plan::LABEL_UNCOMPRESSED.to_owned(), want.to_string());
+                }
+                rest.map_err(|source| Error::Fetch { what: ingest_ref(&layer), source })?;
+                tee.ingest.commit(layer.size, Some(&layer.digest), labels)?;
+                applied.transpose()?
+            }
+        };
+        match (applied, diff_id) {
+            (Some(got), Some(want)) if got != want => {
+                Err(InvalidImage::DiffId { layer: layer.digest, want, got }.into())
+            }
+            _ => Ok(extraction),
+        }
+    }
+}
+
+fn apply(source: impl Read, mounts: &[Mount]) -> Result<Digest, Error> {
+    Ok(diff::apply(source, mounts, &Limits::default())?.diff_id)
+}
+
+/// Reads a stored layer, unless the transfer stops.
+struct Stored<'w> {
+    file: File,
+    work: &'w Work,
+}
+
+impl Read for Stored<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.work.stop.is_cancelled() {
+            return Err(io::Error::other("the transfer has failed"));
+        }
+        self.file.read(buffer)
+    }
+}
+
+/// Reads what is fetched, and stores it on the way.
+struct Tee {
+    parts: mpsc::Receiver<Result<Bytes, registry::Error>>,
+    part: Bytes,
+    ingest: content::Writer,
+}
+
+impl Tee {
+    /// Makes sure that `part` is not empty, unless the blob has ended.
+    fn fill(&mut self) -> io::Result<()> {
+        while self.part.is_empty() {
+            match self.parts.blocking_recv() {
+                None => return Ok(()),
+                Some(Err(error)) => return Err(io::Error::other(error)),
+                Some(Ok(part)) => {
+                    self.ingest.write(&part).map_err(io::Error::other)?;
+                    self.part = part;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the rest.
+    fn drain(&mut self) -> io::Result<()> {
+        loop {
+            self.part.clear();
+            self.fill()?;
+            if self.part.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Read for Tee {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.fill()?;
+        let len = buffer.len().min(self.part.len());
+        self.part.copy_to_slice(&mut buffer[..len]);
+        Ok(len)
+    }
+}

@@ -1,0 +1,160 @@
+//! Archives into the stores.
+
+use std::{
+    io::{self, Read},
+    sync::Arc,
+};
+
+use bytes::{Buf, Bytes};
+use tokio::{sync::mpsc, task::JoinSet};
+
+use super::{
+    Destination, Error, NameRule, Progress, Transfer, Work,
+    archive::{self, ArchiveError, Contents, Sink},
+    blocking, plan, unique,
+};
+use crate::{
+    content::NewWrite,
+    labels::Labels,
+    namespace::Scope,
+    oci::{Descriptor, media_type},
+    streaming::ByteReceiver,
+};
+
+/// How many parts of an archive wait for the thread that stores them.
+const FEED_LEN: usize = 16;
+
+impl Transfer {
+    /// Imports the images of the archive that comes over `stream`.
+    ///
+    /// # Errors
+    ///
+    /// As of [`Error`]. Images that were recorded before the error stay.
+    pub async fn import(
+        &self,
+        scope: Scope,
+        stream: ByteReceiver,
+        to: Destination,
+        progress: Progress,
+    ) -> Result<(), Error> {
+        let lease = self.lease(scope).await?;
+        let work = self.work(&lease, None, progress);
+        work.progress.say("Importing", "", None).await;
+        let contents = work.read_archive(stream).await?;
+        for (descriptor, bytes) in contents.made {
+            work.store_document(&descriptor, bytes.into(), Labels::new()).await?;
+        }
+        let mut done: Vec<Descriptor> = Vec::new();
+        let mut skipped = None;
+        for image in &contents.index.manifests {
+            if !done.iter().any(|other| other.digest == image.digest) {
+                match work.fill(image, None, &to).await {
+                    Err(error @ (Error::NothingSelected { .. } | Error::Missing { .. })) => {
+                        skipped = Some(error);
+                        continue;
+                    }
+                    result => result?,
+                }
+                done.push(image.clone());
+            }
+            for name in to.rules.iter().flat_map(|rule: &NameRule| rule.names(image)) {
+                work.record(&name, image, &to.labels).await?;
+            }
+        }
+        match skipped {
+            Some(error) if done.is_empty() => return Err(error),
+            _ => {}
+        }
+        if !to.name.is_empty() {
+            let bytes = serde_json::to_vec(&contents.index).expect("plain data");
+            let index = Descriptor::of(media_type::OCI_INDEX, &bytes);
+            let labels = plan::child_labels(&contents.index.manifests);
+            work.store_document(&index, bytes.into(), labels).await?;
+            work.record(&to.name, &index, &to.labels).await?;
+        }
+        work.progress.say("Completed import", "", None).await;
+        lease.end().await
+    }
+}
+
+impl Work {
+    async fn read_archive(self: &Arc<Self>, mut stream: ByteReceiver) -> Result<Contents, Error> {
+        let (parts, feed) = mpsc::channel(FEED_LEN);
+        let mut receiving = JoinSet::new();
+        receiving.spawn(async move {
+            loop {
+                let part = stream.next().await.map_err(io::Error::other).transpose();
+                let Some(part) = part else { return };
+                let failed = part.is_err();
+                if parts.send(part).await.is_err() || failed {
+                    return;
+                }
+            }
+        });
+        let work = Arc::clone(self);
+        blocking(move || {
+            let feed = Feed { parts: feed, part: Bytes::new() };
+            archive::read(feed, &mut Blobs { work: &work })
+        })
+        .await
+    }
+}
+
+/// Reads what comes over a stream.
+struct Feed {
+    parts: mpsc::Receiver<io::Result<Bytes>>,
+    part: Bytes,
+}
+
+impl Read for Feed {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.part.is_empty() {
+            match self.parts.blocking_recv() {
+                None => return Ok(0),
+                Some(part) => self.part = part?,
+            }
+        }
+        let len = buffer.len().min(self.part.len());
+        self.part.copy_to_slice(&mut buffer[..len]);
+        Ok(len)
+    }
+}
+
+/// Keeps an archive's blobs in the content store.
+struct Blobs<'w> {
+    work: &'w Work,
+}
+
+impl Sink for Blobs<'_> {
+    type Error = Error;
+
+    fn blob(
+        &mut self,
+        size: u64,
+        data: &mut dyn FnMut() -> Result<Option<Vec<u8>>, ArchiveError>,
+    ) -> Result<Descriptor, Error> {
+        let reference = format!("import-{}", unique());
+        let new = NewWrite { total: size, ..NewWrite::new(&reference) };
+        let mut writer = self.work.content.writer(&self.work.scope, new)?;
+        while let Some(part) = data()? {
+            writer.write(&part)?;
+        }
+        let digest = writer.digest().expect("the writer hashes");
+        match writer.commit(size, Some(&digest), Labels::new()) {
+            Ok(_) => {}
+            Err(crate::error::Error::AlreadyExists(_)) => {
+                self.work.has_blob(&digest)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(Descriptor { digest, size, ..Descriptor::of("", b"") })
+    }
+
+    fn head(&mut self, blob: &Descriptor, len: usize) -> Result<Vec<u8>, Error> {
+        let mut head = Vec::new();
+        let limit = u64::try_from(len).unwrap_or(u64::MAX);
+        let read = self.work.blob(&blob.digest)?.take(limit).read_to_end(&mut head);
+        read.map_err(crate::error::Error::file("read", blob.digest.to_string()))?;
+        Ok(head)
+    }
+}

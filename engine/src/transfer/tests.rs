@@ -1,0 +1,255 @@
+//! Transfers between archives and stores, without a daemon.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use snapshotter::{Copies, Key, Native, Overlay, OverlayOptions, Snapshotter};
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::{
+    diff::{
+        CompareOptions,
+        tar::{Entry, Kind, Time, Writer},
+    },
+    metadata::Store,
+    oci::{ANNOTATION_REF_NAME, Index, Manifest, media_type},
+    streaming::{ByteReceiver, ByteSender, Stream},
+};
+
+fn file(path: &str, bytes: &[u8]) -> (Entry, Vec<u8>) {
+    let size = bytes.len() as u64;
+    let kind = if path.ends_with('/') { Kind::Directory } else { Kind::Regular };
+    let entry = Entry {
+        path: path.into(),
+        link: Vec::new(),
+        kind,
+        mode: 0o755,
+        uid: 0,
+        gid: 0,
+        size,
+        stored: size,
+        mtime: Time::default(),
+        device: (0, 0),
+        xattrs: Vec::new(),
+        pieces: None,
+    };
+    (entry, bytes.to_vec())
+}
+
+fn tar(files: &[(Entry, Vec<u8>)]) -> Vec<u8> {
+    let mut tar = Writer::new(Vec::new());
+    for (entry, bytes) in files {
+        tar.entry(entry).unwrap();
+        tar.data(bytes).unwrap();
+    }
+    tar.finish().unwrap()
+}
+
+/// An OCI layout with an image of these layers, called `name`.
+fn layout(name: &str, layers: &[Vec<u8>], diff_ids: &[Digest]) -> Vec<u8> {
+    let texts: Vec<String> = diff_ids.iter().map(Digest::to_string).collect();
+    let config = serde_json::json!({
+        "os": "linux", "architecture": "amd64",
+        "rootfs": {"type": "layers", "diff_ids": texts},
+    });
+    let config = config.to_string().into_bytes();
+    let describe = |layer: &Vec<u8>| Descriptor::of(media_type::OCI_LAYER, layer);
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: media_type::OCI_MANIFEST.to_owned(),
+        config: Descriptor::of(media_type::OCI_CONFIG, &config),
+        layers: layers.iter().map(describe).collect(),
+    };
+    let manifest = serde_json::to_vec(&manifest).unwrap();
+    let mut entry = Descriptor::of(media_type::OCI_MANIFEST, &manifest);
+    entry.annotations.insert(ANNOTATION_REF_NAME.to_owned(), name.to_owned());
+    let index = Index { schema_version: 2, media_type: String::new(), manifests: vec![entry] };
+    let mut files = vec![
+        file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#),
+        file("index.json", &serde_json::to_vec(&index).unwrap()),
+    ];
+    for blob in [&config, &manifest].into_iter().chain(layers) {
+        files.push(file(&format!("blobs/sha256/{}", Digest::of(blob).hex()), blob));
+    }
+    tar(&files)
+}
+
+struct Kit {
+    folder: tempfile::TempDir,
+    content: content::Store,
+    overlay: Arc<dyn Snapshotter>,
+    native: Arc<dyn Snapshotter>,
+    transfer: Transfer,
+}
+
+impl Kit {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("metadata.redb")).unwrap();
+        let content = content::Store::open(&folder.path().join("content"), store.clone()).unwrap();
+        let records = || Arc::new(store.clone());
+        let at = |name: &str| folder.path().join(name);
+        let options = OverlayOptions::default();
+        let overlay: Arc<dyn Snapshotter> =
+            Arc::new(Overlay::open(&at("overlay"), records(), options).unwrap());
+        let native: Arc<dyn Snapshotter> =
+            Arc::new(Native::open(&at("native"), records(), Copies).unwrap());
+        let snapshotters = Arc::new(Snapshotters::from([
+            ("overlayfs".to_owned(), Arc::clone(&overlay)),
+            ("native".to_owned(), Arc::clone(&native)),
+        ]));
+        let transfer = Transfer::new(content.clone(), snapshotters, Exchange::default());
+        Self { folder, content, overlay, native, transfer }
+    }
+
+    fn scope() -> Scope {
+        Scope::new("test".parse().unwrap())
+    }
+
+    async fn import(&self, archive: Vec<u8>, snapshotter: &str) -> Result<(), Error> {
+        let (to_client, mut from_engine) = mpsc::channel(16);
+        let (to_engine, incoming) = mpsc::channel(16);
+        let stream = Stream { incoming, outgoing: to_client };
+        let client = tokio::spawn(async move {
+            let (outgoing, incoming) = (to_engine, {
+                let (forward, incoming) = mpsc::channel(16);
+                tokio::spawn(async move {
+                    while let Some(message) = from_engine.recv().await {
+                        if forward.send(message).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+                incoming
+            });
+            ByteSender::new(Stream { incoming, outgoing }).send(archive.into()).await
+        });
+        let to = Destination {
+            name: String::new(),
+            labels: Labels::new(),
+            platforms: Platforms::All,
+            all_metadata: false,
+            limit: 0,
+            rules: vec![NameRule {
+                name: "import".to_owned(),
+                is_prefix: true,
+                allow_overwrite: true,
+                ..NameRule::default()
+            }],
+            unpack: vec![UnpackTarget {
+                platform: Platform::parse("linux/amd64").unwrap(),
+                snapshotter: snapshotter.to_owned(),
+            }],
+        };
+        let stream = ByteReceiver::new(stream);
+        let result = self.transfer.import(Self::scope(), stream, to, Progress::none()).await;
+        drop(client);
+        result
+    }
+
+    /// What a snapshot shows, by path: the contents of its files.
+    fn show(&self, snapshotter: &dyn Snapshotter, name: &str) -> BTreeMap<String, String> {
+        let view = Key::new("test", "view").unwrap();
+        let parent = Key::new("test", name).unwrap();
+        let mounts = snapshotter.view(&view, Some(&parent), Labels::new()).unwrap();
+        let mut layer = Vec::new();
+        let options =
+            CompareOptions { compression: crate::diff::Compression::Uncompressed, mtime_max: None };
+        crate::diff::compare(&[], &mounts, &options, &mut layer).unwrap();
+        snapshotter.remove(&view).unwrap();
+        let mut reader = crate::diff::tar::Reader::new(crate::diff::tar::Stream::new(
+            crate::diff::Decoder::new(layer.as_slice()).unwrap(),
+            1 << 20,
+        ));
+        let mut files = BTreeMap::new();
+        while let Some(entry) = reader.next().unwrap() {
+            let bytes = reader.data(1 << 20).unwrap().to_vec();
+            let path = String::from_utf8(entry.path).unwrap();
+            files.insert(path, String::from_utf8(bytes).unwrap());
+        }
+        files
+    }
+
+    fn left_over(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for (name, snapshotter) in [("overlayfs", &self.overlay), ("native", &self.native)] {
+            snapshotter
+                .walk(None, &mut |info| {
+                    left.push(format!("{name} {}", info.key));
+                    std::ops::ControlFlow::Continue(())
+                })
+                .unwrap();
+        }
+        let everything = crate::filter::Filter::parse_all::<&str>(&[]).unwrap();
+        let scope = Self::scope();
+        let metadata = self.content.metadata();
+        let leases = metadata.leases(&scope.namespace, &everything).unwrap();
+        left.extend(leases.into_iter().map(|lease| lease.id));
+        let images = metadata.images(&scope.namespace, &everything).unwrap();
+        left.extend(images.into_iter().map(|image| image.name));
+        left
+    }
+}
+
+fn layers() -> (Vec<Vec<u8>>, Vec<Digest>) {
+    let layers = vec![
+        tar(&[file("etc/", b""), file("etc/a", b"1"), file("etc/b", b"1"), file("gone", b"1")]),
+        tar(&[file("etc/", b""), file("etc/a", b"2"), file(".wh.gone", b"")]),
+        tar(&[file("etc/", b""), file("etc/.wh..wh..opq", b""), file("etc/c", b"3")]),
+    ];
+    let diff_ids = layers.iter().map(|layer| Digest::of(layer)).collect();
+    (layers, diff_ids)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn import_unpacks_in_order() {
+    let (layers, diff_ids) = layers();
+    let chain = crate::oci::chain_ids(&diff_ids);
+    for snapshotter in ["overlayfs", "native"] {
+        let kit = Kit::new();
+        kit.import(layout("v1", &layers, &diff_ids), snapshotter).await.unwrap();
+        let of = if snapshotter == "native" { &kit.native } else { &kit.overlay };
+        let text = |pairs: &[(&str, &str)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect()
+        };
+        let second = kit.show(of.as_ref(), &chain[1].to_string());
+        assert_eq!(second, text(&[("etc/", ""), ("etc/a", "2"), ("etc/b", "1")]), "{snapshotter}");
+        let third = kit.show(of.as_ref(), &chain[2].to_string());
+        assert_eq!(third, text(&[("etc/", ""), ("etc/c", "3")]), "{snapshotter}");
+        let image = kit.content.metadata().image(&Kit::scope().namespace, "import:v1").unwrap();
+        assert_eq!(image.target.media_type, media_type::OCI_MANIFEST);
+        drop(kit.folder);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_leave_nothing() {
+    let (layers, diff_ids) = layers();
+    let mut cut = layout("v1", &layers, &diff_ids);
+    cut.truncate(cut.len() / 2);
+    let mut swapped = diff_ids.clone();
+    swapped.swap(1, 2);
+    let broken = {
+        let mut layers = layers.clone();
+        layers[1][0] ^= 1;
+        layers
+    };
+    let digests: Vec<Digest> = broken.iter().map(|layer| Digest::of(layer)).collect();
+    let cases = [
+        ("cut short", cut, "archive: read"),
+        ("no archive", tar(&[file("x", b"y")]), "archive: unrecognized image format"),
+        ("other diff IDs", layout("v1", &layers, &swapped), "invalid image: layer"),
+        ("too few diff IDs", layout("v1", &layers, &diff_ids[..2]), "invalid image: manifest"),
+        ("broken layer", layout("v1", &broken, &digests), "unpack layer"),
+    ];
+    for (case, archive, want) in cases {
+        let kit = Kit::new();
+        let error = kit.import(archive, "overlayfs").await.expect_err(case);
+        let got = sys::error::Chain(&error).to_string();
+        assert!(got.starts_with(want), "{case}: {got}");
+        let left = kit.left_over();
+        // What was committed before the failure is whole, and garbage.
+        let unfinished: Vec<_> = left.iter().filter(|name| !name.contains("\"sha256:")).collect();
+        assert_eq!(unfinished, Vec::<&String>::new(), "{case}");
+    }
+}
