@@ -251,7 +251,9 @@ impl Cell {
 
     /// A container's id that was not given before.
     pub fn id(&self) -> String {
-        format!("c{}", self.next_id.fetch_add(1, Ordering::Relaxed))
+        // Two cells on one stage share the cgroups, so the daemon's initial tells them apart.
+        let initial = if self.choice.daemon == Kind::Containerd { 'c' } else { 'g' };
+        format!("{initial}{}", self.next_id.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The client's command with `words`, in the namespace.

@@ -55,6 +55,12 @@ enum Chore {
         #[arg(long)]
         stock: bool,
     },
+    /// Measure the programs against their Debian peers, as root
+    Bench {
+        /// Arguments of the bench: --rounds <n>, --json <file>, parts of rows' names
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Generate the Rust types in proto/src/gen from proto/protos
     Codegen {
         /// Change nothing; fail if what is committed is not what would be generated
@@ -74,6 +80,7 @@ fn main() -> ExitCode {
         Chore::Demo { pull, stock } => {
             demo::run(pull.as_deref(), if stock { Choice::STOCK } else { Choice::OWN })
         }
+        Chore::Bench { arguments } => test::bench(&arguments),
         Chore::Codegen { check } => codegen(check),
     };
     match done {

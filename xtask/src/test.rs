@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::{
     dist, needs,
-    run::{cargo, needs_root, watch},
+    run::{cargo, must, needs_root, watch},
 };
 
 /// How many tests there were.
@@ -55,6 +55,22 @@ pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Re
     println!("{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
     ensure!(sum.failed == 0, "there were failures");
     Ok(())
+}
+
+/// Runs the bench over programs as they are released.
+pub(crate) fn bench(arguments: &[String]) -> Result<()> {
+    needs_root("the bench starts containers")?;
+    let missing = needs::satisfy(true);
+    ensure!(missing.is_empty(), "not installed: {}", missing.join(" "));
+    dist::run(dist::RELEASE)?;
+    let words = ["bench", "--quiet", "--profile", "dev", "--package", "integration"];
+    let mut command = cargo(&words);
+    must(
+        command
+            .args(["--bench", "peers", "--"])
+            .args(arguments)
+            .env("GANTRY_BIN", dist::directory()),
+    )
 }
 
 fn crates() -> Command {

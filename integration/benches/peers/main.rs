@@ -1,0 +1,134 @@
+//! The programs against their Debian peers, in the same run on the same machine.
+//!
+//! Absolute times differ from machine to machine and from minute to minute; ratios taken side by
+//! side do not. So the sides take turns, round by round, and what counts is the best and the
+//! median of each. Only what a user waits for is timed.
+//!
+//! `cargo xtask bench [-- [--rounds <n>] [--json <file>] [<part of a row's name>]...]`
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a table is what it is for")]
+
+mod memory;
+mod oci;
+mod stacks;
+mod table;
+
+use std::{
+    ffi::OsString,
+    io::{Read, Seek},
+    path::PathBuf,
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use integration::{
+    cell::{Cell, Choice},
+    stage::{self, Stage, View},
+};
+
+use table::Table;
+
+/// How many rounds are measured unless the command line says otherwise.
+const ROUNDS: usize = 15;
+
+/// What the command line asks for.
+struct Options {
+    rounds: usize,
+    json: Option<PathBuf>,
+    rows: Vec<String>,
+}
+
+impl Options {
+    fn parse() -> Result<Self> {
+        let mut options = Self { rounds: ROUNDS, json: None, rows: Vec::new() };
+        let mut words = std::env::args().skip(1);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--rounds" => {
+                    options.rounds = words.next().context("--rounds needs a number")?.parse()?
+                }
+                "--json" => {
+                    options.json = Some(words.next().context("--json needs a file")?.into())
+                }
+                // Flags of the usual bench harness, which cargo passes to all benches.
+                flag if flag.starts_with("--") => {}
+                _ => options.rows.push(word),
+            }
+        }
+        Ok(options)
+    }
+
+    /// Whether a row of this name is to be measured.
+    fn wants(&self, row: &str) -> bool {
+        self.rows.is_empty() || self.rows.iter().any(|part| row.contains(part.as_str()))
+    }
+}
+
+fn main() -> ExitCode {
+    let done = match Stage::current() {
+        Some(stage) => inside(&stage),
+        None => outside(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn outside() -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "needs root: it starts containers");
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let code = stage::run(&words, &[])?;
+    ensure!(code == 0, "the bench ended with {code}");
+    Ok(())
+}
+
+fn inside(stage: &Stage) -> Result<()> {
+    let options = Options::parse()?;
+    // Debian's crun refuses hybrid hierarchies, and the view must be the same for all.
+    stage.enter(View { cgroup_v1_only: true })?;
+    let mut table = Table::default();
+    let mut cells = Vec::new();
+    for choice in [Choice::STOCK, Choice::OWN] {
+        let missing = choice.missing();
+        if missing.is_empty() {
+            cells.push(Cell::start(choice, stage).with_context(|| format!("start {choice}"))?);
+        } else {
+            println!("{choice} is left out: {}", missing.join(", "));
+        }
+    }
+    oci::measure(&options, &cells, stage, &mut table)?;
+    stacks::measure(&options, &mut cells, &mut table)?;
+    memory::installed(&options, &mut table)?;
+    drop(cells);
+    println!("\n{}", table.text());
+    if let Some(file) = &options.json {
+        std::fs::write(file, format!("{:#}\n", table.json()))?;
+    }
+    Ok(())
+}
+
+/// What a side of the comparison is called.
+fn side(cell: &Cell) -> &'static str {
+    if cell.choice() == Choice::OWN { "gantry" } else { "containerd" }
+}
+
+/// Runs `command`, which must succeed, and gives how many milliseconds it took.
+fn milliseconds(command: &mut Command) -> Result<f64> {
+    let mut complaints = tempfile::tempfile()?;
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(complaints.try_clone()?);
+    let start = Instant::now();
+    let status = command.status()?;
+    let took = start.elapsed().as_secs_f64() * 1000.0;
+    if !status.success() {
+        let mut text = String::new();
+        complaints.rewind()?;
+        complaints.read_to_string(&mut text)?;
+        bail!("{command:?}: {status}: {text}");
+    }
+    Ok(took)
+}

@@ -1,0 +1,157 @@
+//! Daemon, shim, runtime and client together: what a user waits for.
+
+use std::{process::Child, time::Instant};
+
+use anyhow::{Result, ensure};
+use integration::{
+    cell::{Cell, IMAGE},
+    image::{self, Flavour, Image, Layer},
+    wait,
+};
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::{Options, memory, milliseconds, side, table::Table};
+
+/// How many containers the rows about many have.
+const MANY: usize = 50;
+
+/// How many clients are at work at a time, in the rows that have several.
+const AT_A_TIME: usize = 8;
+
+/// How often the rows about many are measured: each takes seconds.
+const ROUNDS_OF_MANY: usize = 3;
+
+/// Measures all rows, the sides by turns.
+pub(crate) fn measure(options: &Options, cells: &mut [Cell], table: &mut Table) -> Result<()> {
+    if options.wants("daemon RSS") {
+        for cell in cells.iter_mut() {
+            memory::daemon("daemon RSS, idle", cell, table)?;
+        }
+    }
+    run_and_exec(options, cells, table)?;
+    let rounds = options.rounds.min(ROUNDS_OF_MANY);
+    if options.wants("many containers") {
+        for _ in 0..rounds {
+            for cell in cells.iter_mut() {
+                many(cell, table)?;
+            }
+        }
+    }
+    if options.wants("import") {
+        let archive = large_image();
+        for round in 0..rounds {
+            for cell in &*cells {
+                import(cell, &archive, round, table)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn run_and_exec(options: &Options, cells: &[Cell], table: &mut Table) -> Result<()> {
+    let workers: Vec<String> = cells
+        .iter()
+        .map(|cell| cell.background(&[], &["sleep", "10000"]))
+        .collect::<Result<_>>()?;
+    for round in 0..options.rounds {
+        for (cell, worker) in cells.iter().zip(&workers) {
+            if options.wants("run --rm") {
+                let words = cell.run_words(&["--rm"], &cell.id(), &["true"]);
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                let took = milliseconds(&mut cell.command(&words))?;
+                table.add("ctr run --rm busybox true", "ms", side(cell), took);
+            }
+            if options.wants("task exec") {
+                let exec = format!("e{round}");
+                let words = ["tasks", "exec", "--exec-id", &exec, worker, "true"];
+                let took = milliseconds(&mut cell.command(&words))?;
+                table.add("ctr task exec", "ms", side(cell), took);
+            }
+        }
+    }
+    cells.iter().zip(&workers).try_for_each(|(cell, worker)| cell.remove(worker))
+}
+
+/// Starts many containers, looks at what they take, restarts the daemon, and removes them.
+fn many(cell: &mut Cell, table: &mut Table) -> Result<()> {
+    let name = side(cell);
+    let (took, ids) = start_many(cell, 1)?;
+    table.add("many containers: start 50, one by one", "ms", name, took);
+    memory::shims(cell, table)?;
+    memory::daemon("daemon RSS, with 50 containers", cell, table)?;
+    let start = Instant::now();
+    cell.daemon().stop(Signal::KILL)?;
+    cell.daemon().launch_again()?;
+    wait::until("all tasks", || {
+        let listed = cell.ok(&["tasks", "ls"])?;
+        Ok((listed.matches("RUNNING").count() == ids.len()).then_some(()))
+    })?;
+    let took = start.elapsed().as_secs_f64() * 1000.0;
+    table.add("many containers: daemon killed, until all 50 are known", "ms", name, took);
+    table.add("many containers: delete 50", "ms", name, delete(cell, &ids)?);
+    let (took, ids) = start_many(cell, AT_A_TIME)?;
+    table.add("many containers: start 50, 8 at a time", "ms", name, took);
+    delete(cell, &ids).map(drop)
+}
+
+fn start_many(cell: &Cell, at_a_time: usize) -> Result<(f64, Vec<String>)> {
+    let ids: Vec<String> = std::iter::repeat_with(|| cell.id()).take(MANY).collect();
+    let start = Instant::now();
+    let mut running: Vec<Child> = Vec::new();
+    for id in &ids {
+        if running.len() == at_a_time {
+            ensure!(running.remove(0).wait()?.success(), "a container did not start");
+        }
+        let words = cell.run_words(&["-d"], id, &["sleep", "10000"]);
+        running.push(cell.command(&words.iter().map(String::as_str).collect::<Vec<_>>()).spawn()?);
+    }
+    for mut last in running {
+        ensure!(last.wait()?.success(), "a container did not start");
+    }
+    Ok((start.elapsed().as_secs_f64() * 1000.0, ids))
+}
+
+fn delete(cell: &Cell, ids: &[String]) -> Result<f64> {
+    let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+    let mut took = 0.0;
+    for id in &ids {
+        took += milliseconds(&mut cell.command(&["tasks", "rm", "-f", id]))?;
+    }
+    let words = [&["containers", "rm"], ids.as_slice()].concat();
+    Ok(took + milliseconds(&mut cell.command(&words))?)
+}
+
+fn import(cell: &Cell, archive: &[u8], round: usize, table: &mut Table) -> Result<()> {
+    let file = cell.file("large.tar");
+    if round == 0 {
+        std::fs::write(&file, archive)?;
+    }
+    let path = file.display().to_string();
+    let took = milliseconds(&mut cell.command(&["images", "import", &path]))?;
+    table.add("import and unpack 300 MB in 6 layers", "ms", side(cell), took);
+    cell.ok(&["images", "rm", "--sync", LARGE])?;
+    cell.ok(&["images", "ls", "-q", &format!("name=={IMAGE}")]).map(drop)
+}
+
+const LARGE: &str = "bench.test/large:1";
+
+/// Six layers of 50 MB in files of 16 KiB, half of them words, half of them noise.
+fn large_image() -> Vec<u8> {
+    let mut state = 1u32;
+    let mut noise = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    let layers: Vec<Layer> = (0..6)
+        .map(|layer| {
+            (0..3200).fold(Layer::default(), |all, file| {
+                let mut content: Vec<u8> = std::iter::repeat_with(&mut noise).take(8192).collect();
+                let words = format!("layer {layer} file {file} says the same again and again\n");
+                content.extend(words.bytes().cycle().take(8192));
+                all.file(&format!("l{layer}/d{}/f{file}", file / 100), 0o644, content)
+            })
+        })
+        .collect();
+    image::oci_archive(&Image::new(Flavour::Oci, "amd64", &layers, &json!({})), LARGE)
+}
