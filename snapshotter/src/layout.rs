@@ -29,6 +29,16 @@ pub trait Layout: Send + Sync {
     /// [`Error::File`].
     fn fill(&self, directory: &Path, kind: Kind, parent: Option<&Path>) -> Result<(), Error>;
 
+    /// Makes the root of the snapshot in `directory`, which was filled without a parent, like that
+    /// of the snapshot in `parent`, on top of which it comes to be.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`].
+    fn adopt(&self, _directory: &Path, _parent: &Path) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// The mounts for the snapshot in `directory`, on top of those in `parents`, nearest first.
     fn mounts(&self, kind: Kind, directory: &Path, parents: &[PathBuf]) -> Vec<Mount>;
 

@@ -86,6 +86,11 @@ impl<L: Layout> Store<L> {
             let (actual, needed) = (record.kind, Kind::Active);
             return Err(Error::WrongKind { key: key.clone(), actual, needed });
         }
+        if let (Some(parent), None) = (parent, &record.parent) {
+            let below = self.records.get(parent)?;
+            self.layout
+                .adopt(&self.directories.path(record.id), &self.directories.path(below.id))?;
+        }
         let usage = self.disk_usage(record.id)?;
         self.records.commit(&Commit { name, key, parent, labels, usage })
     }

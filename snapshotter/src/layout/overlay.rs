@@ -77,25 +77,27 @@ impl Layout for OverlayOptions {
         set_mode(directory, 0o755)?;
         let upper = directory.join("fs");
         fs::create_dir(&upper).map_err(Error::file("create directory", &upper))?;
-        let (mode, owner) = match parent {
-            None => (0o755, None),
-            Some(parent) => {
-                let below = self.content(parent);
-                let below = fs::metadata(&below).map_err(Error::file("stat", below))?;
-                (below.mode() & 0o7777, Some((below.uid(), below.gid())))
-            }
-        };
-        if let Some((uid, gid)) = owner.filter(|owner| *owner != (0, 0)) {
-            std::os::unix::fs::chown(&upper, Some(uid), Some(gid))
-                .map_err(Error::file("change the owner of", &upper))?;
+        match parent {
+            None => set_mode(&upper, 0o755)?,
+            Some(parent) => self.adopt(directory, parent)?,
         }
-        set_mode(&upper, mode)?;
         if kind == Kind::Active {
             let work = directory.join("work");
             fs::create_dir(&work).map_err(Error::file("create directory", &work))?;
             set_mode(&work, 0o711)?;
         }
         Ok(())
+    }
+
+    fn adopt(&self, directory: &Path, parent: &Path) -> Result<(), Error> {
+        let (upper, below) = (self.content(directory), self.content(parent));
+        let below = fs::metadata(&below).map_err(Error::file("stat", below))?;
+        let owner = (below.uid(), below.gid());
+        if owner != (0, 0) {
+            std::os::unix::fs::chown(&upper, Some(owner.0), Some(owner.1))
+                .map_err(Error::file("change the owner of", &upper))?;
+        }
+        set_mode(&upper, below.mode() & 0o7777)
     }
 
     fn mounts(&self, kind: Kind, directory: &Path, parents: &[PathBuf]) -> Vec<Mount> {
