@@ -27,7 +27,7 @@ pub(crate) mod tar;
 mod view;
 
 pub use self::{
-    apply::{Applied, Limits, apply},
+    apply::{Applied, Limits, adopt, apply},
     compare::{CompareOptions, Compared, compare},
     compression::{Compression, Decoder, Encoder, HEAD_LEN, UnknownCompression},
     error::{DiffError, EntryProblem},

@@ -17,6 +17,7 @@ use snapshotter::Mount;
 
 use super::{
     Decoder, DiffError,
+    error::shown,
     tar::{Reader, Stream},
     view::{View, open},
 };
@@ -30,6 +31,9 @@ pub struct Applied {
     pub diff_id: Digest,
     /// The length of the uncompressed layer, in bytes.
     pub size: u64,
+    /// The directories that had to be made and of which neither the layer nor what is below tells
+    /// anything; see [`adopt`].
+    pub invented: Vec<Vec<u8>>,
 }
 
 /// What a layer may ask for at most. Lengths of names, headers and attributes have limits of
@@ -74,9 +78,36 @@ pub fn apply(blob: impl Read, mounts: &[Mount], limits: &Limits) -> Result<Appli
     let (root, whiteouts, parents) = target(mounts)?;
     let decoder = Decoder::new(blob).map_err(DiffError::Read)?;
     let mut reader = Reader::new(Stream::new(decoder, limits.bytes_max));
-    Extractor::new(root, whiteouts, parents, limits)?.extract(&mut reader)?;
+    let mut extractor = Extractor::new(root, whiteouts, parents, limits)?;
+    extractor.extract(&mut reader)?;
+    let invented = extractor.into_invented();
     let (diff_id, size) = reader.into_stream().finish()?;
-    Ok(Applied { diff_id, size })
+    Ok(Applied { diff_id, size, invented })
+}
+
+/// Makes the `invented` directories in what `mounts` show like those in what `below` shows.
+///
+/// For a layer that was applied before it was known what is below it.
+///
+/// # Errors
+///
+/// - `Mounts`, `View`: one of the trees cannot be looked at.
+/// - `Entry`: a directory cannot be changed.
+pub fn adopt(mounts: &[Mount], below: &[Mount], invented: &[Vec<u8>]) -> Result<(), DiffError> {
+    let (root, ..) = target(mounts)?;
+    let below = match View::of(below)? {
+        None => Vec::new(),
+        Some(View::Directory { path, .. }) => vec![open(&path)?],
+        Some(View::Overlay { upper, lower, .. }) => {
+            upper.iter().chain(&lower).map(|path| open(path)).collect::<Result<_, _>>()?
+        }
+        Some(view @ View::Other(_)) => vec![view.open()?],
+    };
+    directories::imitate_all(&root, &below, invented).map_err(|(path, source)| DiffError::Entry {
+        operation: "set attributes",
+        entry: shown(&path),
+        source,
+    })
 }
 
 type Target = (OwnedFd, Whiteouts, Vec<OwnedFd>);

@@ -9,7 +9,7 @@
 //!
 //! A transfer ends when its call is cancelled.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use prost_types::Any;
 use proto::{
@@ -25,7 +25,7 @@ use proto::{
         },
     },
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, task::JoinSet};
 use tonic::{Request, Response, Status};
 
 use super::{scope, status, status::transfer_status};
@@ -45,6 +45,9 @@ use crate::{
 
 /// The snapshotter that is used when the client names none.
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
+
+/// How long a client may take to be told the last of a transfer's progress.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The service.
 #[derive(Clone)]
@@ -66,21 +69,23 @@ impl Transfer {
         stream.map_err(|error| transfer_status(error.into()))
     }
 
-    /// Progress that goes to the stream of this name, if there is a name.
-    fn progress(&self, scope: &Scope, name: &str) -> Result<Progress, Status> {
+    /// Progress that goes to the stream of this name, if there is a name, and the task that sends
+    /// it, which ends when everything was told.
+    fn progress(&self, scope: &Scope, name: &str) -> Result<(Progress, JoinSet<()>), Status> {
+        let mut sending = JoinSet::new();
         if name.is_empty() {
-            return Ok(Progress::none());
+            return Ok((Progress::none(), sending));
         }
         let stream = self.stream(scope, name)?;
         let (progress, mut messages) = Progress::channel();
-        tokio::spawn(async move {
+        sending.spawn(async move {
             while let Some(message) = messages.recv().await {
                 if stream.outgoing.send(any::pack(&wire(message))).await.is_err() {
                     return;
                 }
             }
         });
-        Ok(progress)
+        Ok((progress, sending))
     }
 
     async fn pull(
@@ -159,6 +164,41 @@ impl Transfer {
     }
 }
 
+impl Transfer {
+    async fn run(
+        &self,
+        scope: Scope,
+        source: &Any,
+        destination: &Any,
+        progress: Progress,
+    ) -> Result<(), Status> {
+        if let Some(to) = unpack::<ImageStore>(destination)? {
+            if let Some(from) = unpack::<OciRegistry>(source)? {
+                return self.pull(scope, from, to, progress).await;
+            }
+            if let Some(from) = unpack::<ImageImportStream>(source)? {
+                let stream = ByteReceiver::new(self.stream(&scope, &from.stream)?);
+                let to = self.destination(to)?;
+                let result = self.work.import(scope, stream, to, progress).await;
+                return result.map_err(transfer_status);
+            }
+            if let Some(from) = unpack::<ImageStore>(source)? {
+                let result = self.work.tag(scope, from.name, to.name, to.labels).await;
+                return result.map_err(transfer_status);
+            }
+        }
+        if let (Some(to), Some(from)) =
+            (unpack::<ImageExportStream>(destination)?, unpack::<ImageStore>(source)?)
+        {
+            let stream = ByteSender::new(self.stream(&scope, &to.stream)?);
+            let options = export_options(from, to);
+            let result = self.work.export(scope, options, stream, progress).await;
+            return result.map_err(transfer_status);
+        }
+        Err(unsupported(source, destination))
+    }
+}
+
 #[tonic::async_trait]
 impl transfer_server::Transfer for Transfer {
     async fn transfer(&self, request: Request<TransferRequest>) -> Result<Response<()>, Status> {
@@ -166,31 +206,11 @@ impl transfer_server::Transfer for Transfer {
         let TransferRequest { source, destination, options } = request.into_inner();
         let source = super::required("source", source)?;
         let destination = super::required("destination", destination)?;
-        let progress = self.progress(&scope, &options.unwrap_or_default().progress_stream)?;
-        if let Some(to) = unpack::<ImageStore>(&destination)? {
-            if let Some(from) = unpack::<OciRegistry>(&source)? {
-                self.pull(scope, from, to, progress).await?;
-            } else if let Some(from) = unpack::<ImageImportStream>(&source)? {
-                let stream = ByteReceiver::new(self.stream(&scope, &from.stream)?);
-                let to = self.destination(to)?;
-                let result = self.work.import(scope, stream, to, progress).await;
-                result.map_err(transfer_status)?;
-            } else if let Some(from) = unpack::<ImageStore>(&source)? {
-                let result = self.work.tag(scope, from.name, to.name, to.labels).await;
-                result.map_err(transfer_status)?;
-            } else {
-                return Err(unsupported(&source, &destination));
-            }
-        } else if let (Some(to), Some(from)) =
-            (unpack::<ImageExportStream>(&destination)?, unpack::<ImageStore>(&source)?)
-        {
-            let stream = ByteSender::new(self.stream(&scope, &to.stream)?);
-            let options = export_options(from, to);
-            let result = self.work.export(scope, options, stream, progress).await;
-            result.map_err(transfer_status)?;
-        } else {
-            return Err(unsupported(&source, &destination));
-        }
+        let name = options.unwrap_or_default().progress_stream;
+        let (progress, mut sending) = self.progress(&scope, &name)?;
+        self.run(scope, &source, &destination, progress).await?;
+        // The client has asked to be told; one that does not listen holds up only itself.
+        let _ = tokio::time::timeout(LAST_WORDS_TIMEOUT, sending.join_next()).await;
         Ok(Response::new(()))
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::{Error, InvalidImage, Work, plan, progress::ingest_ref};
 use crate::{
     content,
-    diff::{self, Limits},
+    diff::{self, Applied, Limits},
     digest::Digest,
     labels::Labels,
     oci::Descriptor,
@@ -33,12 +33,14 @@ pub(super) struct Extraction {
     snapshotter: Arc<dyn Snapshotter>,
     key: Key,
     mounts: Vec<Mount>,
+    /// Directories that are to be made like those below, once it is known what is below.
+    invented: Vec<Vec<u8>>,
     committed: bool,
 }
 
 impl Extraction {
     pub(super) fn new(snapshotter: Arc<dyn Snapshotter>, key: Key, mounts: Vec<Mount>) -> Self {
-        Self { snapshotter, key, mounts, committed: false }
+        Self { snapshotter, key, mounts, invented: Vec::new(), committed: false }
     }
 
     /// The name of the active snapshot.
@@ -52,7 +54,10 @@ impl Extraction {
         name: &Key,
         parent: Option<&Key>,
         labels: Labels,
-    ) -> Result<(), snapshotter::Error> {
+    ) -> Result<(), Error> {
+        if let Some(parent) = parent {
+            self.adopt(parent)?;
+        }
         let result = match parent {
             Some(parent) => self.snapshotter.rebase(name, &self.key, parent, labels),
             None => self.snapshotter.commit(name, &self.key, labels),
@@ -60,9 +65,21 @@ impl Extraction {
         match result {
             Ok(()) => self.committed = true,
             Err(snapshotter::Error::AlreadyExists { .. }) => {}
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
         Ok(())
+    }
+
+    fn adopt(&self, parent: &Key) -> Result<(), Error> {
+        if self.invented.is_empty() {
+            return Ok(());
+        }
+        let name = format!("{} below", self.key.name());
+        let view = parent.sibling(&name).expect("no longer than what is used already");
+        let below = self.snapshotter.view(&view, Some(parent), Labels::new())?;
+        let adopted = diff::adopt(&self.mounts, &below, &self.invented);
+        self.snapshotter.remove(&view)?;
+        Ok(adopted?)
     }
 }
 
@@ -96,7 +113,7 @@ impl Worker {
     /// The source fails; the blob is not what its descriptor says; it cannot be extracted or is
     /// not what the image's configuration says. Then nothing of it is kept.
     pub(super) fn run(self) -> Result<Option<Extraction>, Error> {
-        let Self { work, layer, feed, extraction, diff_id } = self;
+        let Self { work, layer, feed, mut extraction, diff_id } = self;
         let applied = match feed {
             Feed::Stored => {
                 let blob = Stored { file: work.blob(&layer.digest)?, work: &work };
@@ -110,7 +127,7 @@ impl Worker {
                 let rest = tee.drain();
                 let mut labels = work.source_labels();
                 if let (Some(Ok(got)), Some(want)) = (&applied, &diff_id)
-                    && got == want
+                    && got.diff_id == *want
                 {
                     labels.insert(plan::LABEL_UNCOMPRESSED.to_owned(), want.to_string());
                 }
@@ -119,17 +136,19 @@ impl Worker {
                 applied.transpose()?
             }
         };
-        match (applied, diff_id) {
-            (Some(got), Some(want)) if got != want => {
-                Err(InvalidImage::DiffId { layer: layer.digest, want, got }.into())
+        if let (Some(applied), Some(want), Some(to)) = (applied, diff_id, &mut extraction) {
+            let got = applied.diff_id;
+            if got != want {
+                return Err(InvalidImage::DiffId { layer: layer.digest, want, got }.into());
             }
-            _ => Ok(extraction),
+            to.invented = applied.invented;
         }
+        Ok(extraction)
     }
 }
 
-fn apply(source: impl Read, mounts: &[Mount]) -> Result<Digest, Error> {
-    Ok(diff::apply(source, mounts, &Limits::default())?.diff_id)
+fn apply(source: impl Read, mounts: &[Mount]) -> Result<Applied, Error> {
+    Ok(diff::apply(source, mounts, &Limits::default())?)
 }
 
 /// Reads a stored layer, unless the transfer stops.

@@ -5,13 +5,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use crate::oci::{Descriptor, Role};
 
@@ -136,9 +136,17 @@ pub struct Progress {
     inner: Option<Arc<Inner>>,
 }
 
+/// Dropped when nobody works any more, which `ended` tells.
 struct Inner {
     messages: mpsc::Sender<Message>,
     items: Arc<Mutex<Vec<Arc<Item>>>>,
+    ended: Arc<Notify>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.ended.notify_one();
+    }
 }
 
 impl Progress {
@@ -151,10 +159,9 @@ impl Progress {
     /// were sent. Must be called within a runtime.
     pub fn channel() -> (Self, mpsc::Receiver<Message>) {
         let (messages, receiver) = mpsc::channel(QUEUE_LEN_MAX);
-        let items = Arc::default();
-        let inner = Arc::new(Inner { messages: messages.clone(), items: Arc::clone(&items) });
-        tokio::spawn(report(Arc::downgrade(&inner), items, messages));
-        (Self { inner: Some(inner) }, receiver)
+        let (items, ended) = (Arc::default(), Arc::default());
+        tokio::spawn(report(Arc::clone(&items), Arc::clone(&ended), messages.clone()));
+        (Self { inner: Some(Arc::new(Inner { messages, items, ended })) }, receiver)
     }
 
     /// Tells something in words.
@@ -195,14 +202,16 @@ impl Progress {
 
 /// Sends what changed, until nobody works any more; then once again.
 async fn report(
-    work: Weak<Inner>,
     items: Arc<Mutex<Vec<Arc<Item>>>>,
+    ended: Arc<Notify>,
     messages: mpsc::Sender<Message>,
 ) {
     let mut told: Vec<(Arc<Item>, (State, u64))> = Vec::new();
     loop {
-        tokio::time::sleep(INTERVAL).await;
-        let alive = work.strong_count() > 0;
+        let alive = tokio::select! {
+            () = tokio::time::sleep(INTERVAL) => true,
+            () = ended.notified() => false,
+        };
         for item in items.lock().unwrap_or_else(PoisonError::into_inner).iter().skip(told.len()) {
             told.push((Arc::clone(item), (State::Waiting, u64::MAX)));
         }

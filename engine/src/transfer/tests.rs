@@ -191,6 +191,28 @@ impl Kit {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn directories_that_no_layer_tells_of_are_like_those_below() {
+    use std::os::unix::fs::PermissionsExt;
+
+    let mut secret = file("secret/", b"");
+    secret.0.mode = 0o700;
+    let layers = vec![tar(&[secret]), tar(&[file("secret/a", b"1")])];
+    let diff_ids: Vec<Digest> = layers.iter().map(|layer| Digest::of(layer)).collect();
+    let top = crate::oci::chain_ids(&diff_ids).pop().unwrap().to_string();
+    for snapshotter in ["overlayfs", "native"] {
+        let kit = Kit::new();
+        kit.import(layout("v1", &layers, &diff_ids), snapshotter).await.unwrap();
+        let of = if snapshotter == "native" { &kit.native } else { &kit.overlay };
+        let (view, parent) = (Key::new("test", "view").unwrap(), Key::new("test", &top).unwrap());
+        let mounts = of.view(&view, Some(&parent), Labels::new()).unwrap();
+        let lower = mounts[0].option("lowerdir").unwrap_or(&mounts[0].source);
+        let upper = lower.split(':').next().unwrap();
+        let mode = std::fs::metadata(format!("{upper}/secret")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700, "{snapshotter}");
+    }
+}
+
 fn layers() -> (Vec<Vec<u8>>, Vec<Digest>) {
     let layers = vec![
         tar(&[file("etc/", b""), file("etc/a", b"1"), file("etc/b", b"1"), file("gone", b"1")]),

@@ -63,11 +63,13 @@ pub(super) struct Directories {
     /// The directory that was used last, by its path.
     last: Option<(Vec<u8>, Directory)>,
     finish: BTreeMap<Vec<u8>, Finish>,
+    /// Directories that nothing tells about.
+    invented: Vec<Vec<u8>>,
 }
 
 impl Directories {
     pub(super) fn new(root: OwnedFd, parents: Vec<OwnedFd>) -> Self {
-        Self { root, parents, last: None, finish: BTreeMap::new() }
+        Self { root, parents, last: None, finish: BTreeMap::new(), invented: Vec::new() }
     }
 
     /// The directory `path`, which is made if it is missing.
@@ -194,22 +196,60 @@ impl Directories {
         mkdirat(parent, name, Mode::from_raw_mode(0o700))?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let made = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-        for below in &self.parents {
-            let below = match open_in(below, path, ResolveFlags::empty()) {
-                Err(Errno::NOENT) => continue,
-                Err(Errno::NOTDIR | Errno::LOOP) => break,
-                opened => opened?,
-            };
-            let stat = fstat(&below)?;
-            fchown(&made, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
-            fchmod(&made, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
-            copy_xattrs(below.as_fd(), made.as_fd());
-            let finish = Finish { mtime: Some(mtime(&stat)), xattrs: Vec::new() };
-            self.finish_later(path.to_vec(), finish);
+        if let Some(mtime) = imitate(made.as_fd(), &self.parents, path)? {
+            self.finish_later(path.to_vec(), Finish { mtime: Some(mtime), xattrs: Vec::new() });
             return Ok(());
         }
+        self.invented.push(path.to_vec());
         Ok(fchmod(&made, Mode::from_raw_mode(DEFAULT_MODE))?)
     }
+
+    /// The directories that were made without a word about them, neither in the layer nor below.
+    pub(super) fn into_invented(self) -> Vec<Vec<u8>> {
+        self.invented
+    }
+}
+
+/// Makes directories like those of the same paths in `below`, nearest first, if they are there.
+/// What is no directory is left as it is.
+pub(super) fn imitate_all(
+    root: &OwnedFd,
+    below: &[OwnedFd],
+    paths: &[Vec<u8>],
+) -> Result<(), (Vec<u8>, io::Error)> {
+    // Deepest first: a time, once set, stays.
+    for path in paths.iter().rev() {
+        let one = || {
+            let made = match open_in(root, path, ResolveFlags::NO_SYMLINKS) {
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+                opened => opened?,
+            };
+            if let Some(mtime) = imitate(made.as_fd(), below, path)? {
+                futimens(&made, &timestamps(mtime))?;
+            }
+            Ok(())
+        };
+        one().map_err(|error| (path.clone(), error))?;
+    }
+    Ok(())
+}
+
+/// Gives `made` the owner, mode and attributes of the directory `path` in the first of `below`
+/// that has it, and tells that one's time.
+fn imitate(made: BorrowedFd<'_>, below: &[OwnedFd], path: &[u8]) -> io::Result<Option<Time>> {
+    for below in below {
+        let model = match open_in(below, path, ResolveFlags::empty()) {
+            Err(Errno::NOENT) => continue,
+            Err(Errno::NOTDIR | Errno::LOOP) => break,
+            opened => opened?,
+        };
+        let stat = fstat(&model)?;
+        fchown(made, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)))?;
+        fchmod(made, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
+        copy_xattrs(model.as_fd(), made);
+        return Ok(Some(mtime(&stat)));
+    }
+    Ok(None)
 }
 
 /// Opens a directory as if `root` were the root.

@@ -87,6 +87,11 @@ impl Extractor {
         })
     }
 
+    /// See [`Directories::into_invented`].
+    pub(super) fn into_invented(self) -> Vec<Vec<u8>> {
+        self.directories.into_invented()
+    }
+
     fn count(&mut self, entry: &Entry) -> Result<(), DiffError> {
         self.entries += 1;
         self.file_bytes = self.file_bytes.saturating_add(entry.size);
