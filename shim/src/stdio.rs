@@ -27,7 +27,7 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::fs::{FileTypeExt, OpenOptionsExt},
     },
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -83,6 +83,8 @@ pub(crate) struct ChildStreams {
 /// What the shim holds of a process's streams.
 #[derive(Debug, Default)]
 pub(crate) struct Io {
+    /// Where input goes, until it is opened.
+    unopened: Option<Unopened>,
     /// Keeps the client's stdin fifo from ending.
     stdin_keeper: Option<OwnedFd>,
     input: Option<u64>,
@@ -91,6 +93,16 @@ pub(crate) struct Io {
     /// The terminal's output, which ends with the process.
     console_output: Option<u64>,
     logger: Option<Pid>,
+}
+
+/// Input that waits for its process to run.
+#[derive(Debug)]
+struct Unopened {
+    fifo: PathBuf,
+    target: OwnedFd,
+    method: Method,
+    /// Whether the client has said already that there will be no more.
+    closed: bool,
 }
 
 /// Streams that are ready for a runtime to start.
@@ -160,7 +172,7 @@ fn prepare_into(
         return Ok(());
     }
     prepare_outputs(prepared, &stdout, &streams.stderr, owner, (copies, poller))?;
-    prepared.child.stdin = prepared.io.open_input(&streams.stdin, owner.ids, copies, poller)?;
+    prepared.child.stdin = prepared.io.prepare_input(&streams.stdin, owner.ids)?;
     Ok(())
 }
 
@@ -208,10 +220,10 @@ impl Prepared {
     ) -> io::Result<()> {
         let Some(socket) = self.console.take() else { return Ok(()) };
         let master = socket.receive()?;
-        if let Some(source) = self.io.open_fifo_input(stdin)? {
+        if let Uri::Path(fifo) = Uri::parse(stdin).map_err(io::Error::other)? {
             let target = master.try_clone()?;
-            let input = copies.start(source, target, Method::Buffer(Vec::new()), poller)?;
-            self.io.input = Some(input);
+            let method = Method::Buffer(Vec::new());
+            self.io.unopened = Some(Unopened { fifo, target, method, closed: false });
         }
         if let Some(target) = self.console_target.take() {
             let source = master.try_clone()?;
@@ -225,44 +237,54 @@ impl Prepared {
 }
 
 impl Io {
-    /// Opens a client's stdin for a process without a terminal, and returns what that gets.
-    fn open_input(
-        &mut self,
-        stdin: &str,
-        ids: (u32, u32),
-        copies: &mut Copies,
-        poller: &mut Poller,
-    ) -> io::Result<Option<OwnedFd>> {
-        let Uri::Path(path) = Uri::parse(stdin).map_err(io::Error::other)? else {
+    /// Makes what a process without a terminal gets as its input.
+    fn prepare_input(&mut self, stdin: &str, ids: (u32, u32)) -> io::Result<Option<OwnedFd>> {
+        let Uri::Path(fifo) = Uri::parse(stdin).map_err(io::Error::other)? else {
             return Ok(None);
         };
-        if !is_fifo(&path)? {
-            return Ok(Some(File::open(path)?.into()));
+        if !is_fifo(&fifo)? {
+            return Ok(Some(File::open(fifo)?.into()));
         }
-        let Some(source) = self.open_fifo_input(stdin)? else { return Ok(None) };
         let (end, target) = io::pipe()?;
         give(&end, ids)?;
-        rustix::io::ioctl_fionbio(&target, true)?;
-        self.input = Some(copies.start(source, target.into(), Method::Splice, poller)?);
+        let target = target.into();
+        self.unopened = Some(Unopened { fifo, target, method: Method::Splice, closed: false });
         Ok(Some(end.into()))
     }
 
-    /// Opens a client's stdin fifo for reading, and keeps it open for writing.
-    fn open_fifo_input(&mut self, stdin: &str) -> io::Result<Option<OwnedFd>> {
-        let Uri::Path(path) = Uri::parse(stdin).map_err(io::Error::other)? else {
-            return Ok(None);
+    /// Opens the input, now that the process runs.
+    ///
+    /// Not earlier: a client whose input is short closes it as soon as the fifo has a reader, and
+    /// says so by `CloseIO`, which it can only do when it has been told that the task exists.
+    ///
+    /// # Errors
+    ///
+    /// The fifo is gone.
+    pub(crate) fn open_input(
+        &mut self,
+        copies: &mut Copies,
+        poller: &mut Poller,
+    ) -> io::Result<()> {
+        let Some(Unopened { fifo, target, method, closed }) = self.unopened.take() else {
+            return Ok(());
         };
         let open = |options: &mut OpenOptions| -> io::Result<OwnedFd> {
-            Ok(options.custom_flags(libc::O_NONBLOCK).open(&path)?.into())
+            Ok(options.custom_flags(libc::O_NONBLOCK).open(&fifo)?.into())
         };
         let source = open(OpenOptions::new().read(true))?;
-        self.stdin_keeper = Some(open(OpenOptions::new().write(true))?);
-        Ok(Some(source))
+        // Before the copy starts: without a writer it would end at once.
+        let keeper = open(OpenOptions::new().write(true))?;
+        self.input = Some(copies.start(source, target, method, poller)?);
+        self.stdin_keeper = (!closed).then_some(keeper);
+        Ok(())
     }
 
     /// Ends the input once the client has closed it too.
     pub(crate) fn close_stdin(&mut self) {
         self.stdin_keeper = None;
+        if let Some(unopened) = &mut self.unopened {
+            unopened.closed = true;
+        }
     }
 
     /// Sets the size of the terminal, where there is one.
@@ -277,6 +299,7 @@ impl Io {
     /// Takes note that the process has exited: nobody needs input, and a terminal's output ends
     /// with what is there.
     pub(crate) fn exited(&mut self, copies: &mut Copies, poller: &Poller) {
+        self.unopened = None;
         self.stdin_keeper = None;
         if let Some(input) = self.input.take() {
             copies.stop(input, poller);
@@ -314,6 +337,7 @@ impl Io {
             // It may have ended just now.
             let _ = kill_process(logger, Signal::TERM);
         }
+        self.unopened = None;
         self.stdin_keeper = None;
         self.console = None;
     }

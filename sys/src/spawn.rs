@@ -118,6 +118,22 @@ pub fn take_passed_fd(fd: RawFd) -> io::Result<OwnedFd> {
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
 }
 
+/// Closes every descriptor from `first` on, which whoever started this program has left open.
+///
+/// # Errors
+///
+/// The kernel has no close_range (before 5.9); nothing is closed then.
+///
+/// # Safety
+///
+/// Nothing in the program may own a descriptor from `first` on: it is called first of all.
+pub unsafe fn close_inherited(first: RawFd) -> io::Result<()> {
+    let first = libc::c_ulong::try_from(first).map_err(io::Error::other)?;
+    // SAFETY: by the contract above, nobody owns what is closed.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The number of the first descriptor after the standard three.
 pub const FIRST_PASSED: RawFd = 3;
 

@@ -18,7 +18,7 @@ use crate::{
     server::Call,
     shim::Shim,
     task::{
-        job::{Job, Scratch, Streams, Then, checkpoint_options, memory_file},
+        job::{Job, Scratch, Streams, Then, checkpoint_options, kill_error, memory_file},
         state::{Event, State},
     },
 };
@@ -48,8 +48,20 @@ impl Shim {
             return Ok(());
         }
         let command = Command::Kill { id: &request.id, signal: request.signal, all: request.all };
-        self.run_runtime(&request.id, &command, Streams::Captured, Then::Kill(call))
+        let then = Then::Kill { id: request.id.clone(), call };
+        self.run_runtime(&request.id, &command, Streams::Captured, then)
             .map_err(|error| Error::unknown("unknown error after kill", &error))
+    }
+
+    pub(super) fn kill_ended(&mut self, id: &str, call: Call, result: Result<(), String>) {
+        let has_exited =
+            self.container(id).is_ok_and(|container| container.init.state.exit().is_some());
+        let result = result.map_err(|message| match has_exited {
+            // Whatever a runtime says of a container without processes.
+            true => Error::NotFound("process already finished".to_owned()),
+            false => kill_error(&message),
+        });
+        self.reply(call, result);
     }
 
     /// Serves `Pause`.

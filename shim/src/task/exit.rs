@@ -18,7 +18,7 @@ use crate::{
     runtime::Command,
     shim::Shim,
     task::{
-        job::{self, Job, Then, kill_error},
+        job::{self, Job, Then},
         state::{Event, State},
     },
 };
@@ -65,7 +65,7 @@ impl Shim {
             Then::Exec { id, exec, call, prepared, .. } => {
                 self.exec_ended((&id, &exec), call, *prepared, result);
             }
-            Then::Kill(call) => self.reply(call, result.map_err(|text| kill_error(&text))),
+            Then::Kill { id, call } => self.kill_ended(&id, call, result),
             Then::KillAll { id } => {
                 if let Err(message) = result {
                     self.log.warn(&format!("kill what init of {id} has left: {message}"));

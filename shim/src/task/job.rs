@@ -60,7 +60,7 @@ pub(crate) enum Then {
     /// An exec runs, or `Start` fails.
     Exec { id: String, exec: String, call: Call, prepared: Box<Prepared>, _spec: OwnedFd },
     /// The signal was sent.
-    Kill(Call),
+    Kill { id: String, call: Call },
     /// All that init has left behind is killed.
     KillAll { id: String },
     /// The runtime has forgotten the container.

@@ -178,6 +178,9 @@ impl Shim {
         let Some(container) = self.containers.get_mut(id) else { return };
         // Only a start that is at work gets here, and its result always fits.
         let _ = container.init.apply(Event::Started);
+        if let Err(error) = container.init.io.open_input(&mut self.copies, &mut self.poller) {
+            self.log.error(&format!("open stdin of {id}: {error}"));
+        }
         let pid = container.init.raw_pid();
         let event = TaskStart { container_id: id.to_owned(), pid };
         self.publisher.publish("/tasks/start", &event, &self.poller);
@@ -328,6 +331,10 @@ impl Shim {
         prepared
             .attach_console(&process.streams.stdin, &mut self.copies, &mut self.poller)
             .map_err(|error| Error::unknown("failed to retrieve console master", &error))?;
+        prepared
+            .io
+            .open_input(&mut self.copies, &mut self.poller)
+            .map_err(|error| Error::unknown("open stdin", &error))?;
         process.pid = Some(pid);
         Ok((process, self.reaper.claim(pid)))
     }
