@@ -27,6 +27,7 @@ mod bundle;
 pub mod commands;
 mod error;
 mod log;
+mod metrics;
 mod poller;
 mod publisher;
 mod reaper;

@@ -25,7 +25,7 @@ use crate::{
     sandbox,
     server::{Call, Server},
     stdio::Copies,
-    task::{Container, Job, LoggerWait},
+    task::{Container, Job, LoggerWait, Watched},
 };
 
 /// How long a shim that ends waits until its events and replies have arrived.
@@ -62,6 +62,8 @@ pub(crate) struct Shim {
     pub(crate) loggers_starting: BTreeMap<u64, LoggerWait>,
     /// Logging programs that have not ended; those with a time are killed then.
     pub(crate) loggers: HashMap<Pid, Option<Instant>>,
+    /// Watches for want of memory.
+    pub(crate) ooms: BTreeMap<u64, Watched>,
     pub(crate) sandbox: sandbox::Sandbox,
     signals: SignalFd,
     ends_by: Option<Instant>,
@@ -105,6 +107,7 @@ impl Shim {
             jobs: HashMap::new(),
             loggers_starting: BTreeMap::new(),
             loggers: HashMap::new(),
+            ooms: BTreeMap::new(),
             sandbox: sandbox::Sandbox::default(),
             signals,
             ends_by: None,

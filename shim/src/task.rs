@@ -7,6 +7,7 @@
 //! | `job` | runtime processes at work, and what comes after them |
 //! | `create`, `start`, `exit`, `delete` | the operations that take several steps |
 //! | `control` | those that take one runtime process: kill, pause, update, ... |
+//! | `oom` | the kernel's kills for want of memory |
 //! | `query` | those that are answered at once |
 
 mod container;
@@ -15,6 +16,7 @@ mod create;
 mod delete;
 mod exit;
 mod job;
+mod oom;
 mod query;
 mod start;
 mod state;
@@ -22,3 +24,4 @@ mod state;
 pub(crate) use container::Container;
 pub(crate) use create::LoggerWait;
 pub(crate) use job::Job;
+pub(crate) use oom::Watched;

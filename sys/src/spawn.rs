@@ -18,7 +18,8 @@ pub trait CommandChild {
     /// The child dies at once when that happened before the request took effect.
     fn parent_death_signal(&mut self, signal: i32) -> &mut Self;
 
-    /// Gives `fds` to the child as descriptors 3, 4, 5 and so on; this process keeps none.
+    /// Gives `fds` to the child as descriptors 3, 4, 5 and so on, and nothing behind them, not
+    /// even what whoever started this process has left open; this process keeps none.
     fn pass_fds(&mut self, fds: Vec<OwnedFd>) -> &mut Self;
 
     /// Makes the child the leader of a new session, which has no terminal.
@@ -66,6 +67,7 @@ impl CommandChild for Command {
                     return Err(io::Error::last_os_error());
                 }
             }
+            close_others_on_exec(FIRST_PASSED + fds.len() as RawFd);
             Ok(())
         };
         // SAFETY: the closure makes system calls; `moved` has the room that it needs.
@@ -76,6 +78,14 @@ impl CommandChild for Command {
         // SAFETY: the closure makes one system call.
         unsafe { self.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from)) }
     }
+}
+
+/// Makes every descriptor from `first` on close-on-exec, where the kernel can (5.11).
+fn close_others_on_exec(first: RawFd) {
+    let flags = libc::CLOSE_RANGE_CLOEXEC;
+    // SAFETY: close_range takes three numbers; with this flag it closes nothing now. A kernel
+    // that lacks it says so, and what was left open stays open, as without this call.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) };
 }
 
 /// Opens every free descriptor from [`FIRST_PASSED`] up to `end`.
@@ -116,22 +126,6 @@ pub fn take_passed_fd(fd: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: the descriptor is open (fcntl succeeded), and by the contract above the caller is
     // the only one that takes it.
     Ok(unsafe { std::os::fd::FromRawFd::from_raw_fd(fd) })
-}
-
-/// Closes every descriptor from `first` on, which whoever started this program has left open.
-///
-/// # Errors
-///
-/// The kernel has no close_range (before 5.9); nothing is closed then.
-///
-/// # Safety
-///
-/// Nothing in the program may own a descriptor from `first` on: it is called first of all.
-pub unsafe fn close_inherited(first: RawFd) -> io::Result<()> {
-    let first = libc::c_ulong::try_from(first).map_err(io::Error::other)?;
-    // SAFETY: by the contract above, nobody owns what is closed.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// The number of the first descriptor after the standard three.

@@ -11,6 +11,7 @@ use rustix::process::Pid;
 use crate::{
     bundle::Bundle,
     error::Error,
+    metrics::Paths,
     reaper::Exit,
     runtime::Runtime,
     server::Call,
@@ -42,6 +43,8 @@ pub(crate) struct Container {
     pub checkpoint: Option<Checkpoint>,
     /// The exit of init, as long as it may not be told: a start or an exec is not over.
     pub held_exit: Option<Exit>,
+    /// Where its control groups are, once it has a process.
+    pub(crate) cgroups: Paths,
     /// Whether the runtime has forgotten the container; what is left to delete is the shim's.
     pub runtime_deleted: bool,
 }

@@ -34,6 +34,7 @@ use sys::mount::{Mount, mount_all, unmount_all};
 use crate::{
     bundle::Bundle,
     error::Error,
+    metrics::Paths,
     runtime::{Command, Runtime},
     server::Call,
     shim::Shim,
@@ -243,6 +244,7 @@ impl Shim {
             has_own_pid_namespace: creation.has_own_pid_namespace,
             checkpoint,
             held_exit: None,
+            cgroups: Paths::new(),
             runtime_deleted: false,
         };
         self.containers.insert(request.id.clone(), container);

@@ -120,8 +120,8 @@ impl Shim {
         }
         let Some(exit) = container.held_exit.take() else { return };
         let was_frozen = matches!(container.init.state, State::Pausing | State::Paused);
-        self.process_exited(id, "", exit);
         self.unwatch_oom(id);
+        self.process_exited(id, "", exit);
         if was_frozen {
             self.thaw_dead(id);
         }

@@ -2,8 +2,11 @@
 
 use proto::containerd::task::v3 as api;
 
+use runc_rs::cgroup::Cgroup;
+
 use crate::{
     error::Error,
+    metrics,
     server::Call,
     shim::Shim,
     task::{exit::wait_response, state::State},
@@ -86,13 +89,13 @@ impl Shim {
 
     /// Serves `Stats`.
     pub(crate) fn stats(&self, request: &api::StatsRequest) -> Result<api::StatsResponse, Error> {
-        self.container(&request.id)?;
-        Err(Error::NotImplemented("stats".to_owned()))
+        let container = self.container(&request.id)?;
+        if container.cgroups.is_empty() {
+            return Err(Error::NotFound("cgroup does not exist".to_owned()));
+        }
+        // Opened for this call only: a shim at rest keeps no directories open.
+        let cgroup = Cgroup::load(container.cgroups.clone());
+        let stats = cgroup.stats().map_err(|error| Error::unknown("cgroup stats", &error))?;
+        Ok(api::StatsResponse { stats: Some(metrics::pack(&cgroup, &stats)) })
     }
-
-    pub(crate) fn oom(&mut self, _number: u64) {}
-
-    pub(super) fn watch_oom(&mut self, _id: &str) {}
-
-    pub(super) fn unwatch_oom(&mut self, _id: &str) {}
 }
