@@ -4,6 +4,8 @@ use std::{error::Error, fmt, process::ExitCode};
 
 use tonic::{Code, Status};
 
+use crate::task::Interrupted;
+
 /// Ends the program with the status of the process that it ran, and no message.
 #[derive(Debug)]
 pub(crate) struct Exit(pub(crate) u8);
@@ -29,6 +31,9 @@ pub(crate) fn exit_with(status: u32) -> anyhow::Result<()> {
 pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(Exit(status)) = error.downcast_ref() {
         return ExitCode::from(*status);
+    }
+    if let Some(Interrupted(number)) = error.downcast_ref() {
+        return ExitCode::from(u8::try_from(128 + number).unwrap_or(u8::MAX));
     }
     if error.chain().any(is_broken_pipe) {
         return ExitCode::SUCCESS;

@@ -13,8 +13,8 @@ pub(crate) use pump::Pump;
 pub(crate) use signals::{Interrupted, Signals, parse_signal};
 
 use proto::containerd::services::tasks::v1::{
-    CloseIoRequest, DeleteProcessRequest, DeleteTaskRequest, KillRequest, ResizePtyRequest,
-    StartRequest, WaitRequest,
+    CloseIoRequest, DeleteProcessRequest, DeleteTaskRequest, GetRequest, KillRequest,
+    ResizePtyRequest, StartRequest, WaitRequest,
 };
 use tonic::Code;
 
@@ -41,6 +41,17 @@ impl Process {
             client: client.clone(),
             container_id: container_id.to_owned(),
             exec_id: exec_id.to_owned(),
+        }
+    }
+
+    /// Its streams; none if it is not there.
+    pub(crate) async fn stdio(&self) -> anyhow::Result<Stdio> {
+        let request =
+            GetRequest { container_id: self.container_id.clone(), exec_id: self.exec_id.clone() };
+        match self.client.tasks().get(request).await {
+            Ok(response) => Ok(Stdio::of(&response.into_inner().process.unwrap_or_default())),
+            Err(status) if status.code() == Code::NotFound => Ok(Stdio::paths("", "", "", false)),
+            Err(status) => Err(status.into()),
         }
     }
 

@@ -7,7 +7,7 @@ mod specify;
 pub(crate) use create::{Created, Undo, create};
 pub(crate) use flags::ContainerFlags;
 
-use std::{fs, path::PathBuf};
+use std::{cell::Cell, fs, path::PathBuf};
 
 use anyhow::{Context as _, ensure};
 use clap::Args;
@@ -16,8 +16,8 @@ use proto::containerd::{runc::v1::Options, services::tasks::v1::CreateTaskReques
 use crate::{
     cli::Global,
     client::Client,
-    error::{Exit, exit_with},
-    task::{Console, Interrupted, IoKind, Process, Pump, Signals, Stdio, supervise},
+    error::exit_with,
+    task::{Console, IoKind, Process, Pump, Signals, Stdio, supervise},
 };
 
 /// Run a container
@@ -86,15 +86,7 @@ impl Run {
         if self.rm || !started {
             undo.run(&client, &id).await;
         }
-        match result {
-            Ok(status) => exit_with(status),
-            Err(error) => match error.downcast_ref::<Interrupted>() {
-                Some(Interrupted(number)) => {
-                    Err(Exit(u8::try_from(128 + number).unwrap_or(u8::MAX)).into())
-                }
-                None => Err(error),
-            },
-        }
+        exit_with(result?)
     }
 
     /// Runs the container. An error means that it never ran, or that its end is not known, in
@@ -105,19 +97,13 @@ impl Run {
         signals: &mut Signals,
         undo: &Undo,
     ) -> anyhow::Result<u32> {
-        let mut created = signals.step(create(client, &self.container, undo)).await?;
+        let created = signals.step(create(client, &self.container, undo)).await?;
         if let Some(path) = &self.dump_config {
             fs::write(path, serde_json::to_vec_pretty(&created.spec)?)
                 .with_context(|| format!("--dump-config {}", path.display()))?;
         }
-        let lease = created.lease.take();
         let task = start(client, &created, &self.task, signals);
-        let (status, ()) = tokio::join!(task, async {
-            if let Some(lease) = lease {
-                // It expires by itself.
-                let _ = lease.delete().await;
-            }
-        });
+        let (status, ()) = tokio::join!(task, undo.end_lease());
         status
     }
 }
@@ -135,8 +121,9 @@ pub(crate) async fn start(
     // Shims want to see the other side of the fifos open, even if nobody copies.
     let pump = Pump::open(&stdio)?;
     let process = Process::init(client, &container.id);
-    let pid = signals.step(create_task(client, container, &stdio, flags)).await?;
+    let may_exist = Cell::new(true);
     let attended = async {
+        let pid = signals.step(create_task(client, container, &stdio, flags, &may_exist)).await?;
         if let Some(path) = &flags.pid_file {
             fs::write(path, pid.to_string())
                 .with_context(|| format!("--pid-file {}", path.display()))?;
@@ -154,7 +141,9 @@ pub(crate) async fn start(
             Ok(0)
         }
         Err(error) => {
-            if let Err(second) = process.destroy().await {
+            if may_exist.get()
+                && let Err(second) = process.destroy().await
+            {
                 let what = crate::error::text(&second);
                 crate::error::warn(&format!("remove task {}: {what}", container.id));
             }
@@ -191,11 +180,13 @@ pub(crate) async fn attend(
     Ok(status)
 }
 
+/// Makes the task. `may_exist` tells then whether there is one to remove.
 async fn create_task(
     client: &Client,
     container: &Created,
     stdio: &Stdio,
     flags: &TaskFlags,
+    may_exist: &Cell<bool>,
 ) -> anyhow::Result<u32> {
     let options = match (&container.options, flags.no_pivot) {
         (Some(options), true) => Some(Options { no_pivot_root: true, ..options.clone() }),
@@ -216,5 +207,8 @@ async fn create_task(
         options: options.map(|options| proto::any::pack(&options)),
         ..Default::default()
     };
-    Ok(client.tasks().create(request).await?.into_inner().pid)
+    let response = client.tasks().create(request).await;
+    // A call that was not answered may have made the task; one that was refused has not.
+    may_exist.set(response.is_ok());
+    Ok(response?.into_inner().pid)
 }

@@ -13,6 +13,7 @@ pub(crate) const EXPIRE_LABEL: &str = "containerd.io/gc.expire";
 /// A lease, and a client whose calls are made under it.
 ///
 /// A command that is killed leaves the lease, which then expires.
+#[derive(Clone)]
 pub(crate) struct Lease {
     plain: Client,
     leased: Client,

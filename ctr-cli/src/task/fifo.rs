@@ -14,6 +14,9 @@ use crate::names;
 /// Where fifos are made when no flag says otherwise; the second if the first cannot be made.
 const DIRECTORIES: [&str; 2] = ["/run/gantry/fifo", "/run/containerd/fifo"];
 
+/// How the names of the directories begin.
+const DIRECTORY_PREFIX: &str = "ctr-";
+
 /// What becomes of a process's streams.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum IoKind {
@@ -57,6 +60,20 @@ impl Stdio {
         Self { stdin, stdout, stderr, terminal, directory: None }
     }
 
+    /// The streams of a task, with its fifos to be removed if this program once made them.
+    pub(crate) fn of(task: &proto::containerd::v1::types::Process) -> Self {
+        let mut stdio = Self::paths(&task.stdin, &task.stdout, &task.stderr, task.terminal);
+        let parent = Path::new(&task.stdin).parent();
+        let is_own = |directory: &&Path| {
+            directory.is_absolute()
+                && directory.file_name().is_some_and(|name| {
+                    name.as_encoded_bytes().starts_with(DIRECTORY_PREFIX.as_bytes())
+                })
+        };
+        stdio.directory = parent.filter(is_own).map(Path::to_owned);
+        stdio
+    }
+
     /// Leaves the fifos to whoever attaches later.
     pub(crate) fn keep(&mut self) {
         self.directory = None;
@@ -84,8 +101,12 @@ impl Stdio {
 impl Drop for Stdio {
     fn drop(&mut self) {
         if let Some(directory) = self.directory.take() {
-            // The process has ended; a directory that is left behind takes no data.
-            let _ = fs::remove_dir_all(directory);
+            // The process has ended; a directory that is left behind takes no data. Only what
+            // was made is removed, so a directory with anything else in it stays.
+            for path in [&self.stdin, &self.stdout, &self.stderr] {
+                let _ = fs::remove_file(path);
+            }
+            let _ = fs::remove_dir(directory);
         }
     }
 }
@@ -105,7 +126,7 @@ fn make_directory(parent: Option<&Path>) -> anyhow::Result<PathBuf> {
             .find(|candidate| builder.create(candidate).is_ok())
             .unwrap_or_else(std::env::temp_dir),
     };
-    let directory = parent.join(names::unique("ctr"));
+    let directory = parent.join(names::unique(DIRECTORY_PREFIX.trim_end_matches('-')));
     fs::DirBuilder::new()
         .mode(0o700)
         .create(&directory)

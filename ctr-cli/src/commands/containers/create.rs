@@ -40,10 +40,7 @@ impl Create {
                 return Err(error);
             }
         };
-        if let Some(lease) = created.lease {
-            // It expires by itself.
-            let _ = lease.delete().await;
-        }
+        undo.end_lease().await;
         if let Some(path) = self.dump_config {
             fs::write(&path, serde_json::to_vec_pretty(&created.spec)?)
                 .with_context(|| format!("--dump-config {}", path.display()))?;

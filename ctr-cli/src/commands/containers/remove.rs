@@ -12,7 +12,12 @@ use proto::containerd::{
 };
 use tonic::Code;
 
-use crate::{cli::Global, client::Client, commands::each, task::Process};
+use crate::{
+    cli::Global,
+    client::Client,
+    commands::each,
+    task::{Process, Stdio},
+};
 
 /// Delete containers
 #[derive(Args, Debug)]
@@ -46,7 +51,9 @@ async fn remove(client: &Client, id: &str, keep_snapshot: bool) -> anyhow::Resul
             let process = response.into_inner().process.unwrap_or_default();
             match process.status() {
                 Status::Stopped | Status::Created => {
-                    Process::init(client, id).delete().await?;
+                    let mut stdio = Stdio::of(&process);
+                    let deleted = Process::init(client, id).delete().await;
+                    deleted.inspect_err(|_| stdio.keep())?;
                 }
                 status => bail!(
                     "its task is {}, not stopped: failed precondition",

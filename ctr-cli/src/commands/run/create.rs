@@ -43,8 +43,6 @@ pub(crate) struct Created {
     pub(crate) spec: Spec,
     /// The mounts of its snapshot; none for a directory.
     pub(crate) rootfs: Vec<Mount>,
-    /// Keeps the snapshot until the record does. To be deleted, at leisure.
-    pub(crate) lease: Option<Lease>,
     /// The runtime's options, if they are runc's.
     pub(crate) options: Option<Options>,
 }
@@ -55,9 +53,19 @@ pub(crate) struct Undo {
     container: Cell<bool>,
     /// Snapshotter and key.
     snapshot: Cell<Option<(String, String)>>,
+    /// Keeps the snapshot until the record does.
+    lease: Cell<Option<Lease>>,
 }
 
 impl Undo {
+    /// Ends the lease, which nothing needs once the container is made.
+    pub(crate) async fn end_lease(&self) {
+        if let Some(lease) = self.lease.take() {
+            // It expires by itself if it cannot be deleted, or was never made.
+            let _ = lease.delete().await;
+        }
+    }
+
     /// Removes what was made. Failures are printed: there is an error already that says more.
     pub(crate) async fn run(&self, client: &Client, id: &str) {
         let container = async {
@@ -72,7 +80,7 @@ impl Undo {
                 report(id, client.snapshots().remove(request).await.err());
             }
         };
-        tokio::join!(container, snapshot);
+        tokio::join!(container, snapshot, self.end_lease());
     }
 }
 
@@ -115,15 +123,8 @@ pub(crate) async fn create(
         return create_without_image(client, flags, &id, runtime, undo).await;
     }
     let lease = Lease::named(client)?;
-    let made = create_from_image(client, &lease, flags, &id, runtime, undo).await;
-    match made {
-        Ok(created) => Ok(Created { lease: Some(lease), ..created }),
-        Err(error) => {
-            // It expires by itself if it cannot be deleted, or was never made.
-            let _ = lease.delete().await;
-            Err(error)
-        }
-    }
+    undo.lease.set(Some(lease.clone()));
+    create_from_image(client, &lease, flags, &id, runtime, undo).await
 }
 
 async fn create_from_image(
@@ -169,7 +170,7 @@ async fn create_from_image(
     register(client, record, undo).await?;
     let terminal = spec.process.terminal;
     let options = runtime.options;
-    Ok(Created { id: id.to_owned(), terminal, spec, rootfs, lease: None, options })
+    Ok(Created { id: id.to_owned(), terminal, spec, rootfs, options })
 }
 
 /// Makes a container of a directory, or of a specification that names its own.
@@ -201,7 +202,7 @@ async fn create_without_image(
     register(client, record, undo).await?;
     let terminal = spec.process.terminal;
     let options = runtime.options;
-    Ok(Created { id: id.to_owned(), terminal, spec, rootfs: Vec::new(), lease: None, options })
+    Ok(Created { id: id.to_owned(), terminal, spec, rootfs: Vec::new(), options })
 }
 
 /// Who the process is, by the flag or the image.

@@ -21,15 +21,20 @@ impl Attach {
         let request = GetRequest { container_id: self.container.clone(), exec_id: String::new() };
         let task = client.tasks().get(request).await?.into_inner().process.unwrap_or_default();
         let mut signals = Signals::take()?;
-        let stdio = Stdio::paths(&task.stdin, &task.stdout, &task.stderr, task.terminal);
+        let mut stdio = Stdio::of(&task);
         let console = task.terminal.then(Console::raw).transpose()?;
         let mut pump = Pump::open(&stdio)?;
         let process = Process::init(&client, &self.container);
         let wait = process.wait();
-        let status = supervise(&process, &mut pump, &mut signals, console.as_ref(), wait).await?;
-        process.delete().await?;
+        let ended = async {
+            let console = console.as_ref();
+            let status = supervise(&process, &mut pump, &mut signals, console, wait).await?;
+            process.delete().await?;
+            anyhow::Ok(status)
+        };
+        let ended = ended.await.inspect_err(|_| stdio.keep());
         pump.drain().await?;
         drop(console);
-        exit_with(status)
+        exit_with(ended?)
     }
 }

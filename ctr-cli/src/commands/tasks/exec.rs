@@ -1,6 +1,6 @@
 //! `ctr tasks exec`
 
-use std::path::PathBuf;
+use std::{cell::Cell, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -77,21 +77,29 @@ impl Exec {
                 value: serde_json::to_vec(&spec).context("process")?,
             }),
         };
-        signals.step(async { Ok(client.tasks().exec(request).await?) }).await?;
         let process = Process::exec(&client, &self.container, &exec_id);
-        let result = if self.detach {
-            process.start().await.map(|_| {
+        let may_exist = Cell::new(true);
+        let made = signals.step(async {
+            let response = client.tasks().exec(request).await;
+            // A call that was not answered may have made it; one that was refused has not.
+            may_exist.set(response.is_ok());
+            Ok(response?)
+        });
+        let result = match made.await {
+            Err(error) => Err(error),
+            Ok(_) if self.detach => process.start().await.map(|_| {
                 stdio.keep();
                 0
-            })
-        } else {
-            attend(&process, pump, &mut signals, console.as_ref()).await
+            }),
+            Ok(_) => attend(&process, pump, &mut signals, console.as_ref()).await,
         };
         drop(console);
         match result {
             Ok(status) => exit_with(status),
             Err(error) => {
-                if let Err(second) = process.destroy().await {
+                if may_exist.get()
+                    && let Err(second) = process.destroy().await
+                {
                     warn(&format!("remove process {exec_id}: {}", text(&second)));
                 }
                 Err(error)

@@ -36,10 +36,12 @@ impl Remove {
         each(&self.containers, async |id| {
             let process = Process::init(&client, id);
             let context = || format!("delete task {id}");
-            if self.force {
-                return process.destroy().await.with_context(context);
-            }
-            let status = process.delete().await.with_context(context)?;
+            let mut stdio = process.stdio().await?;
+            let removed = match self.force {
+                true => process.destroy().await.map(|()| 0),
+                false => process.delete().await,
+            };
+            let status = removed.inspect_err(|_| stdio.keep()).with_context(context)?;
             if status != 0 {
                 warn(&format!("task {id} exited with status {status}"));
             }

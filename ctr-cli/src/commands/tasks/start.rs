@@ -48,5 +48,5 @@ async fn created(client: &Client, container: Container) -> anyhow::Result<Create
     let options = any.as_ref().map(proto::any::unpack::<Options>).transpose();
     let options = options.context("the container's runtime options")?.flatten();
     let terminal = spec.process.terminal;
-    Ok(Created { id: container.id, terminal, spec, rootfs, lease: None, options })
+    Ok(Created { id: container.id, terminal, spec, rootfs, options })
 }
