@@ -1,0 +1,324 @@
+//! The shim's program, driven as containerd does, with a real runtime on the real kernel.
+//!
+//! Needs root, a static busybox and runc; `SHIM_TEST_RUNTIME` names another runtime.
+
+#[path = "task/harness.rs"]
+mod harness;
+
+use std::{fs, io::Write, os::unix::fs::PermissionsExt, time::Instant};
+
+use harness::{Client, Shim, delete, eventually, process, read_all};
+use prost_types::Any;
+use proto::{
+    any,
+    containerd::{runc::v1::ProcessDetails, task::v3 as api, types::Mount, v1::types::Status},
+};
+
+/// Creates the task and starts it.
+fn run(shim: &Shim, client: &mut Client, request: &api::CreateTaskRequest) -> u32 {
+    let created: api::CreateTaskResponse = client.task("Create", request).expect("Create");
+    let started: api::StartResponse = client.task("Start", &start(shim, "")).expect("Start");
+    assert_eq!(started.pid, created.pid);
+    created.pid
+}
+
+fn start(shim: &Shim, exec: &str) -> api::StartRequest {
+    api::StartRequest { id: shim.id.clone(), exec_id: exec.to_owned() }
+}
+
+fn wait(shim: &Shim, exec: &str) -> api::WaitRequest {
+    api::WaitRequest { id: shim.id.clone(), exec_id: exec.to_owned() }
+}
+
+fn delete_request(shim: &Shim, exec: &str) -> api::DeleteRequest {
+    api::DeleteRequest { id: shim.id.clone(), exec_id: exec.to_owned() }
+}
+
+fn kill(shim: &Shim, client: &mut Client) {
+    let request = api::KillRequest { id: shim.id.clone(), signal: 9, ..Default::default() };
+    client.task::<()>("Kill", &request).expect("Kill");
+}
+
+fn exec_request(shim: &Shim, exec: &str, args: &[&str]) -> api::ExecProcessRequest {
+    let value = serde_json::to_vec(&process(args)).expect("JSON");
+    api::ExecProcessRequest {
+        id: shim.id.clone(),
+        exec_id: exec.to_owned(),
+        spec: Some(Any { type_url: any::RUNTIME_PROCESS.to_owned(), value }),
+        ..Default::default()
+    }
+}
+
+fn status(shim: &Shim, client: &mut Client) -> Status {
+    let request = api::StateRequest { id: shim.id.clone(), ..Default::default() };
+    let state: api::StateResponse = client.task("State", &request).expect("State");
+    state.status()
+}
+
+/// Kills, deletes and shuts down.
+fn clean_up(shim: Shim, client: &mut Client) {
+    kill(&shim, client);
+    client.task::<api::WaitResponse>("Wait", &wait(&shim, "")).expect("Wait");
+    client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "")).expect("Delete");
+    shim.finish(client);
+}
+
+#[test]
+fn a_task_from_create_to_delete() {
+    let shim = Shim::start("life", &["sh", "-c", "echo out; echo err >&2; exit 3"]);
+    let mut client = shim.client();
+    let mut request = shim.create_request();
+    request.stdout = shim.fifo("stdout");
+    request.stderr = shim.fifo("stderr");
+    let (out, err) = (read_all(&request.stdout), read_all(&request.stderr));
+    client.task::<api::CreateTaskResponse>("Create", &request).expect("Create");
+    assert_eq!(status(&shim, &mut client), Status::Created);
+    let waiting = client.send("Wait", &wait(&shim, ""));
+    let mut other = shim.client();
+    other.task::<api::StartResponse>("Start", &start(&shim, "")).expect("Start");
+    let exit: api::WaitResponse = client.receive(waiting).expect("Wait");
+    assert_eq!(exit.exit_status, 3);
+    let deleted: api::DeleteResponse =
+        client.task("Delete", &delete_request(&shim, "")).expect("Delete");
+    assert_eq!((deleted.exit_status, deleted.exited_at), (3, exit.exited_at));
+    assert_eq!(out.join().expect("join"), b"out\n");
+    assert_eq!(err.join().expect("join"), b"err\n");
+    for topic in ["/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"] {
+        assert_eq!(shim.event(), topic);
+    }
+    let again = client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, ""));
+    assert_eq!(again.expect_err("gone").code, 5);
+    shim.finish(&mut client);
+}
+
+#[test]
+fn execs_exit_before_init() {
+    let shim = Shim::start("exec", &["sleep", "1000"]);
+    let mut client = shim.client();
+    let pid = run(&shim, &mut client, &shim.create_request());
+    client.task::<()>("Exec", &exec_request(&shim, "e1", &["sleep", "1000"])).expect("Exec");
+    let started: api::StartResponse = client.task("Start", &start(&shim, "e1")).expect("Start");
+    let pids: api::PidsResponse =
+        client.task("Pids", &api::PidsRequest { id: shim.id.clone() }).expect("Pids");
+    let details = any::pack(&ProcessDetails { exec_id: "e1".to_owned() });
+    let mut got: Vec<_> =
+        pids.processes.into_iter().map(|process| (process.pid, process.info)).collect();
+    got.sort_by_key(|(pid, _)| *pid);
+    assert_eq!(got, [(pid, None), (started.pid, Some(details))]);
+    let exec = client.send("Wait", &wait(&shim, "e1"));
+    kill(&shim, &mut client);
+    let exit: api::WaitResponse = client.receive(exec).expect("Wait");
+    assert_eq!(exit.exit_status, 137);
+    let topics: Vec<String> = (0..6).map(|_| shim.event()).collect();
+    let want = ["create", "start", "exec-added", "exec-started", "exit", "exit"];
+    assert_eq!(topics, want.map(|topic| format!("/tasks/{topic}")));
+    client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "e1")).expect("Delete");
+    client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "")).expect("Delete");
+    shim.finish(&mut client);
+}
+
+#[test]
+fn an_exec_that_cannot_start() {
+    let shim = Shim::start("noexec", &["sleep", "1000"]);
+    let mut client = shim.client();
+    run(&shim, &mut client, &shim.create_request());
+    client.task::<()>("Exec", &exec_request(&shim, "e1", &["nosuch"])).expect("Exec");
+    let error = client.task::<api::StartResponse>("Start", &start(&shim, "e1")).expect_err("Start");
+    assert!(error.message.starts_with("OCI runtime exec failed: "), "{}", error.message);
+    assert!(error.message.contains("nosuch"), "{}", error.message);
+    client.task::<api::WaitResponse>("Wait", &wait(&shim, "e1")).expect("Wait");
+    client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "e1")).expect("Delete");
+    for exec in ["e1", "../e", ""] {
+        let request = exec_request(&shim, exec, &["true"]);
+        let got = client.task::<()>("Exec", &request).map_err(|status| status.code);
+        assert_eq!(got, if exec == "e1" { Ok(()) } else { Err(3) }, "{exec:?}");
+    }
+    clean_up(shim, &mut client);
+}
+
+#[test]
+fn input_ends_when_it_is_closed() {
+    const LEN: usize = 1 << 20;
+    let shim = Shim::start("stdin", &["wc", "-c"]);
+    let mut client = shim.client();
+    let mut request = shim.create_request();
+    request.stdin = shim.fifo("stdin");
+    request.stdout = shim.fifo("stdout");
+    let out = read_all(&request.stdout);
+    run(&shim, &mut client, &request);
+    let mut stdin = fs::OpenOptions::new().write(true).open(&request.stdin).expect("open");
+    stdin.write_all(&vec![b'x'; LEN]).expect("write");
+    drop(stdin);
+    // The shim keeps the fifo open, so that another client may go on.
+    assert_eq!(status(&shim, &mut client), Status::Running);
+    let close = api::CloseIoRequest { id: shim.id.clone(), stdin: true, ..Default::default() };
+    client.task::<()>("CloseIO", &close).expect("CloseIO");
+    let exit: api::WaitResponse = client.task("Wait", &wait(&shim, "")).expect("Wait");
+    assert_eq!(exit.exit_status, 0);
+    client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "")).expect("Delete");
+    assert_eq!(String::from_utf8_lossy(&out.join().expect("join")), format!("{LEN}\n"));
+    shim.finish(&mut client);
+}
+
+#[test]
+fn a_terminal() {
+    let shim = Shim::start("tty", &["sleep", "1000"]);
+    let mut client = shim.client();
+    run(&shim, &mut client, &shim.create_request());
+    let mut request = exec_request(&shim, "t", &["sh", "-c", "read go; stty size; exit 4"]);
+    request.terminal = true;
+    request.stdin = shim.fifo("stdin");
+    request.stdout = shim.fifo("stdout");
+    let out = read_all(&request.stdout);
+    client.task::<()>("Exec", &request).expect("Exec");
+    client.task::<api::StartResponse>("Start", &start(&shim, "t")).expect("Start");
+    let size = api::ResizePtyRequest {
+        id: shim.id.clone(),
+        exec_id: "t".to_owned(),
+        width: 100,
+        height: 30,
+    };
+    client.task::<()>("ResizePty", &size).expect("ResizePty");
+    fs::write(&request.stdin, "go\n").expect("write");
+    let exit: api::WaitResponse = client.task("Wait", &wait(&shim, "t")).expect("Wait");
+    assert_eq!(exit.exit_status, 4);
+    client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "t")).expect("Delete");
+    assert_eq!(String::from_utf8_lossy(&out.join().expect("join")), "go\r\n30 100\r\n");
+    clean_up(shim, &mut client);
+}
+
+#[test]
+fn frozen_and_thawed() {
+    let shim = Shim::start("pause", &["sleep", "1000"]);
+    let mut client = shim.client();
+    run(&shim, &mut client, &shim.create_request());
+    let id = shim.id.clone();
+    client.task::<()>("Pause", &api::PauseRequest { id: id.clone() }).expect("Pause");
+    assert_eq!(status(&shim, &mut client), Status::Paused);
+    let again = client.task::<()>("Pause", &api::PauseRequest { id: id.clone() });
+    assert_eq!(again.expect_err("paused").code, 9);
+    client.task::<()>("Resume", &api::ResumeRequest { id }).expect("Resume");
+    assert_eq!(status(&shim, &mut client), Status::Running);
+    clean_up(shim, &mut client);
+}
+
+#[test]
+fn what_the_task_has_used() {
+    let shim = Shim::start("stats", &["sleep", "1000"]);
+    let mut client = shim.client();
+    run(&shim, &mut client, &shim.create_request());
+    let stats: api::StatsResponse =
+        client.task("Stats", &api::StatsRequest { id: shim.id.clone() }).expect("Stats");
+    let name = stats.stats.map(|stats| stats.type_url).unwrap_or_default();
+    assert!(name.starts_with("io.containerd.cgroups.v"), "{name}");
+    clean_up(shim, &mut client);
+}
+
+#[test]
+fn nothing_is_left_of_a_failed_create() {
+    let shim = Shim::start("fail", &["nosuch"]);
+    let mut client = shim.client();
+    let request = shim.create_request();
+    let error =
+        client.task::<api::CreateTaskResponse>("Create", &request).expect_err("no such program");
+    assert!(error.message.starts_with("OCI runtime create failed: "), "{}", error.message);
+    assert!(error.message.contains("nosuch"), "{}", error.message);
+    assert!(!shim.has_rootfs_mount(), "the rootfs is unmounted");
+
+    let mut broken = shim.create_request();
+    broken.rootfs.push(Mount { r#type: "nosuchfs".to_owned(), ..Mount::default() });
+    client.task::<api::CreateTaskResponse>("Create", &broken).expect_err("no such filesystem");
+    assert!(!shim.has_rootfs_mount(), "the first mount is undone");
+
+    let state = api::StateRequest { id: shim.id.clone(), ..Default::default() };
+    let error = client.task::<api::StateResponse>("State", &state).expect_err("no such task");
+    assert_eq!((error.code, error.message.as_str()), (5, "container not created: not found"));
+    shim.finish(&mut client);
+}
+
+#[test]
+fn a_slow_runtime_delays_nobody() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let runtime = directory.path().join("slow");
+    fs::write(&runtime, "#!/bin/sh\nsleep 2\nexit 1\n").expect("write");
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let shim = Shim::start_with("slow", &["true"], &runtime.to_string_lossy());
+    let mut client = shim.client();
+    let creating = client.send("Create", &shim.create_request());
+    let mut other = shim.client();
+    let begin = Instant::now();
+    let request = api::ConnectRequest { id: shim.id.clone() };
+    other.task::<api::ConnectResponse>("Connect", &request).expect("Connect");
+    assert!(begin.elapsed().as_millis() < 1000, "{:?}", begin.elapsed());
+    let twice = other.task::<api::CreateTaskResponse>("Create", &shim.create_request());
+    assert_eq!(twice.expect_err("at work").code, 6);
+    client.receive::<api::CreateTaskResponse>(creating).expect_err("it fails in the end");
+    shim.finish(&mut client);
+}
+
+#[test]
+fn garbage_closes_its_connection_only() {
+    let shim = Shim::start("garbage", &["true"]);
+    let mut client = shim.client();
+    let inputs: [&[u8]; 3] = [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\xff\xff\xff\xff\0\0\0\x01\x01\0",
+        b"\0\0\0\0\0\0\0\x01\x09\0",
+    ];
+    for input in inputs {
+        let mut stranger = shim.client();
+        stranger.write_raw(input);
+        assert!(stranger.is_closed(), "{input:?}");
+    }
+    let error = client.task::<()>("Nothing", &()).expect_err("no such method");
+    assert_eq!(error.code, 12);
+    shim.finish(&mut client);
+}
+
+#[test]
+fn delete_cleans_up_after_a_killed_shim() {
+    let shim = Shim::start("killed", &["sleep", "1000"]);
+    let mut client = shim.client();
+    let pid = run(&shim, &mut client, &shim.create_request());
+    let shim_pid = rustix::process::Pid::from_raw(shim.pid()).expect("a process ID");
+    rustix::process::kill_process(shim_pid, rustix::process::Signal::KILL).expect("kill");
+    assert!(client.is_closed());
+    let response = delete(&shim.bundle(), &shim.id);
+    assert_eq!((response.pid, response.exit_status), (pid, 137));
+    eventually("the task is killed", || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.is_empty() || stat.contains(") Z ")
+    });
+    assert!(!shim.has_rootfs_mount() && !shim.address.exists());
+}
+
+#[test]
+fn an_idle_shim_is_small() {
+    let shim = Shim::start("idle", &["sleep", "1000"]);
+    let mut client = shim.client();
+    run(&shim, &mut client, &shim.create_request());
+    for exec in 0..20 {
+        let exec = format!("e{exec}");
+        client.task::<()>("Exec", &exec_request(&shim, &exec, &["true"])).expect("Exec");
+        client.task::<api::StartResponse>("Start", &start(&shim, &exec)).expect("Start");
+        client.task::<api::WaitResponse>("Wait", &wait(&shim, &exec)).expect("Wait");
+        client
+            .task::<api::DeleteResponse>("Delete", &delete_request(&shim, &exec))
+            .expect("Delete");
+    }
+    let proc = format!("/proc/{}", shim.pid());
+    let threads = fs::read_dir(format!("{proc}/task")).expect("tasks").count();
+    assert_eq!(threads, 1);
+    let descriptors = fs::read_dir(format!("{proc}/fd")).expect("fds").count();
+    assert!(descriptors <= 16, "{descriptors} descriptors");
+    let rollup = fs::read_to_string(format!("{proc}/smaps_rollup")).expect("smaps");
+    let of = |name: &str| {
+        let line = rollup.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    };
+    // 76 kB were measured for the static release build; the rest of it is the program itself,
+    // which all shims share. An unoptimised dynamic build has relocations and libc's data.
+    let limit = if cfg!(debug_assertions) { 700 } else { 200 };
+    assert!(of("Private_Dirty:") <= limit, "{rollup}");
+    clean_up(shim, &mut client);
+}
