@@ -1,0 +1,238 @@
+//! The daemon over its socket, with generated clients.
+
+use std::{path::PathBuf, time::Instant};
+
+use engine::{
+    config::{Config, Layout, Paths},
+    daemon::Daemon,
+    digest::Digest,
+};
+use prost_types::Any;
+use proto::containerd::services::{
+    containers::v1::{
+        Container, CreateContainerRequest, ListContainersRequest, container::Runtime,
+        containers_client::ContainersClient,
+    },
+    content::v1::{
+        InfoRequest, ReadContentRequest, StatusRequest, WriteAction, WriteContentRequest,
+        WriteContentResponse, content_client::ContentClient,
+    },
+    images::v1::{GetImageRequest, images_client::ImagesClient},
+    leases::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient},
+    version::v1::version_client::VersionClient,
+};
+use tokio::{sync::oneshot, task::JoinHandle};
+use tonic::{
+    Code, Request, Status,
+    transport::{Channel, Endpoint},
+};
+
+/// A daemon in a folder of its own, and a connection to it.
+struct Fixture {
+    _folder: tempfile::TempDir,
+    channel: Channel,
+    content: PathBuf,
+    stop: oneshot::Sender<()>,
+    serving: JoinHandle<()>,
+}
+
+impl Fixture {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let config = Config {
+            root: Some(folder.path().join("root")),
+            state: Some(folder.path().join("state")),
+            ..Config::default()
+        };
+        let paths: Paths = config.paths(Layout::Gantry);
+        let daemon = Daemon::build(config, &paths).expect("builds");
+        let (stop, stopped) = oneshot::channel();
+        let serving = tokio::spawn(async move {
+            let stopped = async {
+                let _ = stopped.await;
+            };
+            daemon.serve(stopped).await.expect("serves");
+        });
+        let address = format!("unix://{}", paths.address.display());
+        let channel = Endpoint::from_shared(address).expect("an address").connect().await;
+        let channel = channel.expect("connects");
+        Self { _folder: folder, channel, content: paths.root.join("content"), stop, serving }
+    }
+
+    async fn stop(self) {
+        let Self { channel, stop, serving, .. } = self;
+        drop(channel);
+        stop.send(()).expect("still serves");
+        serving.await.expect("ends");
+    }
+}
+
+/// A request in namespace `default`.
+fn scoped<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    let namespace = "default".parse().expect("a header");
+    request.metadata_mut().insert("containerd-namespace", namespace);
+    request
+}
+
+fn leased<T>(message: T, lease: &str) -> Request<T> {
+    let mut request = scoped(message);
+    request.metadata_mut().insert("containerd-lease", lease.parse().expect("a header"));
+    request
+}
+
+fn new_container(id: String) -> CreateContainerRequest {
+    let runtime = Runtime { name: "io.containerd.runc.v2".to_owned(), options: None };
+    let container = Container {
+        id,
+        runtime: Some(runtime),
+        spec: Some(Any::default()),
+        ..Container::default()
+    };
+    CreateContainerRequest { container: Some(container) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_is_required() {
+    let fixture = Fixture::start().await;
+    let mut images = ImagesClient::new(fixture.channel.clone());
+    let get = || GetImageRequest { name: "x".to_owned() };
+    let error = images.get(get()).await.expect_err("no namespace");
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert_eq!(error.message(), "namespace is required: failed precondition");
+    let mut request = Request::new(get());
+    request.metadata_mut().insert("containerd-namespace", "a/b".parse().expect("a header"));
+    let error = images.get(request).await.expect_err("no namespace");
+    assert_eq!(error.code(), Code::InvalidArgument);
+    let error = images.get(scoped(get())).await.expect_err("no image");
+    assert_eq!((error.code(), error.message()), (Code::NotFound, "image \"x\": not found"));
+    VersionClient::new(fixture.channel.clone()).version(()).await.expect("needs no namespace");
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn concurrent_creates() {
+    const COUNT: usize = 200;
+    let fixture = Fixture::start().await;
+    let begun = Instant::now();
+    let creates = (0..COUNT).map(|number| {
+        let mut client = ContainersClient::new(fixture.channel.clone());
+        // Every second one has the name of the one before.
+        tokio::spawn(async move {
+            client.create(scoped(new_container(format!("c{}", number / 2)))).await
+        })
+    });
+    let creates: Vec<_> = creates.collect();
+    let mut codes = Vec::new();
+    for create in creates {
+        codes.push(create.await.expect("ends").map_or_else(|error| error.code(), |_| Code::Ok));
+    }
+    println!("{COUNT} creates: {:?}", begun.elapsed());
+    let count = |code| codes.iter().filter(|&&found| found == code).count();
+    assert_eq!((count(Code::Ok), count(Code::AlreadyExists)), (COUNT / 2, COUNT / 2));
+    let mut client = ContainersClient::new(fixture.channel.clone());
+    let all = || scoped(ListContainersRequest::default());
+    let listed = client.list(all()).await.expect("lists").into_inner().containers;
+    assert_eq!(listed.len(), COUNT / 2);
+    let mut stream = client.list_stream(all()).await.expect("lists").into_inner();
+    let mut streamed = 0;
+    while stream.message().await.expect("lists").is_some() {
+        streamed += 1;
+    }
+    assert_eq!(streamed, COUNT / 2);
+    fixture.stop().await;
+}
+
+async fn write(
+    client: &mut ContentClient<Channel>,
+    messages: Vec<WriteContentRequest>,
+) -> Result<Vec<WriteContentResponse>, Status> {
+    let request = scoped(tokio_stream::iter(messages));
+    let mut stream = client.write(request).await?.into_inner();
+    let mut answers = Vec::new();
+    while let Some(answer) = stream.message().await? {
+        answers.push(answer);
+    }
+    Ok(answers)
+}
+
+fn message(action: WriteAction, offset: i64, data: &'static [u8]) -> WriteContentRequest {
+    WriteContentRequest {
+        action: action.into(),
+        r#ref: "r".to_owned(),
+        offset,
+        data: data.into(),
+        ..WriteContentRequest::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_is_a_conversation() {
+    let fixture = Fixture::start().await;
+    let mut client = ContentClient::new(fixture.channel.clone());
+    let stat = || message(WriteAction::Stat, 0, b"");
+    let answers = write(&mut client, vec![stat(), message(WriteAction::Write, 0, b"hel")]).await;
+    let offsets: Vec<_> = answers.expect("writes").iter().map(|answer| answer.offset).collect();
+    assert_eq!(offsets, [0, 3]);
+    let request = scoped(StatusRequest { r#ref: "r".to_owned() });
+    let status = client.status(request).await.expect("is there").into_inner().status;
+    assert_eq!(status.expect("a status").offset, 3);
+
+    let wrong = write(&mut client, vec![message(WriteAction::Write, 2, b"x")]).await;
+    let error = wrong.expect_err("wrong offset");
+    assert_eq!(error.code(), Code::OutOfRange);
+    assert_eq!(error.message(), "write @2 must occur at current offset 3");
+
+    let digest = Digest::of(b"hello").to_string();
+    let mut commit = message(WriteAction::Commit, 3, b"lo");
+    commit.total = 5;
+    commit.expected.clone_from(&digest);
+    let answers = write(&mut client, vec![stat(), commit.clone()]).await.expect("commits");
+    let last = answers.last().expect("an answer");
+    assert_eq!((last.offset, last.digest.as_str()), (5, digest.as_str()));
+
+    let error = write(&mut client, vec![commit]).await.expect_err("exists");
+    assert_eq!(error.code(), Code::AlreadyExists);
+
+    let request = scoped(ReadContentRequest { digest, offset: 1, size: 3 });
+    let mut stream = client.read(request).await.expect("reads").into_inner();
+    let part = stream.message().await.expect("reads").expect("a part");
+    assert_eq!((part.offset, &part.data[..]), (0, &b"ell"[..]));
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_keeps_what_is_written_under_it() {
+    let fixture = Fixture::start().await;
+    let mut leases = LeasesClient::new(fixture.channel.clone());
+    let create = CreateRequest { id: "l".to_owned(), ..CreateRequest::default() };
+    leases.create(scoped(create)).await.expect("creates");
+    let mut client = ContentClient::new(fixture.channel.clone());
+    let messages = vec![message(WriteAction::Commit, 0, b"hello")];
+    let request = leased(tokio_stream::iter(messages), "l");
+    let mut stream = client.write(request).await.expect("writes").into_inner();
+    while stream.message().await.expect("writes").is_some() {}
+
+    let digest = Digest::of(b"hello");
+    let file = fixture.content.join("blobs/sha256").join(digest.hex());
+    assert!(file.exists());
+    let info = || scoped(InfoRequest { digest: digest.to_string() });
+    client.info(info()).await.expect("is there");
+    let delete = DeleteRequest { id: "l".to_owned(), sync: true };
+    leases.delete(scoped(delete)).await.expect("deletes");
+    let error = client.info(info()).await.expect_err("is collected");
+    assert_eq!(error.code(), Code::NotFound);
+    assert!(!file.exists());
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_root_has_one_daemon() {
+    let fixture = Fixture::start().await;
+    let root = fixture.content.parent().expect("the root").to_owned();
+    let config = Config { state: Some(root.join("other")), root: Some(root), ..Config::default() };
+    let paths = config.paths(Layout::Gantry);
+    let error = Daemon::build(config, &paths).err().expect("is refused");
+    assert!(error.to_string().contains("another gantryd uses"), "{error}");
+    fixture.stop().await;
+}
