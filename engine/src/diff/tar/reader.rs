@@ -57,7 +57,7 @@ impl<R: Read> Reader<R> {
 
     fn read(&mut self) -> Result<Option<Entry>, StreamError> {
         self.stream.skip(self.data)?;
-        self.stream.skip(self.padding)?;
+        self.stream.skip_padding(self.padding)?;
         (self.data, self.padding) = (0, 0);
         let mut extended = Extended::default();
         for _ in 0..SPECIAL_COUNT_MAX {

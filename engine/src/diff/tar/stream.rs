@@ -80,6 +80,15 @@ impl<R: Read> Stream<R> {
         Ok(())
     }
 
+    /// Skips the rest of a block behind data. An archive may end there instead: umoci leaves out the
+    /// padding of the last entry and the end marker, and Go's reader does not mind.
+    pub(super) fn skip_padding(&mut self, mut len: u64) -> Result<(), StreamError> {
+        while len > 0 && (self.start < self.end || self.fill()?) {
+            len -= self.chunk(len)?.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Reads what is left, and returns the digest and the number of all bytes.
     pub(crate) fn finish(mut self) -> Result<(Digest, u64), DiffError> {
         loop {
@@ -112,5 +121,20 @@ impl<R: Read> Stream<R> {
         }
         (self.start, self.end) = (0, len);
         Ok(len > 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn padding_may_be_missing_at_the_end() {
+        let cases = [("whole", vec![0; 10]), ("part", vec![0; 3]), ("none", vec![])];
+        for (case, bytes) in cases {
+            let mut stream = Stream::new(&bytes[..], 100);
+            assert!(stream.skip_padding(10).is_ok(), "{case}");
+            assert_eq!(stream.finish().expect("ends").1, bytes.len() as u64, "{case}");
+        }
     }
 }
