@@ -21,7 +21,8 @@ use std::{
 use proto::{
     containerd::services::{
         containers::v1::containers_server::ContainersServer,
-        content::v1::content_server::ContentServer, images::v1::images_server::ImagesServer,
+        content::v1::content_server::ContentServer, diff::v1::diff_server::DiffServer,
+        images::v1::images_server::ImagesServer,
         introspection::v1::introspection_server::IntrospectionServer,
         leases::v1::leases_server::LeasesServer,
         namespaces::v1::namespaces_server::NamespacesServer,
@@ -95,6 +96,7 @@ impl Daemon {
         let transfer = Transfer::new(content.clone(), Arc::clone(&snapshotters), events.clone());
         let transfer = services::Transfer::new(transfer, Arc::clone(&streams), paths.hosts.clone());
         let containers = services::Containers::new(metadata.clone(), events.clone(), gc.clone());
+        let diff = services::Diff::new(content.clone());
         let content = services::Content::new(content, events.clone(), gc.clone());
         let images = services::Images::new(metadata.clone(), events.clone(), gc.clone());
         let leases = services::Leases::new(metadata.clone(), gc.clone());
@@ -112,6 +114,7 @@ impl Daemon {
             .with(server!(NamespacesServer, namespaces))
             .with(server!(ContainersServer, containers))
             .with(server!(ContentServer, content))
+            .with(server!(DiffServer, diff))
             .with(server!(ImagesServer, images))
             .with(server!(LeasesServer, leases))
             .with(server!(SnapshotsServer, snapshots))

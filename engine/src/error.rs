@@ -44,6 +44,10 @@ pub enum Error {
     #[error("{operation} {}", path.display())]
     File { operation: &'static str, path: PathBuf, source: io::Error },
 
+    /// A layer could not be applied or made.
+    #[error("layer")]
+    Layer(#[source] crate::diff::DiffError),
+
     /// The database failed; `operation` is its verb.
     #[error("metadata database: {operation}")]
     Database { operation: &'static str, source: Box<dyn std::error::Error + Send + Sync> },
@@ -90,6 +94,16 @@ impl From<crate::filter::ParseFilterError> for Error {
 impl From<crate::digest::ParseDigestError> for Error {
     fn from(error: crate::digest::ParseDigestError) -> Self {
         Self::InvalidArgument(error.to_string())
+    }
+}
+
+impl From<crate::diff::DiffError> for Error {
+    fn from(error: crate::diff::DiffError) -> Self {
+        use crate::diff::DiffError as E;
+        match error {
+            E::Mounts { .. } => Self::InvalidArgument(error.to_string()),
+            error => Self::Layer(error),
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod containers;
 mod content;
+mod diff;
 mod health;
 mod images;
 mod introspection;
@@ -28,6 +29,7 @@ use crate::{error::Error, namespace::Scope};
 pub use self::{
     containers::Containers,
     content::Content,
+    diff::Diff,
     health::Health,
     images::Images,
     introspection::{Introspection, Plugin, server_uuid},

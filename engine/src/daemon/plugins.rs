@@ -5,6 +5,7 @@ use std::path::Path;
 use crate::services::Plugin;
 
 const CONTENT: &str = "io.containerd.content.v1";
+const DIFFER: &str = "io.containerd.differ.v1";
 const EVENT: &str = "io.containerd.event.v1";
 const GC: &str = "io.containerd.gc.v1";
 const GRPC: &str = "io.containerd.grpc.v1";
@@ -34,6 +35,8 @@ pub(super) fn list(root: &Path) -> Vec<Plugin> {
         plugin.capabilities = capabilities.iter().map(|&name| name.to_owned()).collect();
         plugin
     };
+    let mut differ = part(DIFFER, "walking", &[METADATA]);
+    differ.has_platform = true;
     let mut plugins = vec![
         rooted(part(CONTENT, "content", &[]), "content"),
         snapshotter("native", &[]),
@@ -43,15 +46,19 @@ pub(super) fn list(root: &Path) -> Vec<Plugin> {
         part(METADATA, "bolt", &[CONTENT, SNAPSHOTTER]),
         part(GC, "scheduler", &[METADATA]),
         part(LEASE, "manager", &[METADATA]),
+        differ,
     ];
     plugins.push(part(STREAMING, "manager", &[]));
     plugins.push(part(TRANSFER, "local", &[CONTENT, METADATA, SNAPSHOTTER]));
-    for name in ["containers", "content", "images", "introspection", "namespaces", "snapshots"] {
+    for name in
+        ["containers", "content", "diff", "images", "introspection", "namespaces", "snapshots"]
+    {
         plugins.push(part(SERVICE, &format!("{name}-service"), &[METADATA]));
     }
     for id in [
         "containers",
         "content",
+        "diff",
         "healthcheck",
         "images",
         "introspection",

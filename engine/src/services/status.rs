@@ -16,10 +16,9 @@ pub fn status(error: Error) -> Status {
         Error::Unavailable(_) => Code::Unavailable,
         Error::OutOfRange(_) => Code::OutOfRange,
         Error::NotImplemented(_) => Code::Unimplemented,
-        Error::File { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
-            Code::ResourceExhausted
-        }
+        error if is_full(error) => Code::ResourceExhausted,
         Error::File { .. }
+        | Error::Layer(_)
         | Error::Database { .. }
         | Error::Damaged { .. }
         | Error::NewerSchema { .. } => Code::Unknown,

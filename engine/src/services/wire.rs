@@ -52,3 +52,13 @@ pub(super) fn mounts_to_wire(mounts: Vec<Mount>) -> Vec<types::Mount> {
     };
     mounts.into_iter().map(to_wire).collect()
 }
+
+pub(super) fn mounts_from_wire(mounts: Vec<types::Mount>) -> Vec<Mount> {
+    let from_wire = |mount: types::Mount| Mount {
+        kind: mount.r#type,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    };
+    mounts.into_iter().map(from_wire).collect()
+}

@@ -1,0 +1,198 @@
+//! Layers: applies blobs to snapshots, and makes blobs from snapshots.
+
+use std::{
+    fs::File,
+    io::{self, BufReader},
+    time::{Duration, SystemTime},
+};
+
+use proto::containerd::services::diff::v1::{
+    ApplyRequest, ApplyResponse, DiffRequest, DiffResponse, diff_server,
+};
+use snapshotter::Mount;
+use tonic::{Request, Response, Status};
+
+use super::{
+    blocking, required, scope,
+    wire::{descriptor_from_wire, descriptor_to_wire, mounts_from_wire},
+};
+use crate::{
+    content::{Hashing, NewWrite, Store, Writer},
+    diff::{self, CompareOptions, Compared, Compression, Limits},
+    error::Error,
+    labels::Labels,
+    namespace::Scope,
+    oci::{Descriptor, media_type},
+};
+
+/// The label of a compressed layer with the digest of what it holds.
+const UNCOMPRESSED_LABEL: &str = "containerd.io/uncompressed";
+
+/// How much of a blob is read at once, in bytes.
+const BUFFER_LEN: usize = 256 << 10;
+
+/// The service.
+#[derive(Clone)]
+pub struct Diff {
+    content: Store,
+}
+
+impl Diff {
+    /// Reads and writes the blobs in `content`.
+    pub fn new(content: Store) -> Self {
+        Self { content }
+    }
+}
+
+#[tonic::async_trait]
+impl diff_server::Diff for Diff {
+    async fn apply(
+        &self,
+        request: Request<ApplyRequest>,
+    ) -> Result<Response<ApplyResponse>, Status> {
+        let scope = scope(&request)?;
+        let ApplyRequest { diff, mounts, payloads: _, sync_fs } = request.into_inner();
+        let layer = descriptor_from_wire(required("diff", diff)?)?;
+        let (content, mounts) = (self.content.clone(), mounts_from_wire(mounts));
+        let applied = blocking(move || apply(&content, &scope, &layer, &mounts, sync_fs)).await?;
+        Ok(Response::new(ApplyResponse { applied: Some(descriptor_to_wire(applied)) }))
+    }
+
+    async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {
+        let scope = scope(&request)?;
+        let DiffRequest { left, right, media_type, r#ref, labels, source_date_epoch } =
+            request.into_inner();
+        let comparison = Comparison {
+            lower: mounts_from_wire(left),
+            upper: mounts_from_wire(right),
+            media_type: if media_type.is_empty() {
+                format!("{}+gzip", media_type::OCI_LAYER)
+            } else {
+                media_type
+            },
+            reference: r#ref,
+            labels,
+            mtime_max: source_date_epoch.map(|time| time.seconds),
+        };
+        let content = self.content.clone();
+        let made = blocking(move || compare(&content, &scope, comparison)).await?;
+        Ok(Response::new(DiffResponse { diff: Some(descriptor_to_wire(made)) }))
+    }
+}
+
+/// Applies `layer` to `mounts`, and describes the uncompressed layer.
+fn apply(
+    content: &Store,
+    scope: &Scope,
+    layer: &Descriptor,
+    mounts: &[Mount],
+    sync: bool,
+) -> Result<Descriptor, Error> {
+    if Compression::of_media_type(&layer.media_type).is_none() {
+        let kind = &layer.media_type;
+        return Err(Error::NotImplemented(format!(
+            "failed to get stream processor for {kind}: no processor for media-type"
+        )));
+    }
+    let blob = content.blob(&scope.namespace, &layer.digest)?.into_file();
+    let reader = BufReader::with_capacity(BUFFER_LEN, blob);
+    let applied = diff::apply(reader, mounts, &Limits::default())?;
+    if sync {
+        flush(mounts)?;
+    }
+    Ok(Descriptor {
+        digest: applied.diff_id,
+        size: applied.size,
+        ..Descriptor::of(media_type::OCI_LAYER, b"")
+    })
+}
+
+/// Waits until the filesystem that holds what `mounts` write to is on disk.
+fn flush(mounts: &[Mount]) -> Result<(), Error> {
+    let Some(mount) = mounts.last() else { return Ok(()) };
+    let folder = mount.option("upperdir").unwrap_or(&mount.source);
+    let file = File::open(folder).map_err(Error::file("open", folder))?;
+    rustix::fs::syncfs(&file).map_err(|error| Error::file("sync", folder)(error.into()))
+}
+
+/// What `diff` is asked for.
+struct Comparison {
+    lower: Vec<Mount>,
+    upper: Vec<Mount>,
+    media_type: String,
+    /// The name of the write; empty for one of our own.
+    reference: String,
+    labels: Labels,
+    /// In seconds since 1970.
+    mtime_max: Option<i64>,
+}
+
+/// Makes a layer with the changes from `lower` to `upper`, and describes it.
+fn compare(content: &Store, scope: &Scope, wanted: Comparison) -> Result<Descriptor, Error> {
+    let Some(compression) = Compression::of_media_type(&wanted.media_type) else {
+        let kind = wanted.media_type;
+        return Err(Error::NotImplemented(format!("unsupported diff media type: {kind}")));
+    };
+    let is_own = wanted.reference.is_empty();
+    let reference = if is_own { own_reference() } else { wanted.reference };
+    let mut new = NewWrite::new(&reference);
+    new.hashing = Hashing::Caller;
+    let mut writer = content.writer(scope, new)?;
+    writer.truncate()?;
+    let options = CompareOptions { compression, mtime_max: wanted.mtime_max };
+    let mut sink = Sink { writer: &mut writer, error: None };
+    let compared = diff::compare(&wanted.lower, &wanted.upper, &options, &mut sink);
+    // What kept the blob from being written is the better reason.
+    let failed = sink.error;
+    let compared = compared.map_err(|error| failed.unwrap_or_else(|| error.into()));
+    let compared = compared.inspect_err(|_| {
+        if is_own && let Err(error) = content.abort(&scope.namespace, &reference) {
+            tracing::warn!(%error, reference, "remains of a layer stay");
+        }
+    })?;
+    let Compared { digest, size, diff_id } = compared;
+    let mut labels = wanted.labels;
+    let label = (UNCOMPRESSED_LABEL.to_owned(), diff_id.to_string());
+    if compression != Compression::Uncompressed {
+        labels.extend([label.clone()]);
+    }
+    match writer.commit(size, Some(&digest), labels) {
+        Ok(_) => {}
+        Err(Error::AlreadyExists(_)) if compression != Compression::Uncompressed => {
+            let (labels, mask) = (Labels::from([label]), format!("labels.{UNCOMPRESSED_LABEL}"));
+            content.metadata().update_content(&scope.namespace, &digest, &labels, &[mask])?;
+        }
+        Err(Error::AlreadyExists(_)) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(Descriptor { digest, size, ..Descriptor::of(&wanted.media_type, b"") })
+}
+
+/// A name for a write that is used once.
+fn own_reference() -> String {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    format!("diff-{}-{:?}", now.as_nanos(), std::thread::current().id())
+}
+
+/// Lets a layer be written into a blob; keeps what went wrong, which `Write` cannot say.
+struct Sink<'a> {
+    writer: &'a mut Writer,
+    error: Option<Error>,
+}
+
+impl io::Write for Sink<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.writer.write(bytes) {
+            Ok(()) => Ok(bytes.len()),
+            Err(error) => {
+                let shown = io::Error::other(error.to_string());
+                self.error = Some(error);
+                Err(shown)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
