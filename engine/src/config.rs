@@ -12,6 +12,8 @@ use std::{
 
 use serde::Deserialize;
 
+use crate::runtime::RuntimeTable;
+
 /// The commented default configuration.
 pub const DEFAULT: &str = include_str!("config/default.toml");
 
@@ -67,6 +69,8 @@ pub struct Config {
     pub log: Log,
     /// When garbage is collected.
     pub gc: Gc,
+    /// What runtimes' names mean.
+    pub runtimes: RuntimeTable,
 }
 
 /// The `[grpc]` section.
@@ -111,7 +115,9 @@ pub struct Log {
 }
 
 /// How severe a line of the log is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 #[expect(missing_docs, reason = "the usual levels")]
 pub enum Level {

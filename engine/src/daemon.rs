@@ -22,26 +22,27 @@ use proto::{
     containerd::services::{
         containers::v1::containers_server::ContainersServer,
         content::v1::content_server::ContentServer, diff::v1::diff_server::DiffServer,
-        images::v1::images_server::ImagesServer,
+        events::v1::events_server::EventsServer, images::v1::images_server::ImagesServer,
         introspection::v1::introspection_server::IntrospectionServer,
         leases::v1::leases_server::LeasesServer,
         namespaces::v1::namespaces_server::NamespacesServer,
         snapshots::v1::snapshots_server::SnapshotsServer,
-        streaming::v1::streaming_server::StreamingServer,
+        streaming::v1::streaming_server::StreamingServer, tasks::v1::tasks_server::TasksServer,
         transfer::v1::transfer_server::TransferServer, version::v1::version_server::VersionServer,
     },
     grpc::health::v1::health_server::HealthServer,
 };
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::transport::Server;
 
 use crate::{
-    config::{Config, Paths},
+    config::{Config, Level, Paths},
     error::Error,
     events::Exchange,
     gc::Scheduler,
+    runtime::{Runtime, Settings},
     services,
     streaming::Streams,
     transfer::Transfer,
@@ -56,6 +57,10 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Daemon {
     config: Config,
     listener: UnixListener,
+    /// Where shims tell of events.
+    ttrpc_listener: UnixListener,
+    events: services::Events,
+    runtime: Arc<Runtime>,
     routes: Routes,
     gc: Scheduler,
     stop: CancellationToken,
@@ -106,7 +111,10 @@ impl Daemon {
             events.clone(),
             gc.clone(),
         );
-        let namespaces = services::Namespaces::new(metadata, snapshotters, events);
+        let runtime = Arc::new(Runtime::open(settings(&config, paths), events.clone())?);
+        let tasks = services::Tasks::new(metadata.clone(), Arc::clone(&runtime), stop.clone());
+        let namespaces = services::Namespaces::new(metadata, snapshotters, events.clone());
+        let events = services::Events::new(events, Arc::clone(&runtime), stop.clone());
         let routes = Routes::default()
             .with(server!(VersionServer, services::Version))
             .with(server!(HealthServer, services::Health::new(stop.clone())))
@@ -116,13 +124,27 @@ impl Daemon {
             .with(server!(ContentServer, content))
             .with(server!(DiffServer, diff))
             .with(server!(ImagesServer, images))
+            .with(server!(EventsServer, events.clone()))
             .with(server!(LeasesServer, leases))
             .with(server!(SnapshotsServer, snapshots))
+            .with(server!(TasksServer, tasks))
             .with(server!(StreamingServer, services::Streaming::new(streams)))
             .with(server!(TransferServer, transfer));
 
         let listener = socket::bind(&paths.address, config.grpc.uid, config.grpc.gid)?;
-        Ok(Self { config, listener, routes, gc, stop, _locks: locks })
+        let ttrpc_listener = socket::bind(&paths.ttrpc_address, config.grpc.uid, config.grpc.gid)?;
+        let parts = Self {
+            config,
+            listener,
+            ttrpc_listener,
+            events,
+            runtime,
+            routes,
+            gc,
+            stop,
+            _locks: locks,
+        };
+        Ok(parts)
     }
 
     /// Serves until `stop` is ready, then lets calls end that are under way, within a bound.
@@ -136,6 +158,10 @@ impl Daemon {
         stop: impl Future<Output = ()>,
     ) -> Result<(), tonic::transport::Error> {
         let token = self.stop.clone();
+        let shims = AbortOnDropHandle::new(tokio::spawn(proto::ttrpc::serve(
+            self.ttrpc_listener,
+            Arc::new(self.events),
+        )));
         let mut serving = std::pin::pin!(
             Server::builder()
                 .max_concurrent_streams(self.config.grpc.max_concurrent_streams)
@@ -153,13 +179,30 @@ impl Daemon {
         tell_supervisor("STOPPING=1");
         token.cancel();
         self.gc.stop();
-        match tokio::time::timeout(DRAIN_TIMEOUT, serving).await {
-            Ok(result) => result,
-            Err(_) => {
-                tracing::warn!("calls were under way for too long, and are cut off");
-                Ok(())
-            }
-        }
+        let drain = async {
+            let result = serving.await;
+            self.runtime.close().await;
+            result
+        };
+        let drained = tokio::time::timeout(DRAIN_TIMEOUT, drain).await;
+        drop(shims);
+        drained.unwrap_or_else(|_| {
+            tracing::warn!("calls were under way for too long, and are cut off");
+            Ok(())
+        })
+    }
+}
+
+/// What the runtime has to know.
+fn settings(config: &Config, paths: &Paths) -> Settings {
+    Settings {
+        root: paths.root.clone(),
+        state: paths.state.clone(),
+        address: paths.address.clone(),
+        ttrpc_address: paths.ttrpc_address.clone(),
+        version: services::VERSION,
+        debug: config.log.level <= Level::Debug,
+        runtimes: config.runtimes.clone(),
     }
 }
 

@@ -8,7 +8,7 @@
 //! |---------|--------------------------------------------------------|----------------------|
 //! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`reference`] | neither I/O nor async |
 //! | state   | [`content`], [`diff`], [`gc`], [`metadata`]             | block, no tokio      |
-//! | work    | [`events`], [`registry`], [`streaming`]                | async                |
+//! | work    | [`events`], [`registry`], [`runtime`], [`streaming`]                | async                |
 //! | surface | [`services`]                                           | async; tonic and the wire's types |
 //! | wiring  | [`config`], [`daemon`]                                 | everything           |
 
@@ -30,6 +30,7 @@ pub mod oci;
 pub mod platform;
 pub mod reference;
 pub mod registry;
+pub mod runtime;
 pub mod services;
 pub mod streaming;
 pub mod transfer;

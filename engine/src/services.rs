@@ -7,6 +7,7 @@
 mod containers;
 mod content;
 mod diff;
+mod events;
 mod health;
 mod images;
 mod introspection;
@@ -15,6 +16,7 @@ mod namespaces;
 mod snapshots;
 mod status;
 mod streaming;
+mod tasks;
 mod transfer;
 mod version;
 mod wire;
@@ -30,6 +32,7 @@ pub use self::{
     containers::Containers,
     content::Content,
     diff::Diff,
+    events::Events,
     health::Health,
     images::Images,
     introspection::{Introspection, Plugin, server_uuid},
@@ -38,6 +41,7 @@ pub use self::{
     snapshots::Snapshots,
     status::status,
     streaming::Streaming,
+    tasks::Tasks,
     transfer::Transfer,
     version::{REVISION, VERSION, Version},
 };

@@ -11,6 +11,7 @@ const GC: &str = "io.containerd.gc.v1";
 const GRPC: &str = "io.containerd.grpc.v1";
 const LEASE: &str = "io.containerd.lease.v1";
 const METADATA: &str = "io.containerd.metadata.v1";
+const RUNTIME: &str = "io.containerd.runtime.v2";
 const SERVICE: &str = "io.containerd.service.v1";
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 const STREAMING: &str = "io.containerd.streaming.v1";
@@ -50,15 +51,26 @@ pub(super) fn list(root: &Path) -> Vec<Plugin> {
     ];
     plugins.push(part(STREAMING, "manager", &[]));
     plugins.push(part(TRANSFER, "local", &[CONTENT, METADATA, SNAPSHOTTER]));
-    for name in
-        ["containers", "content", "diff", "images", "introspection", "namespaces", "snapshots"]
-    {
+    let mut tasks = part(RUNTIME, "task", &[EVENT, METADATA]);
+    tasks.has_platform = true;
+    plugins.push(tasks);
+    for name in [
+        "containers",
+        "content",
+        "diff",
+        "images",
+        "introspection",
+        "namespaces",
+        "snapshots",
+        "tasks",
+    ] {
         plugins.push(part(SERVICE, &format!("{name}-service"), &[METADATA]));
     }
     for id in [
         "containers",
         "content",
         "diff",
+        "events",
         "healthcheck",
         "images",
         "introspection",
@@ -66,6 +78,7 @@ pub(super) fn list(root: &Path) -> Vec<Plugin> {
         "namespaces",
         "snapshots",
         "streaming",
+        "tasks",
         "transfer",
         "version",
     ] {

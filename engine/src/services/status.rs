@@ -1,8 +1,9 @@
 //! Which gRPC code an error becomes; nowhere else is one chosen for the engine's errors.
 
+use proto::ttrpc::CallError;
 use tonic::{Code, Status};
 
-use crate::{error::Error, registry, streaming::StreamError, transfer};
+use crate::{error::Error, registry, runtime, streaming::StreamError, transfer};
 
 /// The status that tells a client about `error`, with the whole chain of causes as its text.
 ///
@@ -75,4 +76,24 @@ fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// The status that tells a client about a failed call on a task. What a shim refused keeps the
+/// shim's code.
+pub(super) fn task_status(error: &runtime::Error) -> Status {
+    use runtime::Error as E;
+
+    let code = match error {
+        E::NotFound { .. } | E::NotInstalled { .. } => Code::NotFound,
+        E::Exists { .. } => Code::AlreadyExists,
+        E::Invalid(_) => Code::InvalidArgument,
+        E::Refused { status, .. } => Code::from(status.code),
+        E::Unsupported(_) => Code::Unimplemented,
+        E::NoAnswer { source: CallError::Deadline { .. }, .. } => Code::DeadlineExceeded,
+        E::NoAnswer { source: CallError::TooMany, .. } => Code::ResourceExhausted,
+        E::NoAnswer { source: CallError::Request(_), .. } => Code::InvalidArgument,
+        E::NoAnswer { .. } | E::Ending { .. } | E::Stopping => Code::Unavailable,
+        E::Bundle { .. } | E::Start { .. } | E::Connect { .. } => Code::Unknown,
+    };
+    Status::new(code, sys::error::Chain(error).to_string())
 }

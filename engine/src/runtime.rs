@@ -1,0 +1,372 @@
+//! Tasks: containers that run, each under a shim.
+//!
+//! # Who owns what
+//!
+//! The shim owns the container's processes, and outlives this daemon. An [actor](actor) in this
+//! daemon owns the task's life: its bundle, its shim's life, and what is told of its end. Calls go
+//! past the actor to the shim, each with a deadline, so a shim that is slow or stopped delays
+//! nobody but who asks for its task.
+//!
+//! # Rules
+//!
+//! - No lock is held across a call to a shim, the start of a process, or a wait.
+//! - Every call has a deadline, but for `Wait`, which ends with the process or the shim.
+//! - The directory of bundles is the only record of tasks. It is read once, when the daemon starts;
+//!   the tasks are known then, and calls wait for the one that they want, not for all.
+//! - Subscribers are told of a task's exit once: by its shim, or by this daemon when the shim cannot.
+//!
+//! The map of tasks is changed by [`Runtime::create`] and the actors. A container has at most one
+//! entry, from before its bundle is made until the last of it is removed.
+//!
+//! Source: containerd, `core/runtime/v2`.
+
+mod actor;
+mod bootstrap;
+mod bundle;
+mod context;
+mod error;
+mod launch;
+mod log;
+mod process;
+mod resolve;
+mod shim;
+mod task;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use prost::Message;
+use prost_types::Any;
+use proto::containerd::{
+    events::TaskExit,
+    runc::v1::Options,
+    types::{Envelope, Mount},
+};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    actor::{Actor, blocking},
+    bundle::{Bundle, FOLDER},
+    context::Context,
+    launch::{Daemon, Dialects},
+    task::Phase,
+};
+use crate::{error::Error as ApiError, events::Exchange, identifier, namespace::Namespace};
+
+pub use self::{
+    error::{Attempt, Error},
+    resolve::{RuntimeConfig, RuntimeTable},
+    shim::Call,
+    task::{Exit, Task},
+};
+
+/// How long a create waits for the end of the container's earlier task.
+const PREDECESSOR_LIMIT: Duration = Duration::from_secs(10);
+
+/// How many commands may wait for an actor.
+const COMMANDS_MAX: usize = 8;
+
+/// How many tasks are adopted at a time.
+const ADOPTIONS_MAX: usize = 32;
+
+/// Where things are, and what runtimes' names mean.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "named after the daemon's paths")]
+pub struct Settings {
+    pub root: PathBuf,
+    pub state: PathBuf,
+    pub address: PathBuf,
+    pub ttrpc_address: PathBuf,
+    /// The version that shims are told.
+    pub version: &'static str,
+    /// Whether shims log what they do.
+    pub debug: bool,
+    pub runtimes: RuntimeTable,
+}
+
+/// What a task is made from.
+#[derive(Clone, Debug, Default)]
+#[expect(missing_docs, reason = "named as in the API")]
+pub struct Create {
+    pub id: String,
+    /// The OCI runtime specification, as JSON.
+    pub spec: Option<Any>,
+    /// The runtime's name, or its shim's path.
+    pub runtime: String,
+    pub options: Option<Any>,
+    pub rootfs: Vec<Mount>,
+    pub stdin: String,
+    pub stdout: String,
+    pub stderr: String,
+    pub terminal: bool,
+    /// The directory of a checkpoint to restore, or empty.
+    pub checkpoint: String,
+}
+
+/// The tasks. See the [module](self).
+pub struct Runtime {
+    context: Arc<Context>,
+    runtimes: RuntimeTable,
+    actors: TaskTracker,
+}
+
+impl Runtime {
+    /// Finds the tasks that an earlier daemon left, and begins to take them over. They are known
+    /// when this returns, and usable as soon as their shims have answered.
+    ///
+    /// Must be called within a tokio runtime. Blocks for the reading of directories.
+    ///
+    /// # Errors
+    ///
+    /// `File`: the directories cannot be made or read.
+    pub fn open(settings: Settings, events: Exchange) -> Result<Self, ApiError> {
+        let Settings { root, state, address, ttrpc_address, version, debug, runtimes } = settings;
+        for folder in [&root, &state].map(|base| base.join(FOLDER)) {
+            fs::create_dir_all(&folder).map_err(ApiError::file("create", folder))?;
+        }
+        let context = Arc::new(Context {
+            root,
+            state,
+            daemon: Daemon { address, ttrpc_address, version, debug },
+            dialects: Dialects::default(),
+            events,
+            stop: CancellationToken::new(),
+            tasks: Mutex::default(),
+        });
+        let runtime = Self { context, runtimes, actors: TaskTracker::new() };
+        runtime.adopt()?;
+        Ok(runtime)
+    }
+
+    /// The task of a container.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
+    pub fn task(&self, namespace: &Namespace, id: &str) -> Result<Arc<Task>, Error> {
+        let tasks = self.context.tasks();
+        let task = tasks.get(namespace).and_then(|tasks| tasks.get(id)).cloned();
+        task.ok_or_else(|| Error::NotFound { id: id.to_owned() })
+    }
+
+    /// The tasks of a namespace, by container.
+    pub fn tasks(&self, namespace: &Namespace) -> Vec<Arc<Task>> {
+        let tasks = self.context.tasks();
+        let mut found: Vec<_> =
+            tasks.get(namespace).into_iter().flat_map(|tasks| tasks.values().cloned()).collect();
+        drop(tasks);
+        found.sort_by(|a, b| a.id().cmp(b.id()));
+        found
+    }
+
+    /// Makes a task and gives its init's number on the host. Init waits for `Start`.
+    ///
+    /// If this is dropped before it is done, the task is deleted again.
+    ///
+    /// # Errors
+    ///
+    /// - `Exists`: the container has a task.
+    /// - `Invalid`, `NotInstalled`: there is no such runtime.
+    /// - `Ending`: an earlier task is not removed in time.
+    /// - The others say what cannot be done. Nothing is left then.
+    pub async fn create(&self, namespace: &Namespace, mut request: Create) -> Result<u32, Error> {
+        identifier::check(&request.id)
+            .map_err(|error| Error::Invalid(format!("invalid task id {}: {error}", request.id)))?;
+        let (runtime, table) = (request.runtime.clone(), self.runtimes.clone());
+        let binary = blocking(move || resolve::resolve(&runtime, &table)).await?;
+        if let Some(entry) = self.runtimes.get(&request.runtime) {
+            request.options = with_binary_name(request.options, &entry.binary_name);
+        }
+        let actor = loop {
+            match self.claim(namespace, &request.id, Phase::Creating, binary.clone()) {
+                Ok(actor) => break actor,
+                Err(task) if task.is_ending() => {
+                    tokio::time::timeout(PREDECESSOR_LIMIT, task.ended()).await.map_err(|_| {
+                        Error::Ending { id: request.id.clone(), limit: PREDECESSOR_LIMIT }
+                    })?;
+                }
+                Err(_) => return Err(Error::Exists { id: request.id }),
+            }
+        };
+        let (reply, answer) = oneshot::channel();
+        self.actors.spawn(actor.create(request, reply));
+        answer.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    /// Tells subscribers about an event that a shim publishes. An exit that they were told of is
+    /// left out.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument`: the envelope is malformed.
+    pub async fn forward(&self, envelope: Envelope) -> Result<(), ApiError> {
+        if let Some((namespace, exit)) = init_exit(&envelope)
+            && let Ok(task) = self.task(&namespace, &exit.id)
+        {
+            if !task.tell(&exit) {
+                tracing::debug!(%namespace, id = exit.id, "exit was told before");
+                return Ok(());
+            }
+            let bundle = Bundle::at(&self.context.state, &namespace, &exit.id);
+            self.context.keep_exit(&bundle, &exit).await;
+        }
+        self.context.events.forward(envelope)
+    }
+
+    /// Stops to look after tasks, and leaves them running. Waits for what is under way.
+    pub async fn close(&self) {
+        self.context.stop.cancel();
+        self.actors.close();
+        self.actors.wait().await;
+    }
+
+    /// Enters a task, or gives the one that the container has.
+    fn claim(
+        &self,
+        namespace: &Namespace,
+        id: &str,
+        phase: Phase,
+        binary: PathBuf,
+    ) -> Result<Actor, Arc<Task>> {
+        let mut tasks = self.context.tasks();
+        if let Some(task) = tasks.get(namespace).and_then(|tasks| tasks.get(id)) {
+            return Err(Arc::clone(task));
+        }
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let task = Arc::new(Task::new(namespace.clone(), id.to_owned(), phase, sender));
+        tasks.entry(namespace.clone()).or_default().insert(id.to_owned(), Arc::clone(&task));
+        let bundle = Bundle::at(&self.context.state, namespace, id);
+        Ok(Actor { task, context: Arc::clone(&self.context), commands, bundle, binary })
+    }
+
+    fn adopt(&self) -> Result<(), ApiError> {
+        let places = Arc::new(Semaphore::new(ADOPTIONS_MAX));
+        for (namespace, id) in found(&self.context.state.join(FOLDER))? {
+            let bundle = Bundle::at(&self.context.state, &namespace, &id);
+            let binary = self.adopted_binary(&bundle);
+            let Ok(actor) = self.claim(&namespace, &id, Phase::Adopting, binary) else { continue };
+            let places = Arc::clone(&places);
+            self.actors.spawn(actor.adopt(places));
+        }
+        let context = Arc::clone(&self.context);
+        self.actors.spawn_blocking(move || remove_work(&context));
+        Ok(())
+    }
+
+    /// The shim's binary for a bundle that was found. An upgrade may have taken the one away that
+    /// the task was made with, so one of the same name will do.
+    fn adopted_binary(&self, bundle: &Bundle) -> PathBuf {
+        let recorded = bundle.binary().filter(|path| path.is_absolute());
+        let name = recorded.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+        let name = name.unwrap_or(resolve::OWN_SHIM).to_owned();
+        match recorded {
+            Some(path) if path.is_file() => path,
+            _ => resolve::search(&name).unwrap_or_else(|| PathBuf::from(name)),
+        }
+    }
+}
+
+/// The bundles that there are. What is no bundle is left alone; what an earlier daemon did not
+/// finish to remove is removed.
+fn found(folder: &Path) -> Result<Vec<(Namespace, String)>, ApiError> {
+    let mut found = Vec::new();
+    for namespace in names(folder)? {
+        let Ok(parsed) = namespace.parse::<Namespace>() else { continue };
+        let folder = folder.join(&namespace);
+        for id in names(&folder)? {
+            if id.starts_with('.') {
+                if let Err(error) = fs::remove_dir_all(folder.join(&id)) {
+                    tracing::warn!(%error, id, "left-over bundle stays");
+                }
+            } else if identifier::check(&id).is_ok() {
+                found.push((parsed.clone(), id));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The names of the directories in `folder`.
+fn names(folder: &Path) -> Result<Vec<String>, ApiError> {
+    let entries = fs::read_dir(folder).map_err(ApiError::file("read", folder))?;
+    let names = entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    Ok(names.collect())
+}
+
+/// Removes the working directories without a task, such as those from before a reboot.
+fn remove_work(context: &Context) {
+    let root = context.root.join(FOLDER);
+    for namespace in names(&root).unwrap_or_default() {
+        let folder = root.join(&namespace);
+        for id in names(&folder).unwrap_or_default() {
+            let hidden = folder.join(format!(".{}", id.trim_start_matches('.')));
+            let unused = {
+                // A task is in the map before its directory is made.
+                let tasks = context.tasks();
+                let known = tasks.get(namespace.as_str()).is_some_and(|t| t.contains_key(&id));
+                !known && (id.starts_with('.') || fs::rename(folder.join(&id), &hidden).is_ok())
+            };
+            if unused && let Err(error) = fs::remove_dir_all(&hidden) {
+                tracing::warn!(%error, id, "left-over working directory stays");
+            }
+        }
+    }
+}
+
+/// The exit of an init, if that is what the event tells.
+fn init_exit(envelope: &Envelope) -> Option<(Namespace, TaskExit)> {
+    let exit = proto::any::unpack::<TaskExit>(envelope.event.as_ref()?).ok()??;
+    let namespace = envelope.namespace.parse().ok()?;
+    (exit.id == exit.container_id).then_some((namespace, exit))
+}
+
+/// Names the OCI runtime in options that do not.
+fn with_binary_name(options: Option<Any>, binary_name: &str) -> Option<Any> {
+    if binary_name.is_empty() {
+        return options;
+    }
+    let mut parsed = match &options {
+        Some(any) if !any.value.is_empty() => match proto::any::unpack::<Options>(any) {
+            Ok(Some(parsed)) => parsed,
+            _ => return options,
+        },
+        _ => Options::default(),
+    };
+    if parsed.binary_name.is_empty() {
+        parsed.binary_name = binary_name.to_owned();
+    }
+    let type_url = options.map(|any| any.type_url).filter(|url| !url.is_empty());
+    let packed = proto::any::pack(&parsed);
+    Some(Any { type_url: type_url.unwrap_or(packed.type_url), value: parsed.encode_to_vec() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binary_name_of_the_configuration() {
+        let pack = |name: &str| {
+            proto::any::pack(&Options { binary_name: name.to_owned(), ..Options::default() })
+        };
+        let foreign = Any { type_url: "my.Options".to_owned(), value: vec![1] };
+        let cases = [
+            ("no options", None, "crun", Some(pack("crun"))),
+            ("options without", Some(pack("")), "crun", Some(pack("crun"))),
+            ("options with", Some(pack("runc")), "crun", Some(pack("runc"))),
+            ("foreign options", Some(foreign.clone()), "crun", Some(foreign)),
+            ("no name", None, "", None),
+        ];
+        for (case, options, name, want) in cases {
+            assert_eq!(with_binary_name(options, name), want, "{case}");
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! The one owner of a task's life.
+//!
+//! Each task has an actor, from the first file of its bundle to the removal of the last. It alone
+//! starts the shim, deletes, notices the shim's death, and cleans up after it, so these cannot race:
+//! they are the turns of one loop. A caller that leaves does not stop it half-way.
+//!
+//! | what happens        | what the actor does                                                   |
+//! |---------------------|-----------------------------------------------------------------------|
+//! | create fails        | shuts the shim down, removes the bundle                               |
+//! | the creator left    | deletes the task again                                                |
+//! | delete              | asks the shim; then shuts it down and removes the bundle              |
+//! | shim dies           | runs `shim delete`, removes the bundle, tells of exit and delete once |
+//! | connection is lost  | connects again; if that fails, the shim is killed and counts as dead  |
+//! | shim does not answer| reports it; nothing is killed on a suspicion                          |
+//! | daemon stops        | leaves everything as it is                                            |
+//!
+//! After a delete is answered, the actor stays until the shim has exited: a shim's socket is named
+//! after the container, and a new task must not find the old shim there.
+
+use std::{path::PathBuf, pin::pin, sync::Arc, time::Duration};
+
+use prost_types::{Any, Timestamp};
+use proto::{
+    any::pack,
+    containerd::{
+        events::{TaskDelete, TaskExit},
+        task::v3,
+        v1::types::Status,
+    },
+    ttrpc::{CallError, Code},
+};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::{
+    Create, Error,
+    bundle::Bundle,
+    context::Context,
+    launch::Launch,
+    log::ShimLog,
+    process::Process,
+    shim::{Call, Shim},
+    task::{Exit, Phase, Task},
+};
+
+/// How long a shim may take to exit after it was shut down, before it is killed.
+const EXIT_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long after its connection broke a shim may take to be dead.
+const DEATH_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long a shim may take to answer when the daemon finds it again.
+const ADOPT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a shim is given to tell of an exit that happened while no daemon ran. Shims try again
+/// at most five seconds apart.
+const TELL_GRACE: Duration = Duration::from_secs(6);
+
+/// The status of a process whose shim died and could not be cleaned up after, as containerd's.
+const STATUS_UNKNOWN: u32 = 255;
+
+/// What an actor is asked to do.
+pub(super) enum Command {
+    /// Delete the task.
+    Delete(oneshot::Sender<Result<Exit, Error>>),
+}
+
+/// See the [module](self).
+pub(super) struct Actor {
+    pub(super) task: Arc<Task>,
+    pub(super) context: Arc<Context>,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) bundle: Bundle,
+    pub(super) binary: PathBuf,
+}
+
+/// A shim and what watches it.
+struct Held {
+    shim: Shim,
+    /// `None` when the shim did not say who it is; then only its connection tells of its end.
+    process: Option<Process>,
+    _log: ShimLog,
+}
+
+/// How a turn of the actor's loop ends.
+enum Turn {
+    Stay,
+    Leave,
+}
+
+impl Actor {
+    /// Makes the task, answers, and serves it to its end.
+    pub(super) async fn create(
+        mut self,
+        request: Create,
+        reply: oneshot::Sender<Result<u32, Error>>,
+    ) {
+        match Box::pin(self.make(request)).await {
+            Ok((held, pid)) => {
+                self.task.enter(Phase::Live(held.shim.clone()));
+                if reply.send(Ok(pid)).is_ok() {
+                    self.run(held).await;
+                } else {
+                    tracing::info!(id = self.task.id(), "creator left; the task is deleted");
+                    Box::pin(self.abandon(held)).await;
+                    self.leave(None);
+                }
+            }
+            Err(error) => {
+                self.leave(None);
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    async fn make(&mut self, request: Create) -> Result<(Held, u32), Error> {
+        let work = self.context.work(&self.task);
+        let (bundle, binary, spec) = (self.bundle.clone(), self.binary.clone(), request.spec);
+        let make = move || {
+            // The map of tasks says that there is none, so a bundle can only be a left-over.
+            if bundle.path().exists() {
+                bundle.remove()?;
+            }
+            bundle.make(&work, spec.as_ref(), &binary)?;
+            Ok(spec)
+        };
+        blocking(make).await?;
+        let log = ShimLog::open(&self.bundle, &self.task);
+        let started = self.start(request.options.as_ref()).await;
+        let shim = match started {
+            Ok(shim) => shim,
+            Err(error) => {
+                self.remove_bundle().await;
+                return Err(error);
+            }
+        };
+        let call = v3::CreateTaskRequest {
+            id: self.task.id().to_owned(),
+            bundle: self.bundle.path().display().to_string(),
+            rootfs: request.rootfs,
+            terminal: request.terminal,
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+            checkpoint: request.checkpoint,
+            parent_checkpoint: String::new(),
+            options: request.options,
+        };
+        let (process, created) = tokio::join!(identify(&shim, &self.task), shim.call(&call));
+        let held = Held { shim, process, _log: log };
+        match created {
+            Ok(answer) => {
+                self.task.note(v3::StateResponse {
+                    id: call.id,
+                    pid: answer.pid,
+                    status: Status::Created.into(),
+                    bundle: call.bundle,
+                    stdin: call.stdin,
+                    stdout: call.stdout,
+                    stderr: call.stderr,
+                    terminal: call.terminal,
+                    ..Default::default()
+                });
+                Ok((held, answer.pid))
+            }
+            Err(error) => {
+                self.abandon(held).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(&self, options: Option<&Any>) -> Result<Shim, Error> {
+        let bootstrap = self.launch().start(options).await?;
+        self.bundle.keep_bootstrap(&bootstrap)?;
+        Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await
+    }
+
+    /// Takes over the task that an earlier daemon left, and serves it to its end.
+    pub(super) async fn adopt(mut self, places: Arc<Semaphore>) {
+        let place = places.acquire_owned().await;
+        let held = Box::pin(self.find()).await;
+        drop(place);
+        if let Some(held) = held {
+            self.run(held).await;
+        }
+    }
+
+    async fn find(&mut self) -> Option<Held> {
+        let bundle = self.bundle.clone();
+        let exit = blocking(move || Ok(bundle.exit())).await.ok().flatten();
+        if let Some(exit) = exit {
+            self.task.tell(&exit);
+        }
+        let Some(bootstrap) = self.bundle.bootstrap() else {
+            self.clear_unrecorded().await;
+            return None;
+        };
+        let log = ShimLog::open(&self.bundle, &self.task);
+        let connected = Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await;
+        let Ok(shim) = connected else {
+            self.bury(None).await;
+            return None;
+        };
+        let request = v3::StateRequest { id: self.task.id().to_owned(), exec_id: String::new() };
+        let answer = shim.call_within(&request, Some(ADOPT_LIMIT)).await;
+        self.task.judge(&answer);
+        match answer {
+            Ok(state) => self.task.note(state),
+            Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
+                self.bury(None).await;
+                return None;
+            }
+            Err(Error::Refused { status, .. }) if status.code == Code::NotFound as i32 => {
+                // The daemon went away between the start of the shim and the end of the create,
+                // so nobody was told of a task.
+                tracing::warn!(id = self.task.id(), "shim without a task is shut down");
+                let process = identify(&shim, &self.task).await;
+                self.abandon(Held { shim, process, _log: log }).await;
+                self.leave(None);
+                return None;
+            }
+            Err(error) => {
+                let error = sys::error::Chain(&error);
+                tracing::error!(id = self.task.id(), %error, "shim is kept, although it gives no state");
+            }
+        }
+        self.task.enter(Phase::Live(shim.clone()));
+        let process = identify(&shim, &self.task).await;
+        Some(Held { shim, process, _log: log })
+    }
+
+    /// Cleans up when the daemon went away before it knew the shim's address. To start a shim that
+    /// runs gives its address, and one that does not run is soon shut down again.
+    async fn clear_unrecorded(&mut self) {
+        tracing::warn!(id = self.task.id(), "half-made bundle is removed");
+        if self.bundle.binary().is_some() && self.bundle.path().join("config.json").exists() {
+            let log = ShimLog::open(&self.bundle, &self.task);
+            match self.start(None).await {
+                Ok(shim) => {
+                    let process = identify(&shim, &self.task).await;
+                    self.abandon(Held { shim, process, _log: log }).await;
+                }
+                Err(error) => self.report("find the shim", &error),
+            }
+        }
+        self.remove_bundle().await;
+        self.leave(None);
+    }
+
+    /// Serves the task until it is deleted, its shim dies, or the daemon stops.
+    async fn run(mut self, mut held: Held) {
+        let mut grace = pin!(tokio::time::sleep(TELL_GRACE));
+        let mut untold = self.is_stopped() && self.task.told().is_none();
+        loop {
+            let turn = tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(Command::Delete(reply)) => Box::pin(self.delete(&held, reply)).await,
+                    None => Turn::Leave,
+                },
+                () = held.ended() => Box::pin(self.lose(&mut held)).await,
+                () = &mut grace, if untold => {
+                    untold = false;
+                    self.tell_exit(self.last_exit()).await;
+                    Turn::Stay
+                }
+                () = self.context.stop.cancelled() => return,
+            };
+            if matches!(turn, Turn::Leave) {
+                return;
+            }
+        }
+    }
+
+    async fn delete(&mut self, held: &Held, reply: oneshot::Sender<Result<Exit, Error>>) -> Turn {
+        let request = v3::DeleteRequest { id: self.task.id().to_owned(), exec_id: String::new() };
+        let answer = held.shim.call(&request).await;
+        self.task.judge(&answer);
+        let result = match answer {
+            Ok(answer) => {
+                Ok(Exit { pid: answer.pid, status: answer.exit_status, at: answer.exited_at })
+            }
+            Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
+                let _ = reply.send(Ok(self.bury(held.process.as_ref()).await));
+                return Turn::Leave;
+            }
+            // An earlier delete was cut short, after the shim's part.
+            Err(Error::Refused { status, attempt }) if status.code == Code::NotFound as i32 => {
+                match self.task.told() {
+                    Some(exit) => Ok(from_event(&exit)),
+                    None => Err(Error::Refused { status, attempt }),
+                }
+            }
+            Err(error) => {
+                let _ = reply.send(Err(error));
+                return Turn::Stay;
+            }
+        };
+        self.task.enter(Phase::Ending);
+        let shutdown = self.shutdown(&held.shim);
+        tokio::join!(shutdown, self.remove_bundle());
+        let exit = result.as_ref().ok().copied();
+        let _ = reply.send(result);
+        self.await_exit(held).await;
+        self.leave(exit);
+        Turn::Leave
+    }
+
+    /// Decides what the end of a connection or of a process means.
+    async fn lose(&mut self, held: &mut Held) -> Turn {
+        if let Some(process) = &held.process
+            && tokio::time::timeout(DEATH_LIMIT, process.exited()).await.is_err()
+            && let Some(bootstrap) = self.bundle.bootstrap()
+            && let Ok(shim) = Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await
+        {
+            tracing::warn!(id = self.task.id(), "connection to the shim was lost, and made again");
+            self.task.enter(Phase::Live(shim.clone()));
+            held.shim = shim;
+            return Turn::Stay;
+        }
+        self.bury(held.process.as_ref()).await;
+        Turn::Leave
+    }
+
+    /// Cleans up after a shim that died, and tells of the end of the task.
+    async fn bury(&mut self, process: Option<&Process>) -> Exit {
+        tracing::warn!(namespace = %self.task.namespace(), id = self.task.id(), "shim died; cleaning up");
+        self.task.enter(Phase::Ending);
+        if let Some(process) = process {
+            process.kill();
+        }
+        let answer = self.launch().delete().await;
+        if let Err(error) = &answer {
+            self.report("clean up after the shim", error);
+        }
+        self.remove_bundle().await;
+        let now = Some(Timestamp::from(std::time::SystemTime::now()));
+        let cleaned = match answer {
+            Ok(answer) => {
+                Exit { pid: answer.pid, status: answer.exit_status, at: answer.exited_at.or(now) }
+            }
+            Err(_) => Exit { pid: self.task.last().pid, status: STATUS_UNKNOWN, at: now },
+        };
+        self.tell_exit(cleaned).await;
+        let exit = self.task.told().map_or(cleaned, |told| from_event(&told));
+        let event = TaskDelete {
+            container_id: self.task.id().to_owned(),
+            pid: exit.pid,
+            exit_status: exit.status,
+            exited_at: exit.at,
+            id: String::new(),
+        };
+        self.context.events.publish(self.task.namespace(), "/tasks/delete", pack(&event));
+        self.leave(Some(exit));
+        exit
+    }
+
+    /// Ends a shim whose task nobody knows of.
+    async fn abandon(&mut self, held: Held) {
+        self.task.enter(Phase::Ending);
+        let request = v3::DeleteRequest { id: self.task.id().to_owned(), exec_id: String::new() };
+        let deleted = held.shim.call_within(&request, v3::ShutdownRequest::LIMIT).await;
+        let known = match &deleted {
+            Ok(_) => true,
+            Err(Error::Refused { status, .. }) => status.code == Code::NotFound as i32,
+            Err(_) => false,
+        };
+        let down = self.shutdown(&held.shim).await;
+        if !(known && down) {
+            if let Some(process) = &held.process
+                && !self.is_shared(&held.shim)
+            {
+                process.kill();
+            }
+            if let Err(error) = self.launch().delete().await {
+                self.report("clean up after the shim", &error);
+            }
+        }
+        self.await_exit(&held).await;
+        self.remove_bundle().await;
+    }
+
+    async fn shutdown(&self, shim: &Shim) -> bool {
+        let request = v3::ShutdownRequest { id: self.task.id().to_owned(), now: false };
+        match shim.call(&request).await {
+            // The shim may be gone before its answer.
+            Ok(()) | Err(Error::NoAnswer { source: CallError::Closed, .. }) => true,
+            Err(error) => {
+                self.report("shut down the shim", &error);
+                false
+            }
+        }
+    }
+
+    /// Waits for the end of a shim that was shut down, unless others need it.
+    async fn await_exit(&self, held: &Held) {
+        if self.is_shared(&held.shim) {
+            return;
+        }
+        if tokio::time::timeout(EXIT_LIMIT, held.gone()).await.is_ok() || self.is_shared(&held.shim)
+        {
+            return;
+        }
+        tracing::warn!(id = self.task.id(), "shim still runs after it was shut down");
+        if let Some(process) = &held.process {
+            process.kill();
+        }
+    }
+
+    fn is_shared(&self, shim: &Shim) -> bool {
+        self.context.others(&self.task).iter().any(|other| other.is_served_at(shim.address()))
+    }
+
+    /// Tells subscribers how init ended, if they were not told.
+    async fn tell_exit(&self, exit: Exit) {
+        let id = self.task.id().to_owned();
+        let event = TaskExit {
+            container_id: id.clone(),
+            id,
+            pid: exit.pid,
+            exit_status: exit.status,
+            exited_at: exit.at,
+        };
+        if self.task.tell(&event) {
+            self.context.keep_exit(&self.bundle, &event).await;
+            self.context.events.publish(self.task.namespace(), "/tasks/exit", pack(&event));
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.task.last().status == i32::from(Status::Stopped)
+    }
+
+    fn last_exit(&self) -> Exit {
+        let last = self.task.last();
+        Exit { pid: last.pid, status: last.exit_status, at: last.exited_at }
+    }
+
+    async fn remove_bundle(&self) {
+        let bundle = self.bundle.clone();
+        if let Err(error) = blocking(move || bundle.remove()).await {
+            self.report("remove the bundle", &error);
+        }
+    }
+
+    fn launch(&self) -> Launch<'_> {
+        Launch {
+            daemon: &self.context.daemon,
+            dialects: &self.context.dialects,
+            binary: &self.binary,
+            namespace: self.task.namespace(),
+            id: self.task.id(),
+            bundle: &self.bundle,
+        }
+    }
+
+    /// Ends the task: whoever looks for it from now on finds none.
+    fn leave(&self, exit: Option<Exit>) {
+        self.context.forget(&self.task);
+        self.task.enter(Phase::Gone(exit));
+    }
+
+    fn report(&self, attempt: &str, error: &Error) {
+        let (namespace, id) = (self.task.namespace(), self.task.id());
+        tracing::error!(%namespace, id, error = %sys::error::Chain(error), "could not {attempt}");
+    }
+}
+
+impl Held {
+    /// Waits until something happens to the shim: its process exits, or its connection breaks.
+    async fn ended(&self) {
+        tokio::select! {
+            () = self.gone() => {}
+            () = self.shim.closed() => {}
+        }
+    }
+
+    /// Waits until the shim is gone.
+    async fn gone(&self) {
+        match &self.process {
+            Some(process) => process.exited().await,
+            None => self.shim.closed().await,
+        }
+    }
+}
+
+fn from_event(exit: &TaskExit) -> Exit {
+    Exit { pid: exit.pid, status: exit.exit_status, at: exit.exited_at }
+}
+
+/// Takes hold of a shim's process.
+async fn identify(shim: &Shim, task: &Task) -> Option<Process> {
+    let request = v3::ConnectRequest { id: task.id().to_owned() };
+    let answer = shim.call(&request).await.ok()?;
+    let process = Process::open(answer.shim_pid).ok()?;
+    // The number was the shim's when it answered. If it lives still, it was when it was opened.
+    shim.call(&request).await.ok().map(|_| process)
+}
+
+/// Runs blocking code on a thread of its own.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(Error::Stopping))
+}

@@ -1,0 +1,292 @@
+//! The directory that a task runs from.
+//!
+//! ```text
+//! <state>/io.containerd.runtime.v2.task/<namespace>/<id>/     0700
+//!     config.json        the OCI runtime specification
+//!     rootfs/            where the shim mounts the root filesystem
+//!     work               link to <root>/io.containerd.runtime.v2.task/<namespace>/<id>
+//!     log                fifo into which the shim logs
+//!     shim-binary-path   the shim's binary
+//!     bootstrap.json     how to reach the shim
+//!     exit               the exit of init, once it was told to subscribers
+//!     address, init.pid, log.json, options.json, runtime ...     the shim's own
+//! ```
+//!
+//! The layout is containerd's, but for `exit`, so that each daemon finds the other's containers.
+//! `shim-binary-path` is written before the shim is started: whatever a crash leaves behind can be
+//! cleaned up by that binary. Nothing is synced, since the state directory does not outlive the
+//! kernel.
+//!
+//! Everything here blocks.
+
+use std::{
+    fs::{self, DirBuilder, Permissions},
+    io,
+    os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink},
+    path::{Path, PathBuf},
+};
+
+use prost::Message;
+use prost_types::Any;
+use proto::containerd::events::TaskExit;
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    mount::{UnmountFlags, unmount},
+};
+use serde::Deserialize;
+
+use super::{Error, bootstrap::Bootstrap};
+use crate::namespace::Namespace;
+
+/// The folder of bundles, in the state and in the root directory.
+pub(super) const FOLDER: &str = "io.containerd.runtime.v2.task";
+
+/// How many mounts may lie on top of each other on one rootfs.
+const MOUNT_DEPTH_MAX: usize = 64;
+
+/// The directory of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Bundle {
+    path: PathBuf,
+}
+
+impl Bundle {
+    /// The bundle of the container `id`, which need not exist.
+    pub(super) fn at(state: &Path, namespace: &Namespace, id: &str) -> Self {
+        Self { path: state.join(FOLDER).join(namespace.as_str()).join(id) }
+    }
+
+    /// The directory.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the directory and what does not depend on the shim's answer. What a failure leaves is
+    /// removed.
+    pub(super) fn make(&self, work: &Path, spec: Option<&Any>, binary: &Path) -> Result<(), Error> {
+        let spec = spec.map(|spec| spec.value.as_slice());
+        let made = self.make_inner(work, spec, binary);
+        if let Err(error) = &made
+            && !matches!(error, Error::Bundle { operation: "create", source, .. }
+                if source.kind() == io::ErrorKind::AlreadyExists)
+            && let Err(left) = self.remove()
+        {
+            tracing::warn!(error = %sys::error::Chain(&left), "half-made bundle stays");
+        }
+        made
+    }
+
+    fn make_inner(&self, work: &Path, spec: Option<&[u8]>, binary: &Path) -> Result<(), Error> {
+        for path in [&self.path, work] {
+            let parent = path.parent().unwrap_or(path);
+            folder(0o711).recursive(true).create(parent).map_err(Error::bundle("make", parent))?;
+        }
+        folder(0o700).create(&self.path).map_err(Error::bundle("create", &self.path))?;
+        if let Some(gid) = spec.and_then(remapped_gid) {
+            chown(&self.path, None, Some(gid)).map_err(Error::bundle("chown", &self.path))?;
+            fs::set_permissions(&self.path, Permissions::from_mode(0o710))
+                .map_err(Error::bundle("chmod", &self.path))?;
+        }
+        let rootfs = self.rootfs();
+        folder(0o711).create(&rootfs).map_err(Error::bundle("make", &rootfs))?;
+        match folder(0o711).create(work) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                fs::remove_dir_all(work).map_err(Error::bundle("remove", work))?;
+                folder(0o711).create(work)
+            }
+            made => made,
+        }
+        .map_err(Error::bundle("make", work))?;
+        let link = self.path.join("work");
+        symlink(work, &link).map_err(Error::bundle("link", link))?;
+        if let Some(spec) = spec {
+            self.write("config.json", spec)?;
+        }
+        self.write("shim-binary-path", binary.as_os_str().as_encoded_bytes())?;
+        let log = self.log();
+        mknodat(CWD, &log, FileType::Fifo, Mode::from_raw_mode(0o700), 0)
+            .map_err(|error| Error::bundle("make", log)(error.into()))
+    }
+
+    /// Where the root filesystem is mounted.
+    fn rootfs(&self) -> PathBuf {
+        self.path.join("rootfs")
+    }
+
+    /// The fifo into which the shim logs.
+    pub(super) fn log(&self) -> PathBuf {
+        self.path.join("log")
+    }
+
+    /// Keeps how to reach the shim.
+    pub(super) fn keep_bootstrap(&self, bootstrap: &Bootstrap) -> Result<(), Error> {
+        self.write("bootstrap.json", &bootstrap.to_json())
+    }
+
+    /// How to reach the shim; `None` when it was never told.
+    pub(super) fn bootstrap(&self) -> Option<Bootstrap> {
+        ["bootstrap.json", "address"]
+            .into_iter()
+            .filter_map(|name| fs::read(self.path.join(name)).ok())
+            .find_map(|bytes| Bootstrap::parse(&bytes).ok())
+    }
+
+    /// The binary of the shim, as it was when the task was made.
+    pub(super) fn binary(&self) -> Option<PathBuf> {
+        let text = fs::read_to_string(self.path.join("shim-binary-path")).ok()?;
+        (!text.is_empty()).then(|| PathBuf::from(text))
+    }
+
+    /// Notes that subscribers were told of init's exit.
+    pub(super) fn keep_exit(&self, exit: &TaskExit) -> Result<(), Error> {
+        self.write("exit", &exit.encode_to_vec())
+    }
+
+    /// The exit that subscribers were told of.
+    pub(super) fn exit(&self) -> Option<TaskExit> {
+        let bytes = fs::read(self.path.join("exit")).ok()?;
+        TaskExit::decode(bytes.as_slice()).ok()
+    }
+
+    /// Unmounts the root filesystem, if it is mounted, and removes the directory and its work
+    /// directory. Goes on after an error; a bundle that does not exist is none.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        let rootfs = self.rootfs();
+        // What is mounted belongs to somebody, and must not be removed with the bundle.
+        detach(&rootfs).map_err(Error::bundle("unmount", &rootfs))?;
+        let work = fs::read_link(self.path.join("work"));
+        let removed = remove_hidden(&self.path);
+        let work_removed = match work {
+            Ok(work) if work.is_absolute() => remove_hidden(&work),
+            _ => Ok(()),
+        };
+        removed.and(work_removed)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.path.join(name);
+        fs::write(&path, bytes).map_err(Error::bundle("write", path))
+    }
+}
+
+/// Removes a directory under another name, so that nobody ever finds half of it.
+fn remove_hidden(path: &Path) -> Result<(), Error> {
+    let Some(name) = path.file_name() else { return Ok(()) };
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    let hidden = path.with_file_name(hidden);
+    // An earlier removal may have been cut short.
+    let _ = fs::remove_dir_all(&hidden);
+    match fs::rename(path, &hidden) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        renamed => renamed.map_err(Error::bundle("rename", path))?,
+    }
+    fs::remove_dir_all(&hidden).map_err(Error::bundle("remove", hidden))
+}
+
+fn folder(mode: u32) -> DirBuilder {
+    let mut builder = DirBuilder::new();
+    builder.mode(mode);
+    builder
+}
+
+/// Unmounts everything on `path`. Lazily: a process that still looks at it keeps it, and blocks
+/// nobody.
+fn detach(path: &Path) -> io::Result<()> {
+    for _ in 0..MOUNT_DEPTH_MAX {
+        match unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => return Ok(()),
+            // Without the right to unmount nothing was mounted either.
+            Err(rustix::io::Errno::PERM) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// The host's group for the container's group 0, which must be let into the bundle.
+fn remapped_gid(spec: &[u8]) -> Option<u32> {
+    #[derive(Deserialize)]
+    struct Spec {
+        linux: Option<Linux>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Linux {
+        #[serde(default)]
+        gid_mappings: Vec<Mapping>,
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Mapping {
+        #[serde(rename = "containerID")]
+        container_id: u32,
+        #[serde(rename = "hostID")]
+        host_id: u32,
+    }
+
+    let spec: Spec = serde_json::from_slice(spec).ok()?;
+    let mappings = spec.linux?.gid_mappings;
+    let root = mappings.into_iter().find(|mapping| mapping.container_id == 0)?;
+    (root.host_id != 0).then_some(root.host_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn make_and_remove() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (state, work) = (directory.path().join("state"), directory.path().join("root/work"));
+        let namespace = "default".parse().expect("an identifier");
+        let bundle = Bundle::at(&state, &namespace, "c1");
+        let spec = Any { type_url: String::new(), value: b"{}".to_vec() };
+        bundle.make(&work, Some(&spec), Path::new("/bin/shim")).expect("made");
+
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!(mode(bundle.path()), 0o700);
+        assert_eq!(fs::read(bundle.path().join("config.json")).expect("there"), b"{}");
+        assert_eq!(bundle.binary().as_deref(), Some(Path::new("/bin/shim")));
+        assert_eq!(fs::read_link(bundle.path().join("work")).expect("there"), work);
+        assert_eq!((bundle.bootstrap(), bundle.exit()), (None, None));
+
+        // A second task of the container fails, and leaves the first alone.
+        bundle.make(&work, None, Path::new("/bin/shim")).expect_err("exists");
+        assert!(bundle.path().join("config.json").exists());
+
+        let exit = TaskExit { id: "c1".to_owned(), exit_status: 3, ..Default::default() };
+        bundle.keep_exit(&exit).expect("written");
+        assert_eq!(bundle.exit(), Some(exit));
+        fs::write(bundle.path().join("address"), "unix:///s/a").expect("written");
+        assert_eq!(bundle.bootstrap().map(|found| found.version), Some(2));
+
+        bundle.remove().expect("removed");
+        bundle.remove().expect("removed before");
+        assert!(!work.exists());
+        let left = fs::read_dir(bundle.path().parent().expect("has one")).expect("there").count();
+        assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn remapped_groups() {
+        let cases = [
+            ("none", "{}", None),
+            ("not a specification", "[", None),
+            (
+                "mapped",
+                r#"{"linux":{"gidMappings":[{"containerID":0,"hostID":7,"size":1}]}}"#,
+                Some(7),
+            ),
+            (
+                "to root",
+                r#"{"linux":{"gidMappings":[{"containerID":0,"hostID":0,"size":1}]}}"#,
+                None,
+            ),
+        ];
+        for (case, spec, want) in cases {
+            assert_eq!(remapped_gid(spec.as_bytes()), want, "{case}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What all actors share.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use proto::containerd::events::TaskExit;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    actor::blocking,
+    bundle::{Bundle, FOLDER},
+    launch::{Daemon, Dialects},
+    task::Task,
+};
+use crate::{events::Exchange, namespace::Namespace};
+
+/// What all actors share.
+pub(super) struct Context {
+    pub(super) root: PathBuf,
+    pub(super) state: PathBuf,
+    pub(super) daemon: Daemon,
+    pub(super) dialects: Dialects,
+    pub(super) events: Exchange,
+    /// Stops the actors, and leaves their tasks alone.
+    pub(super) stop: CancellationToken,
+    /// The tasks that there are, from before their bundle is made until nothing is left of them.
+    pub(super) tasks: Mutex<Tasks>,
+}
+
+/// Tasks by namespace and container.
+pub(super) type Tasks = HashMap<Namespace, HashMap<String, Arc<Task>>>;
+
+impl Context {
+    pub(super) fn tasks(&self) -> MutexGuard<'_, Tasks> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The directory of a task that outlives the kernel.
+    pub(super) fn work(&self, task: &Task) -> PathBuf {
+        self.root.join(FOLDER).join(task.namespace().as_str()).join(task.id())
+    }
+
+    /// The other tasks of the namespace, of which some may share a shim.
+    pub(super) fn others(&self, task: &Task) -> Vec<Arc<Task>> {
+        let tasks = self.tasks();
+        let Some(tasks) = tasks.get(task.namespace()) else { return Vec::new() };
+        tasks.values().filter(|other| other.id() != task.id()).cloned().collect()
+    }
+
+    /// Takes a task out of the map, if it is the one in there.
+    pub(super) fn forget(&self, task: &Task) {
+        let mut tasks = self.tasks();
+        if let Some(in_namespace) = tasks.get_mut(task.namespace()) {
+            if in_namespace.get(task.id()).is_some_and(|found| std::ptr::eq(&**found, task)) {
+                in_namespace.remove(task.id());
+            }
+            if in_namespace.is_empty() {
+                tasks.remove(task.namespace());
+            }
+        }
+    }
+
+    /// Keeps for later daemons that subscribers were told of an exit.
+    pub(super) async fn keep_exit(&self, bundle: &Bundle, exit: &TaskExit) {
+        let (bundle, exit) = (bundle.clone(), exit.clone());
+        // Without a bundle there is no later daemon that would tell again.
+        let _ =
+            blocking(move || if bundle.path().exists() { bundle.keep_exit(&exit) } else { Ok(()) })
+                .await;
+    }
+}

@@ -1,0 +1,94 @@
+//! Why a call on a task failed.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use proto::ttrpc::{CallError, Status};
+
+/// Why a call on a task failed.
+///
+/// Texts are containerd's where clients match on them or print them.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "fields are named by the messages")]
+pub enum Error {
+    /// There is no such task, or there is not yet, or no longer.
+    #[error("task {id} not found")]
+    NotFound { id: String },
+
+    /// The container has a task.
+    #[error("task {id}: already exists")]
+    Exists { id: String },
+
+    /// The request can never be served.
+    #[error("{0}: invalid argument")]
+    Invalid(String),
+
+    /// The runtime's shim is not installed.
+    #[error(
+        "failed to start shim: failed to resolve runtime path: runtime {runtime:?} binary not installed {binary:?}: file does not exist"
+    )]
+    NotInstalled { runtime: String, binary: String },
+
+    /// The bundle cannot be made or removed; `operation` is a verb.
+    #[error("{operation} {}", path.display())]
+    Bundle { operation: &'static str, path: PathBuf, source: io::Error },
+
+    /// The shim's binary failed; `text` is what it said.
+    #[error("failed to start shim: start failed: {text}")]
+    Start { text: String },
+
+    /// The shim answers in a way that this program does not know.
+    #[error("failed to start shim: {0}: not implemented")]
+    Unsupported(String),
+
+    /// The shim cannot be connected to.
+    #[error("failed to start shim: connect to {address}")]
+    Connect { address: String, source: io::Error },
+
+    /// The shim refused; the text is its own.
+    #[error("{}{}", attempt.prefix(), status.message)]
+    Refused { attempt: Attempt, status: Status },
+
+    /// The shim gave no answer.
+    #[error("task {id}: shim does not answer {method}")]
+    NoAnswer { id: String, method: &'static str, source: CallError },
+
+    /// An earlier task of the same container is still being cleaned up.
+    #[error("task {id} is still being removed after {limit:?}: unavailable")]
+    Ending { id: String, limit: Duration },
+
+    /// The daemon is stopping.
+    #[error("the daemon is stopping: unavailable")]
+    Stopping,
+}
+
+/// What containerd says before a shim's own text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// A create.
+    Create,
+    /// A delete.
+    Delete,
+    /// Anything else.
+    Other,
+}
+
+impl Attempt {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Create => "failed to create shim task: ",
+            Self::Delete => "failed to delete task: ",
+            Self::Other => "",
+        }
+    }
+}
+
+impl Error {
+    /// A failed file operation on a bundle.
+    pub(super) fn bundle(
+        operation: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Bundle { operation, path, source }
+    }
+}

@@ -1,0 +1,319 @@
+//! Runs a shim's binary: `start` makes a shim, `delete` cleans up after one that died.
+//!
+//! The binary's input and outputs are files in memory. So nothing has to be pumped, an output
+//! cannot block the binary, and it does not matter whether the shim that stays behind holds on to
+//! them: what the binary printed is all there when it exits, and its exit is a descriptor's event.
+//!
+//! Environment and arguments are containerd's: `pkg/shim/util.go`, `Command`. On the standard input
+//! shims since containerd 2.3 want their parameters, and older ones the container's options; either
+//! refuses the other. An older one has already started its server when it finds out, so options
+//! are tried first, and parameters when the shim asks for them. What a binary wanted last is
+//! remembered. This project's own shim is known to want parameters.
+
+use std::{
+    collections::HashSet,
+    ffi::OsString,
+    fs::File,
+    io::{self, Seek, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use prost::Message;
+use prost_types::Any;
+use proto::containerd::{
+    runtime::bootstrap::v1::{BootstrapParams, Extension, LogLevel},
+    task::v3::DeleteResponse,
+};
+use rustix::fs::{MemfdFlags, memfd_create};
+use tokio::process::Command;
+
+use super::{Error, bootstrap::Bootstrap, bundle::Bundle, resolve::OWN_SHIM};
+use crate::namespace::Namespace;
+
+/// How long `start` may take.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long `delete` may take, which kills what is left of the container.
+const DELETE_LIMIT: Duration = Duration::from_secs(30);
+
+/// How much of what a binary prints is read, in bytes.
+const OUTPUT_LEN_MAX: usize = 64 << 10;
+
+/// What all shims are told about this daemon.
+#[derive(Clone, Debug)]
+pub(super) struct Daemon {
+    pub(super) address: PathBuf,
+    pub(super) ttrpc_address: PathBuf,
+    pub(super) version: &'static str,
+    pub(super) debug: bool,
+}
+
+/// What a shim is given when it says that it does not want options (`pkg/shim/compat.go`).
+const WANTS_PARAMETERS: &str = "deprecated";
+
+/// The binaries that wanted parameters.
+#[derive(Debug, Default)]
+pub(super) struct Dialects(Mutex<HashSet<PathBuf>>);
+
+impl Dialects {
+    fn wants_parameters(&self, binary: &Path) -> bool {
+        binary.file_name().is_some_and(|name| name == OWN_SHIM) || self.lock().contains(binary)
+    }
+
+    fn remember(&self, binary: &Path, wants_parameters: bool) {
+        if wants_parameters {
+            self.lock().insert(binary.to_owned());
+        } else {
+            self.lock().remove(binary);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A shim's binary and the task that it is for.
+pub(super) struct Launch<'a> {
+    pub(super) daemon: &'a Daemon,
+    pub(super) dialects: &'a Dialects,
+    pub(super) binary: &'a Path,
+    pub(super) namespace: &'a Namespace,
+    pub(super) id: &'a str,
+    pub(super) bundle: &'a Bundle,
+}
+
+impl Launch<'_> {
+    /// Starts a shim, or finds the one that the container shares.
+    ///
+    /// # Errors
+    ///
+    /// `Start`, `Unsupported`.
+    pub(super) async fn start(&self, options: Option<&Any>) -> Result<Bootstrap, Error> {
+        let parameters = || self.parameters(options).encode_to_vec();
+        let given = || options.map(Message::encode_to_vec).unwrap_or_default();
+        let wants_parameters = self.dialects.wants_parameters(self.binary);
+        let input = if wants_parameters { parameters() } else { given() };
+        let output = match self.run(&["start"], &input, START_LIMIT).await {
+            Err(Error::Start { text }) if !wants_parameters && text.contains(WANTS_PARAMETERS) => {
+                self.dialects.remember(self.binary, true);
+                self.run(&["start"], &parameters(), START_LIMIT).await?
+            }
+            Err(error) => {
+                // The binary may have been replaced by an older one: the next start tries options.
+                self.dialects.remember(self.binary, false);
+                return Err(error);
+            }
+            Ok(output) => output,
+        };
+        Bootstrap::parse(&output)
+    }
+
+    /// Cleans up after a shim that died, and tells how init ended.
+    ///
+    /// # Errors
+    ///
+    /// `Start`.
+    pub(super) async fn delete(&self) -> Result<DeleteResponse, Error> {
+        let bundle = self.bundle.path().as_os_str();
+        let args = [OsString::from("-bundle"), bundle.to_owned(), OsString::from("delete")];
+        let output = self.run(&args, &[], DELETE_LIMIT).await?;
+        DeleteResponse::decode(output.as_slice())
+            .map_err(|error| Error::Start { text: format!("malformed answer: {error}") })
+    }
+
+    fn parameters(&self, options: Option<&Any>) -> BootstrapParams {
+        let level = if self.daemon.debug { LogLevel::Debug } else { LogLevel::Info };
+        BootstrapParams {
+            instance_id: self.id.to_owned(),
+            namespace: self.namespace.to_string(),
+            log_level: level.into(),
+            containerd_version: self.daemon.version.to_owned(),
+            containerd_ttrpc_address: self.daemon.ttrpc_address.display().to_string(),
+            containerd_grpc_address: self.daemon.address.display().to_string(),
+            containerd_binary: own_path().display().to_string(),
+            extensions: options
+                .cloned()
+                .map(|value| Extension { value: Some(value) })
+                .into_iter()
+                .collect(),
+            socket_dir: None,
+        }
+    }
+
+    async fn run<A: AsRef<std::ffi::OsStr>>(
+        &self,
+        action: &[A],
+        input: &[u8],
+        limit: Duration,
+    ) -> Result<Vec<u8>, Error> {
+        let binary = self.binary.display();
+        let failed = |text: String| Error::Start { text };
+        let io = |error: io::Error| failed(format!("{binary}: {error}"));
+        let (stdout, stderr) = (memory("stdout").map_err(io)?, memory("stderr").map_err(io)?);
+        let mut child = self
+            .command(action, input, &stdout, &stderr)
+            .and_then(|mut c| c.spawn())
+            .map_err(io)?;
+        let status = match tokio::time::timeout(limit, child.wait()).await {
+            Ok(status) => status.map_err(io)?,
+            // The child is killed and reaped as it is dropped.
+            Err(_) => {
+                return Err(failed(format!("{binary} took longer than {limit:?}, and was killed")));
+            }
+        };
+        if status.success() {
+            let said = text(&stderr);
+            if !said.is_empty() {
+                tracing::warn!(id = self.id, "shim's binary: {said}");
+            }
+            return read(&stdout).map_err(io);
+        }
+        let said = [text(&stdout), text(&stderr)].concat();
+        Err(failed(format!("{said}: {}", exit_text(status))))
+    }
+
+    fn command<A: AsRef<std::ffi::OsStr>>(
+        &self,
+        action: &[A],
+        input: &[u8],
+        stdout: &File,
+        stderr: &File,
+    ) -> io::Result<Command> {
+        let mut command = Command::new(self.binary);
+        command
+            .args(["-namespace", self.namespace.as_str(), "-address"])
+            .arg(&self.daemon.address)
+            .arg("-publish-binary")
+            .arg(own_path())
+            .args(["-id", self.id])
+            .args(self.daemon.debug.then_some("-debug"))
+            .args(action)
+            .current_dir(self.bundle.path())
+            .env("GOMAXPROCS", "2")
+            .env("MAX_SHIM_VERSION", "2")
+            .env("TTRPC_ADDRESS", &self.daemon.ttrpc_address)
+            .env("GRPC_ADDRESS", &self.daemon.address)
+            .env("NAMESPACE", self.namespace.as_str())
+            .env_remove("NOTIFY_SOCKET")
+            .process_group(0)
+            .kill_on_drop(true)
+            .stdout(stdout.try_clone()?)
+            .stderr(stderr.try_clone()?);
+        if input.is_empty() {
+            command.stdin(Stdio::null());
+        } else {
+            let mut stdin = memory("stdin")?;
+            stdin.write_all(input)?;
+            stdin.rewind()?;
+            command.stdin(stdin);
+        }
+        Ok(command)
+    }
+}
+
+fn own_path() -> PathBuf {
+    std::env::current_exe().unwrap_or_else(|_| PathBuf::from("gantryd"))
+}
+
+fn memory(name: &str) -> io::Result<File> {
+    Ok(memfd_create(name, MemfdFlags::CLOEXEC)?.into())
+}
+
+fn read(file: &File) -> io::Result<Vec<u8>> {
+    let len = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX).min(OUTPUT_LEN_MAX);
+    let mut bytes = vec![0; len];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+fn text(file: &File) -> String {
+    String::from_utf8_lossy(&read(file).unwrap_or_default()).trim().to_owned()
+}
+
+/// As Go prints it, since clients show it.
+fn exit_text(status: std::process::ExitStatus) -> String {
+    match status.code() {
+        Some(code) => format!("exit status {code}"),
+        None => status.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
+    use super::*;
+
+    /// Runs a shell script as a shim's binary.
+    async fn start(script: &str) -> Result<Bootstrap, String> {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let binary = directory.path().join("shim");
+        fs::write(&binary, format!("#!/bin/sh\n{script}\n")).expect("written");
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("permitted");
+        let namespace = "default".parse().expect("an identifier");
+        let bundle = Bundle::at(directory.path(), &namespace, "c1");
+        fs::create_dir_all(bundle.path()).expect("made");
+        let daemon = Daemon {
+            address: "/run/x.sock".into(),
+            ttrpc_address: "/run/x.sock.ttrpc".into(),
+            version: "2.3.0",
+            debug: false,
+        };
+        let launch = Launch {
+            daemon: &daemon,
+            dialects: &Dialects::default(),
+            binary: &binary,
+            namespace: &namespace,
+            id: "c1",
+            bundle: &bundle,
+        };
+        launch.start(None).await.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn answers() {
+        let found = |address: &str| Ok(Bootstrap::parse(address.as_bytes()).expect("an address"));
+        let cases = [
+            ("address", "echo unix:///s/a; echo noise >&2", found("unix:///s/a")),
+            (
+                "environment",
+                "echo unix://$TTRPC_ADDRESS/$NAMESPACE",
+                found("unix:///run/x.sock.ttrpc/default"),
+            ),
+            (
+                "arguments",
+                "echo unix:///$1/$2/$7/$8/$9",
+                found("unix:///-namespace/default/-id/c1/start"),
+            ),
+            ("directory", "echo unix:///${PWD##*/}", found("unix:///c1")),
+            (
+                "output stays open",
+                "sleep 100 & pid=$!; echo unix:///s/a; (kill $pid) 2>/dev/null",
+                found("unix:///s/a"),
+            ),
+            (
+                "asks for parameters",
+                "test $(wc -c) -gt 0 && echo unix:///s/p && exit; echo API is deprecated >&2; exit 1",
+                found("unix:///s/p"),
+            ),
+            (
+                "failure",
+                "echo no luck >&2; exit 3",
+                Err("failed to start shim: start failed: no luck: exit status 3".to_owned()),
+            ),
+            (
+                "silence",
+                "exit 0",
+                Err("failed to start shim: start failed: shim gave no address".to_owned()),
+            ),
+        ];
+        for (case, script, want) in cases {
+            assert_eq!(start(script).await, want, "{case}");
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! What shims log.
+//!
+//! A shim writes its log into a fifo of the bundle. It is read from before the shim starts, since
+//! older shims wait for a reader, and it is opened for both ways, so that it has no end when the
+//! shim closes it. Lines go to the daemon's own log.
+
+use std::io;
+
+use tokio::{
+    net::unix::pipe::{OpenOptions, Receiver},
+    task::JoinHandle,
+};
+
+use super::{bundle::Bundle, task::Task};
+
+/// The longest line that is kept together, in bytes.
+const LINE_LEN_MAX: usize = 4096;
+
+/// Reads a shim's log until it is dropped.
+pub(super) struct ShimLog(Option<JoinHandle<()>>);
+
+impl ShimLog {
+    /// Starts to read; without a fifo there is nothing to read, and that is no error.
+    pub(super) fn open(bundle: &Bundle, task: &Task) -> Self {
+        let fifo = OpenOptions::new().read_write(true).open_receiver(bundle.log());
+        let id = task.id().to_owned();
+        Self(fifo.ok().map(|fifo| tokio::spawn(copy(fifo, id))))
+    }
+}
+
+impl Drop for ShimLog {
+    fn drop(&mut self) {
+        if let Some(reading) = &self.0 {
+            reading.abort();
+        }
+    }
+}
+
+async fn copy(fifo: Receiver, id: String) {
+    let mut line = Vec::new();
+    while fifo.readable().await.is_ok() {
+        match read(&fifo, &mut line, &id) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(_) => return,
+            Ok(()) => {}
+        }
+    }
+}
+
+/// Reads once. The buffer is on the stack, since a log that is silent shall cost nothing.
+fn read(fifo: &Receiver, line: &mut Vec<u8>, id: &str) -> io::Result<()> {
+    let mut buffer = [0; LINE_LEN_MAX];
+    let count = fifo.try_read(&mut buffer)?;
+    for &byte in &buffer[..count] {
+        if byte != b'\n' {
+            line.push(byte);
+        }
+        if byte == b'\n' || line.len() >= LINE_LEN_MAX {
+            write(&String::from_utf8_lossy(line), id);
+            line.clear();
+        }
+    }
+    line.shrink_to(LINE_LEN_MAX);
+    Ok(())
+}
+
+/// Shims write what they are about at their own level "info", which is the daemon's "debug".
+fn write(line: &str, id: &str) {
+    let has = |level: &str| line.contains(level);
+    if has("level=error") || has("level=fatal") || has("panic") {
+        tracing::error!(id, "shim: {line}");
+    } else if has("level=warn") {
+        tracing::warn!(id, "shim: {line}");
+    } else {
+        tracing::debug!(id, "shim: {line}");
+    }
+}

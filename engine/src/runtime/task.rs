@@ -1,0 +1,340 @@
+//! A task, as calls see it.
+//!
+//! ```text
+//!  Creating ──> Live(shim) ──> Ending ──> Gone
+//!      │            ^  │                   ^
+//!      └────────────┼──┼──> Gone           │
+//!  Adopting ────────┘  └─ shim died ───────┘
+//! ```
+//!
+//! The phase is changed by the task's [actor](super::actor) alone. Everybody else reads it, takes a
+//! clone of the connection and calls the shim, so that no call waits for another and no lock is
+//! held meanwhile.
+//!
+//! A shim that missed a deadline is *suspect* until it answers again. A list waits only briefly for
+//! it, and gives its last known state.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
+use prost_types::Timestamp;
+use proto::{
+    containerd::{events::TaskExit, task::v3, v1::types::Status},
+    ttrpc::{CallError, Code},
+};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{
+    Error,
+    actor::Command,
+    shim::{Call, Shim},
+};
+use crate::namespace::Namespace;
+
+/// How long a call waits for a task that is being adopted.
+const ADOPT_WAIT: Duration = Duration::from_secs(8);
+
+/// How long a list waits for a suspect shim.
+const SUSPECT_LIMIT: Duration = Duration::from_millis(100);
+
+/// How long a call may wait for the end of a task whose shim died.
+const END_WAIT: Duration = Duration::from_secs(60);
+
+/// Where a task is in its life.
+#[derive(Clone, Debug)]
+pub(super) enum Phase {
+    /// The shim is being started, or init created.
+    Creating,
+    /// Found after a start of the daemon; its shim is being asked.
+    Adopting,
+    /// There is a shim that knows the task.
+    Live(Shim),
+    /// Deleted, or its shim died; what it leaves is being removed.
+    Ending,
+    /// Nothing is left, but for how init ended, if it ever ran.
+    Gone(Option<Exit>),
+}
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Exit {
+    /// The process, as the host sees it.
+    pub pid: u32,
+    /// What `wait` gave: a code, or 128 and a signal.
+    pub status: u32,
+    /// When.
+    pub at: Option<Timestamp>,
+}
+
+/// A running container. See the [module](self).
+pub struct Task {
+    namespace: Namespace,
+    id: String,
+    phase: watch::Sender<Phase>,
+    commands: mpsc::Sender<Command>,
+    known: Mutex<Known>,
+    waits: Mutex<HashMap<String, Waiting>>,
+}
+
+/// What is known of a task without its shim.
+#[derive(Debug, Default)]
+struct Known {
+    /// What the shim said last of init.
+    state: v3::StateResponse,
+    /// What subscribers were told of init's end.
+    told: Option<TaskExit>,
+    suspect: bool,
+}
+
+/// A wait that all who wait for one process share: a shim cannot be told that nobody waits any
+/// more, so there is one call to it for as long as the process runs.
+type Waiting = Shared<BoxFuture<'static, Result<Exit, Arc<Error>>>>;
+
+impl Task {
+    pub(super) fn new(
+        namespace: Namespace,
+        id: String,
+        phase: Phase,
+        commands: mpsc::Sender<Command>,
+    ) -> Self {
+        let phase = watch::Sender::new(phase);
+        Self { namespace, id, phase, commands, known: Mutex::default(), waits: Mutex::default() }
+    }
+
+    /// The container's name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The tenant.
+    pub fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    /// Makes a call to the shim.
+    ///
+    /// # Errors
+    ///
+    /// - `NotFound`: the task is not there yet, or no longer.
+    /// - `Refused`, `NoAnswer`: the shim's.
+    pub async fn call<C: Call>(&self, request: &C) -> Result<C::Answer, Error> {
+        self.call_within(request, C::LIMIT).await
+    }
+
+    async fn call_within<C: Call>(
+        &self,
+        request: &C,
+        limit: Option<Duration>,
+    ) -> Result<C::Answer, Error> {
+        let shim = self.shim().await?;
+        let result = shim.call_within(request, limit).await;
+        self.judge(&result);
+        result
+    }
+
+    /// The state of init, or of the exec `exec_id` if it is not empty.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call); a shim that died counts as no task.
+    pub async fn state(&self, exec_id: &str) -> Result<v3::StateResponse, Error> {
+        self.state_within(exec_id, v3::StateRequest::LIMIT).await
+    }
+
+    /// The state of init for a list: what the shim says, or what it said last. `None` when there is
+    /// no task any more.
+    pub async fn state_or_last(&self) -> Option<v3::StateResponse> {
+        let limit =
+            if self.known().suspect { Some(SUSPECT_LIMIT) } else { v3::StateRequest::LIMIT };
+        match self.state_within("", limit).await {
+            Ok(state) => Some(state),
+            Err(Error::NotFound { .. }) => None,
+            Err(Error::Refused { status, .. }) if status.code == Code::NotFound as i32 => None,
+            Err(error) => {
+                let error = sys::error::Chain(&error);
+                tracing::warn!(namespace = %self.namespace, id = self.id, %error, "last known state is shown");
+                Some(self.known().state.clone())
+            }
+        }
+    }
+
+    async fn state_within(
+        &self,
+        exec_id: &str,
+        limit: Option<Duration>,
+    ) -> Result<v3::StateResponse, Error> {
+        let request = v3::StateRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
+        match self.call_within(&request, limit).await {
+            Ok(state) => {
+                if exec_id.is_empty() {
+                    self.known().state = state.clone();
+                }
+                Ok(state)
+            }
+            Err(Error::NoAnswer { source: CallError::Closed, .. }) => Err(self.not_found()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for the end of init, or of the exec `exec_id` if it is not empty. A wait outlives the
+    /// shim: if that dies, so do its processes.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub async fn wait(&self, exec_id: &str) -> Result<Exit, Arc<Error>> {
+        let waiting = self
+            .waits()
+            .entry(exec_id.to_owned())
+            .or_insert_with(|| self.begin_wait(exec_id))
+            .clone();
+        let result = waiting.await;
+        self.waits().remove(exec_id);
+        result
+    }
+
+    fn begin_wait(&self, exec_id: &str) -> Waiting {
+        let request = v3::WaitRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
+        wait(self.phase.subscribe(), request)
+            .map(|result| result.map_err(Arc::new))
+            .boxed()
+            .shared()
+    }
+
+    /// Deletes a task whose init has ended, with everything that is left of it. May be repeated.
+    ///
+    /// The work goes on when this is dropped.
+    ///
+    /// # Errors
+    ///
+    /// - `NotFound`: it was deleted before.
+    /// - `Refused`: init has not ended.
+    /// - `NoAnswer`: the shim does not answer; nothing is deleted.
+    pub async fn delete(&self) -> Result<Exit, Error> {
+        // Waits for an adoption to end, and refuses what is not there.
+        self.shim().await?;
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::Delete(reply)).await;
+        sent.map_err(|_| self.not_found())?;
+        answer.await.unwrap_or_else(|_| Err(self.not_found()))
+    }
+
+    /// The connection to the shim, once there is one.
+    async fn shim(&self) -> Result<Shim, Error> {
+        if let Phase::Live(shim) = &*self.phase.borrow() {
+            return Ok(shim.clone());
+        }
+        let mut phase = self.phase.subscribe();
+        let settled = phase.wait_for(|phase| !matches!(phase, Phase::Adopting));
+        match tokio::time::timeout(ADOPT_WAIT, settled).await {
+            Ok(Ok(phase)) => match &*phase {
+                Phase::Live(shim) => Ok(shim.clone()),
+                _ => Err(self.not_found()),
+            },
+            _ => Err(self.not_found()),
+        }
+    }
+
+    pub(super) fn not_found(&self) -> Error {
+        Error::NotFound { id: self.id.clone() }
+    }
+
+    /// Changes the phase; for the actor.
+    pub(super) fn enter(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    /// Whether the shim at `address` is this task's.
+    pub(super) fn is_served_at(&self, address: &str) -> bool {
+        matches!(&*self.phase.borrow(), Phase::Live(shim) if shim.address() == address)
+    }
+
+    /// Whether what the task leaves is being removed.
+    pub(super) fn is_ending(&self) -> bool {
+        matches!(&*self.phase.borrow(), Phase::Ending | Phase::Gone(_))
+    }
+
+    /// Waits until nothing is left.
+    pub(super) async fn ended(&self) {
+        let _ = self.phase.subscribe().wait_for(|phase| matches!(phase, Phase::Gone(_))).await;
+    }
+
+    /// Notes that subscribers are told of init's end; `false` when they were told before.
+    pub(super) fn tell(&self, exit: &TaskExit) -> bool {
+        let mut known = self.known();
+        if known.told.is_some() {
+            return false;
+        }
+        known.state.status = Status::Stopped.into();
+        known.state.exit_status = exit.exit_status;
+        known.state.exited_at = exit.exited_at;
+        known.told = Some(exit.clone());
+        true
+    }
+
+    /// What subscribers were told of init's end.
+    pub(super) fn told(&self) -> Option<TaskExit> {
+        self.known().told.clone()
+    }
+
+    /// Notes what the shim said last of init.
+    pub(super) fn note(&self, state: v3::StateResponse) {
+        self.known().state = state;
+    }
+
+    /// What the shim said last of init.
+    pub(super) fn last(&self) -> v3::StateResponse {
+        self.known().state.clone()
+    }
+
+    /// Notes whether the shim keeps deadlines.
+    pub(super) fn judge<T>(&self, result: &Result<T, Error>) {
+        let late =
+            matches!(result, Err(Error::NoAnswer { source: CallError::Deadline { .. }, .. }));
+        let before = std::mem::replace(&mut self.known().suspect, late);
+        if late && !before {
+            tracing::error!(namespace = %self.namespace, id = self.id, "shim does not answer");
+        } else if before && !late {
+            tracing::info!(namespace = %self.namespace, id = self.id, "shim answers again");
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn waits(&self) -> MutexGuard<'_, HashMap<String, Waiting>> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn wait(mut phase: watch::Receiver<Phase>, request: v3::WaitRequest) -> Result<Exit, Error> {
+    let not_found = || Error::NotFound { id: request.id.clone() };
+    loop {
+        let settled = phase.wait_for(|phase| matches!(phase, Phase::Live(_) | Phase::Gone(_)));
+        let now = tokio::time::timeout(END_WAIT, settled).await;
+        let now = now.ok().and_then(Result::ok).map(|phase| phase.clone());
+        let shim = match now {
+            Some(Phase::Live(shim)) => shim,
+            Some(Phase::Gone(Some(exit))) => return Ok(exit),
+            _ => return Err(not_found()),
+        };
+        match shim.call(&request).await {
+            Ok(answer) => {
+                return Ok(Exit { pid: 0, status: answer.exit_status, at: answer.exited_at });
+            }
+            Err(Error::NoAnswer { source: CallError::Closed, .. }) => {}
+            Err(error) => return Err(error),
+        }
+        // The actor sees the loss too, and either connects again or ends the task.
+        let changed = tokio::time::timeout(END_WAIT, phase.changed()).await;
+        changed.map_err(|_| not_found())?.map_err(|_| not_found())?;
+    }
+}
