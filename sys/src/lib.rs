@@ -1,8 +1,16 @@
 //! Kernel facilities, one file each: mechanism only, and the home of unsafe code.
 
 pub mod bpf;
+pub mod descriptors;
 pub mod error;
+pub mod execute;
+pub mod keyring;
+pub mod loopback;
 pub mod mount;
+pub mod mount_attributes;
+pub mod namespace;
+pub mod pidfd;
+pub mod scheduling;
 pub mod seccomp;
 pub mod signal;
 pub mod spawn;

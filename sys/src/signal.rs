@@ -82,6 +82,24 @@ pub fn send(pid: rustix::process::Pid, signal: u32) -> rustix::io::Result<()> {
     Err(rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO))
 }
 
+/// Lets all signals through to this thread.
+pub fn unblock_all() {
+    let set = signal_set(&[]).expect("no number to refuse");
+    // SAFETY: `set` was initialised by `signal_set`; no old mask is asked for.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()) };
+}
+
+/// Gives `signal` its default disposition.
+///
+/// # Errors
+///
+/// The number is not a signal that can be caught.
+pub fn set_default(signal: i32) -> io::Result<()> {
+    // SAFETY: SIG_DFL installs no function.
+    let old = unsafe { libc::signal(signal, libc::SIG_DFL) };
+    if old == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 fn signal_set(signals: &[i32]) -> io::Result<libc::sigset_t> {
     let mut set = MaybeUninit::uninit();
     // SAFETY: `set` is writable and of the type that sigemptyset initialises.
