@@ -1,15 +1,153 @@
 //! A bundle's `config.json`: the parts of the OCI runtime-spec 1.3 that Linux has.
+//!
+//! The structures are lean (owned strings, no builders, unknown fields skipped) because each start
+//! of a container parses one. As Go programs do, `null` is read as an absent value.
+//! [`Spec::load`] is the only way in, and what it returns was [validated](validate).
 
+mod hooks;
+mod linux;
+mod mount;
+mod process;
 pub mod resources;
 pub mod seccomp;
+mod validate;
+
+use std::{collections::BTreeMap, fs::File, io::Read as _, path::Path};
 
 use serde::{Deserialize, Deserializer};
 
-/// Reads `null` as the default value, as programs that write specs in Go expect.
-fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+use crate::error::Cause;
+
+pub use self::{
+    hooks::{Hook, Hooks},
+    linux::{Device, IdMapping, Linux, Namespace, NamespaceKind, Personality, TimeOffset},
+    mount::Mount,
+    process::{Capabilities, ConsoleSize, IoPriority, Process, Rlimit, Scheduler, User},
+};
+
+/// The version of the runtime-spec that is understood.
+pub const VERSION: &str = "1.3.0";
+
+/// The most bytes a configuration may have.
+const CONFIG_SIZE_MAX: u64 = 16 << 20;
+
+/// The name of the configuration in a bundle.
+pub const CONFIG: &str = "config.json";
+
+/// A container's configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "the runtime-spec describes the fields")]
+pub struct Spec {
+    #[serde(deserialize_with = "nullable")]
+    pub oci_version: String,
+    pub process: Option<Process>,
+    pub root: Option<Root>,
+    #[serde(deserialize_with = "nullable")]
+    pub hostname: String,
+    #[serde(deserialize_with = "nullable")]
+    pub domainname: String,
+    #[serde(deserialize_with = "nullable")]
+    pub mounts: Vec<Mount>,
+    #[serde(deserialize_with = "nullable")]
+    pub hooks: Hooks,
+    #[serde(deserialize_with = "nullable")]
+    pub annotations: BTreeMap<String, String>,
+    #[serde(deserialize_with = "nullable")]
+    pub linux: Linux,
+}
+
+/// Where the root filesystem is.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the runtime-spec describes the fields")]
+pub struct Root {
+    #[serde(deserialize_with = "nullable")]
+    pub path: String,
+    #[serde(deserialize_with = "nullable")]
+    pub readonly: bool,
+}
+
+impl Spec {
+    /// Reads and checks the configuration of `bundle`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] names the file, the field where there is one, and the reason.
+    pub fn load(bundle: &Path) -> Result<Self, Error> {
+        let text = read(bundle)?;
+        let spec: Option<Self> = serde_json::from_slice(&text).map_err(Error::Parse)?;
+        let spec = spec.ok_or(Error::Null)?;
+        validate::spec(&spec)?;
+        Ok(spec)
+    }
+}
+
+impl Process {
+    /// Reads and checks a process description, as `exec --process` takes it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error`] names the field where there is one, and the reason.
+    pub fn load(path: &Path) -> Result<Self, Error> {
+        let mut text = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(CONFIG_SIZE_MAX).read_to_end(&mut text))
+            .map_err(|error| Error::Read(Cause(error)))?;
+        let process: Self = serde_json::from_slice(&text).map_err(Error::ParseProcess)?;
+        validate::process(&process)?;
+        Ok(process)
+    }
+}
+
+fn read(bundle: &Path) -> Result<Vec<u8>, Error> {
+    let file = match File::open(bundle.join(CONFIG)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Missing),
+        Err(error) => return Err(Error::Read(Cause(error))),
+    };
+    let mut text = Vec::with_capacity(16 << 10);
+    file.take(CONFIG_SIZE_MAX + 1)
+        .read_to_end(&mut text)
+        .map_err(|error| Error::Read(Cause(error)))?;
+    if text.len() as u64 > CONFIG_SIZE_MAX {
+        return Err(Error::TooLarge);
+    }
+    Ok(text)
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "fields are named by the messages")]
+pub enum Error {
+    /// The bundle has no configuration.
+    #[error("JSON specification file config.json not found")]
+    Missing,
+    /// The file cannot be read.
+    #[error("read config.json")]
+    Read(#[source] Cause),
+    /// The file is larger than any configuration.
+    #[error("config.json is larger than 16 MiB")]
+    TooLarge,
+    /// The file is not JSON, or not that of a configuration.
+    #[error("parse config.json")]
+    Parse(#[source] serde_json::Error),
+    /// The file is not JSON, or not that of a process.
+    #[error("parse process")]
+    ParseProcess(#[source] serde_json::Error),
+    /// The file says `null`.
+    #[error("config.json: config cannot be null")]
+    Null,
+    /// A field has a value that cannot be.
+    #[error("config.json: {field}: {reason}")]
+    Invalid { field: String, reason: String },
+}
+
+/// Reads `null` as the default value, which is what Go's decoder does.
+pub(crate) fn nullable<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
-    T: Deserialize<'de> + Default,
+    T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }

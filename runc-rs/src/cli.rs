@@ -1,0 +1,221 @@
+//! The command line, runc's: global flags, then a command and its own.
+//!
+//! Commands return the status with which the program ends; an error is logged here, once, and
+//! the status is then 1, or 255 for `exec`, as runc's.
+
+mod create;
+mod delete;
+mod exec;
+mod flags;
+mod kill;
+mod list;
+mod pause;
+mod ps;
+mod run;
+mod state;
+
+use std::{
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use sys::error::Chain;
+
+use self::flags::{Flag, Parsed, switch, value};
+use crate::{
+    container::Container,
+    error::Error,
+    features::Features,
+    id::ContainerId,
+    log, process,
+    settings::{Settings, default_root},
+    state::Root,
+};
+
+const GLOBAL: [Flag; 8] = [
+    switch("debug", ""),
+    value("log", ""),
+    value("log-format", ""),
+    value("root", ""),
+    switch("systemd-cgroup", ""),
+    value("rootless", ""),
+    switch("version", "v"),
+    switch("help", "h"),
+];
+
+/// What `--help` says.
+const USAGE: &str = "\
+NAME:
+   runc-rs - an OCI runtime with runc's command line
+
+USAGE:
+   runc-rs [global options] command [command options] [arguments...]
+
+COMMANDS:
+   create   create a container
+   delete   delete any resources held by the container
+   events   display container events such as OOM notifications, cpu, memory, and IO usage statistics
+   exec     execute new process inside the container
+   features show what this runtime can do
+   kill     send a signal (default: SIGTERM) to the container's init process
+   list     list containers started with the given root
+   pause    suspend all processes inside the container
+   ps       display the processes running inside a container
+   resume   resume all processes that have been previously paused
+   run      create and run a container
+   spec     create a new specification file
+   start    execute the user defined process in a created container
+   state    output the state of a container
+   update   update container resource constraints
+
+GLOBAL OPTIONS:
+   --debug             enable debug logging
+   --log path          write logs to this file instead of standard error
+   --log-format value  'text' (default) or 'json'
+   --root path         where the state of containers is kept (default: /run/runc)
+   --systemd-cgroup    have systemd make the cgroups
+   --rootless value    ignore cgroup permission errors ('true', 'false', or 'auto')
+   --version, -v       print the version
+";
+
+/// Runs the command in this process's arguments, and returns its exit status.
+pub fn main() -> i32 {
+    let words: Vec<String> =
+        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    let global = match Parsed::new(&words, &GLOBAL, 1) {
+        Ok(global) => global,
+        Err(error) => return fail(&error, 1),
+    };
+    match dispatch(&global) {
+        Ok(status) => status,
+        Err(error) => {
+            let command = global.arguments.first().map_or("", String::as_str);
+            fail(error.as_ref(), if command == "exec" { 255 } else { 1 })
+        }
+    }
+}
+
+fn fail(error: &dyn std::error::Error, status: i32) -> i32 {
+    log::error(&Chain(error).to_string());
+    status
+}
+
+/// What a failed command's error begins with, where runc has something there.
+#[derive(Debug, thiserror::Error)]
+#[error("{prefix}")]
+struct Failed {
+    prefix: &'static str,
+    source: Error,
+}
+
+type Outcome = Result<i32, Box<dyn std::error::Error>>;
+
+fn dispatch(global: &Parsed) -> Result<i32, Box<dyn std::error::Error>> {
+    if global.is_on("version")? {
+        return print(&version());
+    }
+    open_log(global)?;
+    let settings = settings(global)?;
+    let Some((command, words)) = global.arguments.split_first() else {
+        return print(USAGE);
+    };
+    let prefixed = |prefix| move |source| Failed { prefix, source };
+    match command.as_str() {
+        "create" => Ok(create::run(&settings, words).map_err(prefixed("runc create failed"))?),
+        "run" => Ok(run::run(&settings, words).map_err(prefixed("runc run failed"))?),
+        "exec" => Ok(exec::run(&settings, words).map_err(prefixed("exec failed"))?),
+        "start" => Ok(run::start(&settings, words)?),
+        "delete" => Ok(delete::run(&settings, words)?),
+        "features" => print(&Features::detect().to_json()),
+        "kill" => Ok(kill::run(&settings, words)?),
+        "list" => Ok(list::run(&settings, words)?),
+        "pause" => Ok(pause::pause(&settings, words)?),
+        "resume" => Ok(pause::resume(&settings, words)?),
+        "ps" => Ok(ps::run(&settings, words)?),
+        "state" => Ok(state::run(&settings, words)?),
+        "help" | "h" => print(USAGE),
+        "checkpoint" | "restore" => Err(Error::Unsupported(command.clone()).into()),
+        _ => Err(Error::Usage(format!("No help topic for '{command}'")).into()),
+    }
+}
+
+fn print(text: &str) -> Outcome {
+    write_out(text)?;
+    Ok(0)
+}
+
+/// Writes to standard output, all of it.
+fn write_out(text: &str) -> Result<(), Error> {
+    std::io::stdout()
+        .lock()
+        .write_all(text.as_bytes())
+        .map_err(|error| Error::system("write", "standard output", error))
+}
+
+/// In runc's form: dockerd takes the second word of the first line for the name's end.
+fn version() -> String {
+    let commit = option_env!("GANTRY_COMMIT").unwrap_or("unknown");
+    let version = env!("CARGO_PKG_VERSION");
+    let spec = crate::spec::VERSION;
+    format!("runc-rs version {version}\ncommit: {commit}\nspec: {spec}\n")
+}
+
+fn open_log(global: &Parsed) -> Result<(), Error> {
+    let format = match global.value("log-format") {
+        None | Some("text" | "") => log::Format::Text,
+        Some("json") => log::Format::Json,
+        Some(other) => {
+            return Err(Error::Usage(format!("invalid log-format: {other}")));
+        }
+    };
+    let path = global.value("log").filter(|path| !path.is_empty()).map(Path::new);
+    // `--debug` is taken, for callers pass it; there is nothing that only it would show.
+    global.is_on("debug")?;
+    log::open(path, format)
+}
+
+fn settings(global: &Parsed) -> Result<Settings, Error> {
+    let is_root = rustix::process::geteuid().is_root();
+    let rootless = match global.value("rootless") {
+        None | Some("auto" | "") => !is_root,
+        Some(_) => global.is_on("rootless")?,
+    };
+    let root = match global.value("root") {
+        Some(root) if !root.is_empty() => {
+            std::path::absolute(root).map_err(|error| Error::file("resolve", root, error))?
+        }
+        _ => default_root(is_root, std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from)),
+    };
+    Ok(Settings {
+        root: Root::new(root),
+        systemd_cgroup: global.is_on("systemd-cgroup")?,
+        rootless,
+    })
+}
+
+/// The container that the first argument names.
+fn container(settings: &Settings, parsed: &Parsed) -> Result<Container, Error> {
+    Container::load(&settings.root, &id(parsed)?)
+}
+
+fn id(parsed: &Parsed) -> Result<ContainerId, Error> {
+    let text = parsed.arguments.first().map_or("", String::as_str);
+    text.parse().map_err(Error::InvalidId)
+}
+
+/// The flags that every process has.
+fn process_options(parsed: &Parsed, detach: bool) -> Result<process::Options, Error> {
+    let path = |name| parsed.value(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let variable = |name| std::env::var(name).ok();
+    // As sd_listen_fds(3): the descriptors are for the process whose pid is in the variable.
+    let own = variable("LISTEN_PID").is_none_or(|pid| pid == std::process::id().to_string());
+    let listen_fds = variable("LISTEN_FDS").and_then(|count| count.parse().ok());
+    Ok(process::Options {
+        console_socket: path("console-socket"),
+        pidfd_socket: path("pidfd-socket"),
+        pid_file: path("pid-file"),
+        preserve_fds: parsed.number("preserve-fds")?.unwrap_or(0),
+        listen_fds: listen_fds.filter(|&count: &i32| own && count > 0),
+        detach,
+    })
+}

@@ -1,0 +1,377 @@
+//! `create`: from a bundle to a container whose init waits for `start`.
+//!
+//! Everything is decided first ([`plan`]); then directory, cgroup and process are made, in this
+//! order, and [`Undo`] takes them away again, in the other one, when a step fails.
+
+mod mapping;
+mod undo;
+
+use std::{
+    collections::BTreeMap,
+    ffi::CString,
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, openat};
+
+use self::undo::Undo;
+use crate::{
+    cgroup::Cgroup,
+    container::{self, Container},
+    error::Error,
+    hooks,
+    id::ContainerId,
+    init::{
+        self, Created, InitPlan, ProcessPlan,
+        channel::{Channel, Message},
+        clone::Child,
+        devices,
+        rootfs::Entry,
+    },
+    mount::{self, Source, attach, options},
+    proc, process, seccomp,
+    settings::Settings,
+    spawn::{Join, spawn},
+    spec::{NamespaceKind, Spec},
+    state::{self, Config, State},
+    time,
+};
+
+/// What `create` and `run` are told on the command line.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// The bundle's directory.
+    pub bundle: PathBuf,
+    /// The options that every process has.
+    pub process: process::Options,
+    /// Move the root instead of exchanging it.
+    pub no_pivot: bool,
+    /// Keep the caller's session keyring.
+    pub no_new_keyring: bool,
+}
+
+/// A container that was just created, and its init, a child of this process.
+#[derive(Debug)]
+pub struct New {
+    /// The container.
+    pub container: Container,
+    /// Its init.
+    pub init: process::Started,
+}
+
+/// Creates a container.
+///
+/// # Errors
+///
+/// Any [`Error`]; nothing is left of the container then.
+pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result<New, Error> {
+    let spec = Spec::load(&options.bundle)?;
+    options.process.check(spec.process.as_ref().is_some_and(|process| process.terminal))?;
+    let bundle = std::path::absolute(&options.bundle)
+        .map_err(|error| Error::file("resolve", &options.bundle, error))?;
+    let rootfs = find_rootfs(&bundle, &spec)?;
+    let seccomp = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let listener = seccomp.as_ref().and_then(|program| program.listener.clone());
+    let cgroup = Cgroup::plan(
+        spec.linux.cgroups_path.as_deref(),
+        id.as_str(),
+        settings.systemd_cgroup,
+        settings.rootless,
+    )?;
+    let join = open_namespaces(&spec)?;
+    let entry = settings.root.entry(id);
+    entry.create()?;
+    let mut undo = Undo::new(entry.clone(), cgroup);
+    undo.cgroup().create(spec.linux.resources.as_ref())?;
+    let fifo = make_fifo(&entry.fifo())?;
+    let prepared = prepare_trees(&spec, &bundle)?;
+    let (terminal, console) = options.process.console(&spec_process(&spec))?;
+    let mut state = first_state(settings, id, &spec, (&bundle, &rootfs), options.no_new_keyring);
+    state.cgroup_paths = undo.cgroup().paths();
+    let process = ProcessPlan {
+        process: spec_process(&spec),
+        seccomp,
+        personality: spec.linux.personality.clone(),
+        console,
+        preserved: options.process.preserved(),
+        keyring: (!options.no_new_keyring).then(|| keyring(id)).transpose()?,
+        listen_fds: options.process.listen_fds,
+    };
+    let hook_state = state_for_hooks(&state);
+    let plan = init_plan(&spec, process, &options, (bundle, rootfs), (prepared, fifo, hook_state));
+    let body = move |channel| init::init(plan, channel);
+    let namespaces = namespaces_of_clone(&spec);
+    let (child, channel) = spawn(&join, namespaces, undo.cgroup().directory_fd(), body)?;
+    undo.add_process(child);
+    finish(settings, &spec, &mut state, (&undo, &entry), (&channel, listener.as_ref()))?;
+    if let Some(child) = undo.process() {
+        options.process.announce(child)?;
+    }
+    let (cgroup, child) = undo.disarm().ok_or(Error::NoSuchContainer)?;
+    let container = Container { entry, state, cgroup };
+    Ok(New { container, init: process::Started { child, terminal } })
+}
+
+/// Brings a process that was created to where it waits for `start`, and records the container.
+fn finish(
+    settings: &Settings,
+    spec: &Spec,
+    state: &mut State,
+    (undo, entry): (&Undo, &state::Entry),
+    (channel, listener): (&Channel, Option<&seccomp::Listener>),
+) -> Result<(), Error> {
+    let child = undo.process().ok_or(Error::NoSuchContainer)?;
+    set_up_process(settings, spec, undo.cgroup(), child)?;
+    state.init_process_pid = child.pid;
+    state.init_process_start = container::start_time(child.pid).map_or(0, |(start, _)| start);
+    state.namespace_paths = namespace_paths(child.pid);
+    entry.store(state)?;
+    proceed(channel)?;
+    attend(channel, spec, state, listener, child)
+}
+
+fn spec_process(spec: &Spec) -> crate::spec::Process {
+    spec.process.clone().unwrap_or_default()
+}
+
+fn keyring(id: &ContainerId) -> Result<CString, Error> {
+    CString::new(format!("_ses.{id}"))
+        .map_err(|error| Error::system("name", "keyring", io::Error::other(error)))
+}
+
+/// The root filesystem's absolute path, without symlinks.
+fn find_rootfs(bundle: &Path, spec: &Spec) -> Result<PathBuf, Error> {
+    let path = bundle.join(spec.root.as_ref().map_or("", |root| root.path.as_str()));
+    let fail = |error| Error::file("invalid rootfs: stat", &path, error);
+    let found = path.metadata().map_err(fail)?;
+    if !found.is_dir() {
+        return Err(fail(io::Error::from_raw_os_error(libc::ENOTDIR)));
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = openat(CWD, &path, flags, Mode::empty()).map_err(|error| fail(error.into()))?;
+    use std::os::fd::AsRawFd as _;
+    let real = std::fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd())).map_err(fail)?;
+    if real == Path::new("/") {
+        return Err(Error::Process("invalid rootfs: cannot be the root of the host".to_owned()));
+    }
+    Ok(real)
+}
+
+fn open_namespaces(spec: &Spec) -> Result<Join, Error> {
+    let mut files = Vec::new();
+    for namespace in &spec.linux.namespaces {
+        if namespace.path.is_empty() {
+            continue;
+        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = openat(CWD, &namespace.path, flags, Mode::empty())
+            .map_err(|error| Error::file("open namespace", &namespace.path, error))?;
+        files.push((namespace.kind, file));
+    }
+    Ok(if files.is_empty() { Join::Nothing } else { Join::Files(files) })
+}
+
+/// The `CLONE_NEW*` bits for the process's creation; see [`init`] for those that come later.
+fn namespaces_of_clone(spec: &Spec) -> u32 {
+    NamespaceKind::ALL
+        .into_iter()
+        .filter(|kind| !matches!(kind, NamespaceKind::Cgroup | NamespaceKind::Time))
+        .filter(|&kind| spec.linux.creates(kind))
+        .fold(0, |bits, kind| bits | kind.flag())
+}
+
+/// Makes the FIFO, and opens it for both directions, so that the open does not wait.
+fn make_fifo(path: &Path) -> Result<OwnedFd, Error> {
+    let fail = |error| Error::file("make", path, error);
+    let mode = Mode::RUSR | Mode::WUSR;
+    mknodat(CWD, path, FileType::Fifo, mode, 0).map_err(fail)?;
+    openat(CWD, path, OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())
+        .map_err(fail)
+}
+
+/// Clones the trees that the init could not: in a new user namespace it may lack access to the
+/// source, and the right to map ids.
+fn prepare_trees(spec: &Spec, bundle: &Path) -> Result<Vec<Option<OwnedFd>>, Error> {
+    let new_user = spec.linux.creates(NamespaceKind::User);
+    let mut trees = Vec::new();
+    for mount in plans(spec) {
+        trees.push(match &mount.source {
+            Source::Bind { path, recursive, idmap } if new_user || idmap.is_some() => {
+                let tree = attach::clone_tree(&bundle.join(path), *recursive)?;
+                let slave = sys::mount_attributes::Attributes {
+                    propagation: libc::MS_SLAVE,
+                    ..Default::default()
+                };
+                sys::mount_attributes::set_attributes(tree.as_fd(), true, &slave)
+                    .map_err(|error| Error::file("set propagation of", path, error))?;
+                if let Some(idmap) = idmap {
+                    mapping::map_tree(tree.as_fd(), idmap, &spec.linux)?;
+                }
+                Some(tree)
+            }
+            _ => None,
+        });
+    }
+    Ok(trees)
+}
+
+fn plans(spec: &Spec) -> Vec<mount::MountPlan> {
+    // Those that make no sense were refused when the configuration was read.
+    spec.mounts.iter().filter_map(|mount| mount::plan(mount).ok()).collect()
+}
+
+fn init_plan(
+    spec: &Spec,
+    process: ProcessPlan,
+    options: &Options,
+    (bundle, rootfs): (PathBuf, PathBuf),
+    (prepared, fifo, state): (Vec<Option<OwnedFd>>, OwnedFd, hooks::State),
+) -> InitPlan {
+    let linux = &spec.linux;
+    let mounts = plans(spec);
+    let foreign_dev = mounts
+        .iter()
+        .any(|mount| mount.destination == "dev" && matches!(mount.source, Source::Bind { .. }));
+    let entry = match linux.creates(NamespaceKind::Mnt) {
+        false => Entry::Chroot,
+        true if options.no_pivot => Entry::Move,
+        true => Entry::Pivot,
+    };
+    InitPlan {
+        process,
+        rootfs,
+        bundle,
+        entry,
+        propagation: options::root_propagation(&linux.rootfs_propagation)
+            .unwrap_or(options::Propagation { kind: libc::MS_SLAVE, recursive: true }),
+        mounts,
+        prepared,
+        devices: (!foreign_dev).then(|| devices::plan(&linux.devices)),
+        readonly: spec.root.as_ref().is_some_and(|root| root.readonly),
+        masked_paths: linux.masked_paths.clone(),
+        readonly_paths: linux.readonly_paths.clone(),
+        mount_label: linux.mount_label.clone(),
+        sysctl: linux.sysctl.clone(),
+        hostname: spec.hostname.clone(),
+        domainname: spec.domainname.clone(),
+        created: Created {
+            user: linux.namespace(NamespaceKind::User).is_some(),
+            net: linux.creates(NamespaceKind::Net),
+            cgroup: linux.creates(NamespaceKind::Cgroup),
+            time: linux.creates(NamespaceKind::Time),
+        },
+        time_offsets: linux.time_offsets.clone(),
+        hooks: spec.hooks.clone(),
+        state,
+        fifo,
+    }
+}
+
+fn first_state(
+    settings: &Settings,
+    id: &ContainerId,
+    spec: &Spec,
+    (bundle, rootfs): (&Path, &Path),
+    no_new_keyring: bool,
+) -> State {
+    let mut labels: Vec<String> =
+        spec.annotations.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    labels.push(format!("bundle={}", bundle.display()));
+    State {
+        id: id.to_string(),
+        init_process_pid: 0,
+        init_process_start: 0,
+        created: time::rfc3339_nanoseconds(SystemTime::now()),
+        config: Config {
+            version: spec.oci_version.clone(),
+            rootfs: rootfs.display().to_string(),
+            labels,
+            hooks: spec.hooks.clone(),
+            no_new_keyring,
+            systemd: settings.systemd_cgroup,
+        },
+        rootless: settings.rootless,
+        cgroup_paths: BTreeMap::new(),
+        namespace_paths: BTreeMap::new(),
+    }
+}
+
+fn state_for_hooks(state: &State) -> hooks::State {
+    hooks::State {
+        oci_version: state.config.version.clone(),
+        id: state.id.clone(),
+        status: "creating",
+        pid: state.init_process_pid,
+        bundle: state.bundle().to_owned(),
+        annotations: state.annotations(),
+    }
+}
+
+fn namespace_paths(pid: i32) -> BTreeMap<String, String> {
+    NamespaceKind::ALL
+        .into_iter()
+        .map(|kind| (kind.state_name().to_owned(), format!("/proc/{pid}/ns/{}", kind.name())))
+        .collect()
+}
+
+/// What only somebody outside can do to the new process.
+fn set_up_process(
+    settings: &Settings,
+    spec: &Spec,
+    cgroup: &Cgroup,
+    child: &Child,
+) -> Result<(), Error> {
+    cgroup.join(child.pid.cast_unsigned())?;
+    if spec.linux.creates(NamespaceKind::User) {
+        mapping::write(child.pid, &spec.linux, settings.rootless)?;
+    }
+    let score = spec.process.as_ref().and_then(|process| process.oom_score_adj);
+    set_oom_score(child.pid, score, settings.rootless)
+}
+
+/// Sets how much the kernel likes to kill the process when memory runs out.
+pub(crate) fn set_oom_score(pid: i32, score: Option<i32>, rootless: bool) -> Result<(), Error> {
+    let Some(score) = score else { return Ok(()) };
+    let path = format!("/proc/{pid}/oom_score_adj");
+    match proc::write(CWD, &path, &score.to_string()) {
+        // Without rights it cannot be lowered.
+        Err(rustix::io::Errno::ACCESS | rustix::io::Errno::PERM) if rootless => Ok(()),
+        result => result.map_err(|error| Error::file("write", path, error)),
+    }
+}
+
+/// Lets the process go on.
+pub(crate) fn proceed(channel: &Channel) -> Result<(), Error> {
+    channel.send(&Message::Proceed).map_err(|error| Error::system("talk to", "init", error))
+}
+
+/// Does what the init asks for, until it is ready.
+fn attend(
+    channel: &Channel,
+    spec: &Spec,
+    state: &State,
+    listener: Option<&seccomp::Listener>,
+    child: &Child,
+) -> Result<(), Error> {
+    loop {
+        match process::next(channel, child)? {
+            Message::Ready => return Ok(()),
+            Message::Hooks => {
+                let hooks_state = state_for_hooks(state);
+                let directory = PathBuf::from(state.bundle());
+                let hooks = &spec.hooks;
+                hooks::run_all("prestart", &hooks.prestart, &hooks_state, None, &directory)?;
+                let create = &hooks.create_runtime;
+                hooks::run_all("createRuntime", create, &hooks_state, None, &directory)?;
+                proceed(channel)?;
+            }
+            Message::Listener(fd) => {
+                process::send_listener(listener, &fd, state, child.pid)?;
+            }
+            message => return Err(process::unexpected(&message)),
+        }
+    }
+}

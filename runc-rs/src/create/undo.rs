@@ -1,0 +1,77 @@
+//! What a failed `create` takes away again.
+
+use std::os::fd::AsFd as _;
+
+use rustix::process::{Pid, Signal, WaitOptions, waitpid};
+use sys::error::Chain;
+
+use crate::{cgroup::Cgroup, init::clone::Child, log, state::Entry};
+
+/// Takes away a half-made container when dropped: its process, cgroup and directory.
+pub(super) struct Undo(Option<Parts>);
+
+struct Parts {
+    entry: Entry,
+    cgroup: Cgroup,
+    process: Option<Child>,
+}
+
+impl Undo {
+    /// Guards a container's directory, which exists, and its cgroup, which may exist.
+    pub(super) fn new(entry: Entry, cgroup: Cgroup) -> Self {
+        Self(Some(Parts { entry, cgroup, process: None }))
+    }
+
+    fn parts(&self) -> &Parts {
+        self.0.as_ref().expect("only disarm, which consumes the guard, takes the parts")
+    }
+
+    /// The cgroup.
+    pub(super) fn cgroup(&self) -> &Cgroup {
+        &self.parts().cgroup
+    }
+
+    /// Guards the process, too.
+    pub(super) fn add_process(&mut self, process: Child) {
+        if let Some(parts) = &mut self.0 {
+            parts.process = Some(process);
+        }
+    }
+
+    /// The process, once there is one.
+    pub(super) fn process(&self) -> Option<&Child> {
+        self.parts().process.as_ref()
+    }
+
+    /// Lets everything be.
+    pub(super) fn disarm(mut self) -> Option<(Cgroup, Child)> {
+        let parts = self.0.take()?;
+        parts.process.map(|process| (parts.cgroup, process))
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        let Some(parts) = self.0.take() else { return };
+        if let Some(process) = &parts.process {
+            // It may have ended by itself, which may be why this is.
+            let _ = sys::pidfd::send_signal(process.pidfd.as_fd(), libc::SIGKILL);
+        }
+        // Logged, not returned: the caller has an error already, which is what matters.
+        let warn = |what: &str, error: &dyn std::error::Error| {
+            log::warn(&format!("clean up {what}: {}", Chain(error)));
+        };
+        if let Err(error) = parts.cgroup.kill_all(Signal::KILL) {
+            warn("processes", &error);
+        }
+        if let Some(pid) = parts.process.as_ref().and_then(|process| Pid::from_raw(process.pid)) {
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+        }
+        if let Err(error) = parts.cgroup.destroy() {
+            warn("cgroup", &error);
+        }
+        if let Err(error) = parts.entry.remove() {
+            warn("directory", &error);
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! `exec`: another process in a container that runs.
+
+use std::{ffi::CString, io, os::fd::OwnedFd, path::Path};
+
+use rustix::fs::readlink;
+
+use crate::{
+    container::{Container, Status},
+    create::{proceed, set_oom_score},
+    error::Error,
+    init::{
+        self, ExecPlan, ProcessPlan,
+        channel::{Channel, Message},
+        clone::Child,
+    },
+    process::{self, Started},
+    seccomp,
+    settings::Settings,
+    spawn::{Join, spawn},
+    spec::{self, NamespaceKind, Spec},
+};
+
+/// What `exec` is told on the command line.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// The options that every process has.
+    pub process: process::Options,
+    /// Run in a container whose processes are frozen.
+    pub ignore_paused: bool,
+    /// The cgroup below the container's in which to run.
+    pub cgroup: Option<String>,
+}
+
+/// Starts `described` in the container; it runs when this returns.
+///
+/// # Errors
+///
+/// Any [`Error`]; the process is gone then.
+pub fn exec(
+    settings: &Settings,
+    container: &Container,
+    described: spec::Process,
+    options: &Options,
+) -> Result<Started, Error> {
+    let refuse = |text: &str| Err(Error::Status(text.to_owned()));
+    match container.status()? {
+        Status::Stopped => return refuse("cannot exec in a stopped container"),
+        Status::Paused if !options.ignore_paused => {
+            return refuse("cannot exec in a paused container (use --ignore-paused to override)");
+        }
+        _ => {}
+    }
+    if options.cgroup.is_some() {
+        return Err(Error::Unsupported("exec --cgroup".to_owned()));
+    }
+    options.process.check(described.terminal)?;
+    let Some(init) = container.init()? else {
+        return refuse("cannot exec in a stopped container");
+    };
+    let spec = Spec::load(Path::new(container.state.bundle()))?;
+    let seccomp = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let listener = seccomp.as_ref().and_then(|program| program.listener.clone());
+    let (join, kinds) = namespaces_of(init, container.state.init_process_pid)?;
+    let (terminal, console) = options.process.console(&described)?;
+    let oom_score = described.oom_score_adj;
+    let plan = ExecPlan {
+        process: ProcessPlan {
+            process: described,
+            seccomp,
+            personality: spec.linux.personality.clone(),
+            console,
+            preserved: options.process.preserved(),
+            keyring: keyring(container)?,
+            listen_fds: options.process.listen_fds,
+        },
+        user_namespace: kinds & NamespaceKind::User.flag() != 0,
+    };
+    let body = move |channel| init::exec(plan, channel);
+    let (child, channel) = spawn(&join, 0, container.cgroup.directory_fd(), body)?;
+    let guard = Ending(Some(child));
+    let child = guard.process();
+    container.cgroup.join(child.pid.cast_unsigned())?;
+    set_oom_score(child.pid, oom_score, settings.rootless)?;
+    proceed(&channel)?;
+    attend(&channel, container, listener.as_ref(), child)?;
+    options.process.announce(child)?;
+    Ok(Started { child: guard.disarm(), terminal })
+}
+
+fn keyring(container: &Container) -> Result<Option<CString>, Error> {
+    if container.state.config.no_new_keyring {
+        return Ok(None);
+    }
+    CString::new(format!("_ses.{}", container.state.id))
+        .map(Some)
+        .map_err(|error| Error::system("name", "keyring", io::Error::other(error)))
+}
+
+/// Those namespaces of the container's init that are not this process's, and their kinds.
+fn namespaces_of(init: OwnedFd, pid: i32) -> Result<(Join, u32), Error> {
+    let mut kinds = 0;
+    for kind in NamespaceKind::ALL {
+        let own = readlink(format!("/proc/self/ns/{}", kind.name()), Vec::new());
+        // The kernel may lack one.
+        let Ok(own) = own else { continue };
+        let path = format!("/proc/{pid}/ns/{}", kind.name());
+        let other =
+            readlink(&path, Vec::new()).map_err(|error| Error::file("read", &path, error))?;
+        if own != other {
+            kinds |= kind.flag();
+        }
+    }
+    Ok((if kinds == 0 { Join::Nothing } else { Join::Process(init, kinds) }, kinds))
+}
+
+fn attend(
+    channel: &Channel,
+    container: &Container,
+    listener: Option<&seccomp::Listener>,
+    child: &Child,
+) -> Result<(), Error> {
+    loop {
+        match process::next(channel, child)? {
+            Message::Listener(fd) => {
+                process::send_listener(listener, &fd, &container.state, child.pid)?;
+            }
+            Message::Ready => break,
+            message => return Err(process::unexpected(&message)),
+        }
+    }
+    // Nothing holds an exec back after it is ready, so its program either runs now, which closes
+    // the channel, or could not be run.
+    match channel.receive() {
+        Ok(None) => Ok(()),
+        Ok(Some(Message::Failed(text))) => Err(Error::Process(text)),
+        Ok(Some(message)) => Err(process::unexpected(&message)),
+        Err(error) => Err(Error::system("talk to", "exec", error)),
+    }
+}
+
+/// Kills a process when dropped.
+struct Ending(Option<Child>);
+
+impl Ending {
+    fn process(&self) -> &Child {
+        self.0.as_ref().expect("only disarm, which consumes the guard, takes it")
+    }
+
+    fn disarm(mut self) -> Child {
+        self.0.take().expect("only this takes it")
+    }
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        use rustix::process::{Pid, WaitOptions, waitpid};
+        use std::os::fd::AsFd as _;
+        let Some(child) = self.0.take() else { return };
+        let _ = sys::pidfd::send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+        if let Some(pid) = Pid::from_raw(child.pid) {
+            let _ = waitpid(Some(pid), WaitOptions::empty());
+        }
+    }
+}

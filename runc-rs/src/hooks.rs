@@ -1,0 +1,166 @@
+//! Runs hooks.
+//!
+//! A hook gets the container's state on standard input. Input and output are memory files, not
+//! pipes: a hook that reads nothing, or writes much, or leaves a child behind that keeps its output
+//! open, blocks nobody.
+
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::process::{CommandExt as _, ExitStatusExt as _},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{MemfdFlags, memfd_create},
+    process::{Pid, PidfdFlags, pidfd_open},
+};
+use serde::Serialize;
+
+use crate::{error::Cause, spec};
+
+/// How much of a hook's output an error shows, in bytes.
+const OUTPUT_LEN_MAX: u64 = 4096;
+
+/// What a hook is told about its container.
+#[derive(Clone, Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct State {
+    pub(crate) oci_version: String,
+    pub(crate) id: String,
+    pub(crate) status: &'static str,
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) pid: i32,
+    pub(crate) bundle: String,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &i32) -> bool {
+    *number == 0
+}
+
+/// Why a hook failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The program could not be run.
+    #[error("error running {point} hook #{number}: {path}")]
+    Start { point: &'static str, number: usize, path: String, source: Cause },
+    /// The program ended with an error.
+    #[error("error running {point} hook #{number}: {status}, stdout: {stdout}, stderr: {stderr}")]
+    Exit { point: &'static str, number: usize, status: String, stdout: String, stderr: String },
+    /// The program was killed, for it took longer than it may.
+    #[error("error running {point} hook #{number}: timeout of {seconds} s exceeded")]
+    Timeout { point: &'static str, number: usize, seconds: i64 },
+}
+
+/// Runs the hooks of one point, in order, until one fails. A hook without an environment of its own
+/// gets `environment`, or none.
+pub(crate) fn run_all(
+    point: &'static str,
+    hooks: &[spec::Hook],
+    state: &State,
+    environment: Option<&[String]>,
+    directory: &Path,
+) -> Result<(), Error> {
+    for (number, hook) in hooks.iter().enumerate() {
+        let start =
+            |error| Error::Start { point, number, path: hook.path.clone(), source: Cause(error) };
+        let mut hook = Running::start(hook, state, environment, directory).map_err(start)?;
+        let Some(status) = hook.wait().map_err(start)? else {
+            return Err(Error::Timeout { point, number, seconds: hook.timeout.unwrap_or(0) });
+        };
+        if !status.success() {
+            return Err(Error::Exit {
+                point,
+                number,
+                status: describe(status),
+                stdout: content(&mut hook.stdout),
+                stderr: content(&mut hook.stderr),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// In Go's words.
+fn describe(status: ExitStatus) -> String {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => format!("signal: {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+struct Running {
+    child: Child,
+    timeout: Option<i64>,
+    stdout: File,
+    stderr: File,
+}
+
+impl Running {
+    fn start(
+        hook: &spec::Hook,
+        state: &State,
+        environment: Option<&[String]>,
+        directory: &Path,
+    ) -> io::Result<Self> {
+        let mut stdin = memory_file()?;
+        serde_json::to_writer(&mut stdin, state)?;
+        stdin.flush()?;
+        stdin.rewind()?;
+        let (stdout, stderr) = (memory_file()?, memory_file()?);
+        let mut command = Command::new(&hook.path);
+        if let Some((zero, rest)) = hook.args.split_first() {
+            command.arg0(zero).args(rest);
+        }
+        let variables = hook.env.as_deref().or(environment).unwrap_or_default();
+        let variables = variables.iter().filter_map(|variable| variable.split_once('='));
+        let child = command
+            .env_clear()
+            .envs(variables)
+            .current_dir(directory)
+            .stdin(Stdio::from(stdin))
+            .stdout(Stdio::from(stdout.try_clone()?))
+            .stderr(Stdio::from(stderr.try_clone()?))
+            .spawn()?;
+        Ok(Self { child, timeout: hook.timeout, stdout, stderr })
+    }
+
+    /// Waits for the end; `None` when it did not come in time and the hook was killed.
+    fn wait(&mut self) -> io::Result<Option<ExitStatus>> {
+        if let Some(seconds) = self.timeout
+            && !self.ends_within(seconds)?
+        {
+            self.child.kill()?;
+            self.child.wait()?;
+            return Ok(None);
+        }
+        self.child.wait().map(Some)
+    }
+
+    fn ends_within(&self, seconds: i64) -> io::Result<bool> {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        let timeout = Timespec { tv_sec: seconds, tv_nsec: 0 };
+        let mut waiting = [PollFd::new(&pidfd, PollFlags::IN)];
+        Ok(poll(&mut waiting, Some(&timeout))? > 0)
+    }
+}
+
+fn memory_file() -> io::Result<File> {
+    Ok(File::from(memfd_create("hook", MemfdFlags::CLOEXEC)?))
+}
+
+fn content(file: &mut File) -> String {
+    let mut text = Vec::new();
+    let _ = file.rewind();
+    let _ = file.take(OUTPUT_LEN_MAX).read_to_end(&mut text);
+    String::from_utf8_lossy(&text).trim_end().to_owned()
+}

@@ -1,0 +1,137 @@
+//! Messages between the runtime and the process that it starts; see the table in [`super`].
+//!
+//! A pair of `SOCK_SEQPACKET` sockets: one packet is one message, a descriptor may come along, and
+//! the end of either process is an end of file for the other.
+
+use std::{
+    io::{IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+        SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+    },
+};
+
+/// The most bytes of a message, an error's text included.
+const MESSAGE_LEN_MAX: usize = 4096;
+
+/// What one process tells the other.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// To the child: cgroup and mappings are in place. Answers `Hooks`, too.
+    Proceed,
+    /// The pid of the init or exec, as the helper that made it sees it.
+    Created(i32),
+    /// The mounts are made: it is time for the runtime's hooks.
+    Hooks,
+    /// The descriptor from which seccomp notifications are read.
+    Listener(OwnedFd),
+    /// All is set but the last step, the program.
+    Ready,
+    /// What went wrong, as text; nothing follows.
+    Failed(String),
+}
+
+/// One end of the pair.
+#[derive(Debug)]
+pub(crate) struct Channel(OwnedFd);
+
+impl Channel {
+    /// Makes both ends.
+    pub(crate) fn pair() -> Result<(Self, Self), Errno> {
+        let (one, other) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        Ok((Self(one), Self(other)))
+    }
+
+    /// Another descriptor of this end, to report an error after the first one was given away.
+    pub(crate) fn try_clone(&self) -> Option<Self> {
+        self.0.try_clone().ok().map(Self)
+    }
+
+    /// Sends a message.
+    pub(crate) fn send(&self, message: &Message) -> Result<(), Errno> {
+        let mut descriptor = None;
+        let bytes = match message {
+            Message::Proceed => b"P".to_vec(),
+            Message::Created(pid) => format!("C{pid}").into_bytes(),
+            Message::Hooks => b"H".to_vec(),
+            Message::Listener(fd) => {
+                descriptor = Some(fd.as_fd());
+                b"L".to_vec()
+            }
+            Message::Ready => b"R".to_vec(),
+            Message::Failed(text) => {
+                let mut text = format!("F{text}").into_bytes();
+                text.truncate(MESSAGE_LEN_MAX);
+                text
+            }
+        };
+        send_with(self.0.as_fd(), &bytes, descriptor)
+    }
+
+    /// Waits for the next message; `None` when the other process is gone.
+    pub(crate) fn receive(&self) -> Result<Option<Message>, Errno> {
+        let mut bytes = [0; MESSAGE_LEN_MAX];
+        let (length, descriptor) = receive_with(self.0.as_fd(), &mut bytes)?;
+        let Some((tag, rest)) = bytes[..length].split_first() else { return Ok(None) };
+        let text = || String::from_utf8_lossy(rest).into_owned();
+        let message = match (tag, descriptor) {
+            (b'P', _) => Message::Proceed,
+            (b'C', _) => Message::Created(text().parse().map_err(|_| Errno::PROTO)?),
+            (b'H', _) => Message::Hooks,
+            (b'L', Some(fd)) => Message::Listener(fd),
+            (b'R', _) => Message::Ready,
+            (b'F', _) => Message::Failed(text()),
+            _ => return Err(Errno::PROTO),
+        };
+        Ok(Some(message))
+    }
+}
+
+/// Sends bytes, and with them a descriptor.
+pub(crate) fn send_with(
+    socket: BorrowedFd<'_>,
+    bytes: &[u8],
+    descriptor: Option<BorrowedFd<'_>>,
+) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let descriptors: Vec<_> = descriptor.into_iter().collect();
+    if !descriptors.is_empty() {
+        let pushed = control.push(SendAncillaryMessage::ScmRights(&descriptors));
+        assert!(pushed, "the buffer has space for one descriptor");
+    }
+    loop {
+        match sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL) {
+            Err(Errno::INTR) => {}
+            result => return result.map(drop),
+        }
+    }
+}
+
+/// Receives bytes, and the descriptor that came with them.
+pub(crate) fn receive_with(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+) -> Result<(usize, Option<OwnedFd>), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let length = loop {
+        let mut slices = [IoSliceMut::new(bytes)];
+        match recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            result => break result?.bytes,
+        }
+    };
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok((length, descriptor))
+}

@@ -1,0 +1,157 @@
+//! The last steps of an init or an exec: from this program, as root, to the container's, as its
+//! user.
+
+use std::{
+    convert::Infallible,
+    ffi::{CStr, CString},
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+};
+
+use sys::execute::{Strings, execve};
+
+use super::{
+    capability::Sets,
+    channel::{Channel, Message},
+    identity, program, rlimit, scheduling,
+};
+use crate::{error::Error, hooks, proc::Procfs, seccomp, spec};
+
+/// What an init and an exec have in common, decided before the process exists.
+pub(crate) struct ProcessPlan {
+    /// The program and who runs it, with all that a command line may have changed.
+    pub(crate) process: spec::Process,
+    /// The filter to load.
+    pub(crate) seccomp: Option<seccomp::Program>,
+    /// The execution domain.
+    pub(crate) personality: Option<spec::Personality>,
+    /// Where to send the terminal's master; with it, there is a terminal.
+    pub(crate) console: Option<OwnedFd>,
+    /// How many descriptors, from 3 on, the program gets.
+    pub(crate) preserved: i32,
+    /// The name of the session keyring; none keeps the runtime's.
+    pub(crate) keyring: Option<CString>,
+    /// Where the systemd notification socket is, if the caller has one.
+    pub(crate) listen_fds: Option<i32>,
+}
+
+/// What waits between being ready and the program.
+pub(super) struct Gate<'a> {
+    /// Read from before the program starts.
+    pub(super) fifo: OwnedFd,
+    /// Run before the program starts.
+    pub(super) hooks: &'a [spec::Hook],
+    /// What those hooks are told.
+    pub(super) state: &'a hooks::State,
+}
+
+/// Labels in /proc/thread-self/attr apply to the next program.
+fn set_labels(process: &spec::Process, procfs: &Procfs) -> Result<(), Error> {
+    if !process.apparmor_profile.is_empty() {
+        let text = format!("exec {}", process.apparmor_profile);
+        procfs
+            .write("thread-self/attr/apparmor/exec", &text)
+            .or_else(|_| procfs.write("thread-self/attr/exec", &text))?;
+    }
+    if process.selinux_label.is_empty() {
+        return Ok(());
+    }
+    procfs.write("thread-self/attr/exec", &process.selinux_label)
+}
+
+/// Joins a session keyring of the container's own.
+pub(super) fn join_keyring(name: &CStr, user_namespace: bool) -> Result<(), Error> {
+    // Searchable for others in a user namespace, else for the user.
+    let permissions = if user_namespace { 0x8 } else { 0x8_0000 };
+    let fail = |error| Error::system("unable to join", "session keyring", error);
+    match sys::keyring::join_session(name) {
+        Ok(key) => sys::keyring::add_permissions(key, permissions).map_err(fail),
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+        Err(error) => Err(fail(error)),
+    }
+}
+
+/// Takes the last steps; returns only when one of them is not possible.
+pub(super) fn run(
+    plan: &ProcessPlan,
+    procfs: Procfs,
+    channel: Channel,
+    gate: Option<Gate<'_>>,
+) -> Result<Infallible, Error> {
+    let process = &plan.process;
+    rlimit::apply(&process.rlimits)?;
+    set_labels(process, &procfs)?;
+    drop(procfs);
+    if process.no_new_privileges {
+        rustix::thread::set_no_new_privs(true)
+            .map_err(|error| Error::system("set", "no_new_privs", error))?;
+    }
+    scheduling::apply(process, plan.personality.as_ref())?;
+    // Without no_new_privs a filter needs a capability that is about to go; with it, the filter
+    // comes as late as possible, so that it need not allow what is done before.
+    let late = process.no_new_privileges;
+    if !late {
+        load_filter(plan, &channel)?;
+    }
+    identity::assume(process, Sets::new(process.capabilities.as_ref()))?;
+    let mut environment = program::environment(&process.env, || program::home_of(process.user.uid));
+    if let Some(count) = plan.listen_fds {
+        environment.push(format!("LISTEN_FDS={count}"));
+        environment.push("LISTEN_PID=1".to_owned());
+    }
+    let path = program::find(&process.args[0], &environment)?;
+    let arguments = Strings::new(c_strings(&process.args)?);
+    let strings = Strings::new(c_strings(&environment)?);
+    sys::descriptors::close_on_exec_from(3 + plan.preserved)
+        .map_err(|error| Error::system("close", "descriptors", error))?;
+    if late {
+        load_filter(plan, &channel)?;
+    }
+    channel.send(&Message::Ready).map_err(|error| Error::system("send", "readiness", error))?;
+    drop(channel);
+    if let Some(gate) = gate {
+        wait_for_start(&gate.fifo)?;
+        drop(gate.fifo);
+        let cwd = PathBuf::from(&process.cwd);
+        hooks::run_all("startContainer", gate.hooks, gate.state, Some(&environment), &cwd)?;
+    }
+    // What this program has set for itself: Rust ignores SIGPIPE, and `run` reads signals.
+    sys::signal::set_default(libc::SIGPIPE)
+        .map_err(|error| Error::system("reset", "signals", error))?;
+    sys::signal::unblock_all();
+    let error = execve(&path, &arguments, &strings);
+    Err(Error::file("exec", path.to_string_lossy().as_ref(), error))
+}
+
+fn c_strings(strings: &[String]) -> Result<Vec<CString>, Error> {
+    strings
+        .iter()
+        .map(|string| CString::new(string.as_str()))
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::Process("argument or variable contains a null byte".to_owned()))
+}
+
+fn load_filter(plan: &ProcessPlan, channel: &Channel) -> Result<(), Error> {
+    let Some(program) = &plan.seccomp else { return Ok(()) };
+    let listener = sys::seccomp::load(&program.instructions, program.flags)
+        .map_err(|error| Error::system("unable to init", "seccomp", error))?;
+    match listener {
+        None => Ok(()),
+        Some(listener) => channel
+            .send(&Message::Listener(listener))
+            .map_err(|error| Error::system("send", "seccomp listener", error)),
+    }
+}
+
+/// Waits until `start` writes a byte. The FIFO is open for both directions here, so that this is
+/// the only end that counts: when this process is gone, `start` finds no reader.
+fn wait_for_start(fifo: &OwnedFd) -> Result<(), Error> {
+    let mut byte = [0];
+    loop {
+        match rustix::io::read(fifo.as_fd(), &mut byte) {
+            Ok(_) => return Ok(()),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(Error::file("read", "exec.fifo", error)),
+        }
+    }
+}

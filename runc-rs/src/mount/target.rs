@@ -1,0 +1,166 @@
+//! Places inside the container's root, found and made without ever leaving it.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, ResolveFlags, mkdirat, openat2},
+    io::Errno,
+};
+
+use crate::error::Error;
+
+/// The most path components that are made for a mount: more than any real path has.
+const DEPTH_MAX: usize = 128;
+
+/// Drops empty components and `.`, and resolves `..` by text, as clients expect of a destination;
+/// the result is relative to the root.
+pub(crate) fn clean(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    parts.join("/")
+}
+
+/// Opens `path` (relative, clean) below `root`, following symlinks as the container would.
+pub(crate) fn open(root: BorrowedFd<'_>, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    resolve(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS)
+}
+
+/// Opens `path` below `root`, and fails with `ELOOP` when a symlink is on the way.
+pub(crate) fn open_plain(
+    root: BorrowedFd<'_>,
+    path: &str,
+    flags: OFlags,
+) -> Result<OwnedFd, Errno> {
+    resolve(root, path, flags, ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS)
+}
+
+fn resolve(
+    root: BorrowedFd<'_>,
+    path: &str,
+    flags: OFlags,
+    resolve: ResolveFlags,
+) -> Result<OwnedFd, Errno> {
+    let path = if path.is_empty() { "." } else { path };
+    // openat2 answers EAGAIN when something else was renamed meanwhile.
+    for _ in 0..DEPTH_MAX {
+        match openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            result => return result,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+/// Opens the directory `path` below `root`, and makes what is missing of it with mode 0755.
+pub(crate) fn make_directory(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Error> {
+    let fail = |error| Error::file("mkdir", format!("/{path}"), error);
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let missing = match open(root, path, flags) {
+        Err(Errno::NOENT) => path,
+        result => return result.map_err(fail),
+    };
+    let mut directory = open(root, "", flags).map_err(fail)?;
+    let mut done = String::with_capacity(missing.len());
+    for part in missing.split('/').take(DEPTH_MAX) {
+        if !done.is_empty() {
+            done.push('/');
+        }
+        done.push_str(part);
+        directory = match open(root, &done, flags) {
+            Ok(next) => next,
+            Err(Errno::NOENT) => {
+                match mkdirat(&directory, part, Mode::from_raw_mode(0o755)) {
+                    Ok(()) | Err(Errno::EXIST) => {}
+                    Err(error) => return Err(fail(error)),
+                }
+                // What was just made must be a directory, not a link that came in between.
+                open_plain(directory.as_fd(), part, flags).map_err(fail)?
+            }
+            Err(error) => return Err(fail(error)),
+        };
+    }
+    Ok(directory)
+}
+
+/// Opens `path` below `root`, making an empty file where there is nothing.
+pub(crate) fn make_file(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Error> {
+    let fail = |error| Error::file("create", format!("/{path}"), error);
+    match open(root, path, OFlags::PATH) {
+        Err(Errno::NOENT) => {}
+        result => return result.map_err(fail),
+    }
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let parent = make_directory(root, parent)?;
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
+        Ok(_) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(fail(error)),
+    }
+    open_plain(parent.as_fd(), name, OFlags::PATH).map_err(fail)
+}
+
+/// Says whether both descriptors refer to the same file in the same mount.
+pub(crate) fn is_same(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let identity = |fd| {
+        let wanted = rustix::fs::StatxFlags::INO | rustix::fs::StatxFlags::MNT_ID;
+        let found = rustix::fs::statx(fd, "", AtFlags::EMPTY_PATH, wanted)?;
+        Ok::<_, Errno>((found.stx_dev_major, found.stx_dev_minor, found.stx_ino, found.stx_mnt_id))
+    };
+    Ok(identity(one)? == identity(other)?)
+}
+
+/// Says whether what the descriptor refers to is a directory.
+pub(crate) fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
+    let mode = rustix::fs::fstat(fd)?.st_mode;
+    Ok(rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::Directory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clean_paths() {
+        let cases = [
+            ("/", ""),
+            ("", ""),
+            ("/proc", "proc"),
+            ("//a/./b//", "a/b"),
+            ("/a/../b", "b"),
+            ("../../etc", "etc"),
+            ("/..", ""),
+        ];
+        for (path, want) in cases {
+            assert_eq!(clean(path), want, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn stays_below_the_root() {
+        let top = tempfile::tempdir().expect("temporary directory");
+        let inside = top.path().join("root");
+        std::fs::create_dir(&inside).expect("make root");
+        std::os::unix::fs::symlink("/../../escape", inside.join("link")).expect("make link");
+        std::fs::create_dir(inside.join("escape")).expect("make target");
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::open(&inside, flags, Mode::empty()).expect("open root");
+
+        make_directory(root.as_fd(), "link/made/deep").expect("make through link");
+        assert!(inside.join("escape/made/deep").is_dir(), "the link ends inside the root");
+        assert!(!top.path().join("escape").exists(), "nothing was made outside");
+
+        make_file(root.as_fd(), "new/file").expect("make file");
+        assert!(inside.join("new/file").is_file(), "parents are made");
+        let error = make_directory(root.as_fd(), "new/file/below").expect_err("file on the way");
+        let text = sys::error::Chain(&error).to_string();
+        assert_eq!(text, "mkdir /new/file/below: not a directory");
+        let plain = open_plain(root.as_fd(), "link", OFlags::PATH).expect_err("link on the way");
+        assert_eq!(plain, Errno::LOOP);
+    }
+}

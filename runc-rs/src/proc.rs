@@ -1,0 +1,88 @@
+//! Small files of procfs, read and written through a directory's descriptor.
+//!
+//! What is below /proc in a container may be anything that the container mounted there, so writes
+//! that matter (labels, sysctls) go through [`Procfs`], a procfs that is mounted nowhere.
+//! CVE-2025-52881 is about runtimes that wrote to paths.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::{
+    fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
+    io::{Errno, read as read_fd, write as write_fd},
+};
+
+use crate::{
+    error::Error,
+    mount::{attach, options::Change},
+};
+
+/// The most bytes read of a file.
+const SIZE_MAX: usize = 4 << 20;
+
+/// Reads the file `path`, relative to `directory` or absolute.
+pub(crate) fn read(directory: impl AsFd, path: &str) -> Result<String, Error> {
+    let fail = |error| Error::file("read", path, error);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = openat(directory, path, flags, Mode::empty()).map_err(fail)?;
+    read_all(file.as_fd()).map_err(fail)
+}
+
+fn read_all(file: BorrowedFd<'_>) -> Result<String, Errno> {
+    let mut text = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        match read_fd(file, &mut chunk) {
+            Ok(0) => break,
+            Ok(length) if text.len() + length > SIZE_MAX => return Err(Errno::FBIG),
+            Ok(length) => text.extend_from_slice(&chunk[..length]),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    String::from_utf8(text).map_err(|_| Errno::ILSEQ)
+}
+
+/// Writes `text`, in one call, to the existing file `path`, relative to `directory` or absolute.
+pub(crate) fn write(directory: impl AsFd, path: &str, text: &str) -> Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat(directory, path, flags, Mode::empty())?;
+    write_whole(file.as_fd(), text)
+}
+
+fn write_whole(file: BorrowedFd<'_>, text: &str) -> Result<(), Errno> {
+    match write_fd(file, text.as_bytes())? {
+        length if length == text.len() => Ok(()),
+        _ => Err(Errno::IO),
+    }
+}
+
+/// A procfs of this process's pid namespace, out of the container's reach.
+pub(crate) struct Procfs(OwnedFd);
+
+impl Procfs {
+    /// Mounts one, without attaching it to the tree; where that is forbidden (a user namespace
+    /// whose /proc has parts masked), takes the one at /proc, after a look that it is one.
+    pub(crate) fn open() -> Result<Self, Error> {
+        let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+        let change = Change { set: attributes, clear: 0 };
+        if let Ok(own) = attach::new_filesystem("proc", "proc", &[], &[], change) {
+            return Ok(Self(own));
+        }
+        let fail = |error| Error::file("open", "/proc", error);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let found = openat(CWD, "/proc", flags, Mode::empty()).map_err(fail)?;
+        if !attach::is_procfs(found.as_fd()).map_err(fail)? {
+            return Err(fail(Errno::NOTSUP));
+        }
+        Ok(Self(found))
+    }
+
+    /// Writes `text` to the file `path` of this procfs and of nothing mounted over it.
+    pub(crate) fn write(&self, path: &str, text: &str) -> Result<(), Error> {
+        let fail = |error| Error::file("write", format!("/proc/{path}"), error);
+        let within = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let file = openat2(&self.0, path, flags, Mode::empty(), within).map_err(fail)?;
+        write_whole(file.as_fd(), text).map_err(fail)
+    }
+}
