@@ -247,3 +247,26 @@ fn random_trees_come_back() {
         assert_same(links(tree(&merged)), links(tree(&new)), &format!("seed {seed}, merged"));
     }
 }
+
+/// The diff ID is the one that containerd gives the same tree, so it must never change.
+#[test]
+fn form() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let root = scratch.path().join("root");
+    let script = r#"
+        umask 022; mkdir -p "$1/d/e" && cd "$1" || exit 1
+        echo hello > d/file; chmod 4711 d/file; chown 1:2 d/file
+        ln d/file hard; ln -s ../d/file d/e/soft; ln -s "$(printf 'l%.0s' $(seq 150))" long
+        mkfifo fifo; mknod null c 1 3; mknod disk b 259 300000
+        name=$(printf 'n%.0s' $(seq 120)); echo x > "$name"
+        split=split/$(printf 's%.0s' $(seq 90)); mkdir -p "$split"; echo y > "$split/file-name"
+        mkdir ümlaut; echo z > ümlaut/ß; chown 3000000:4000000 ümlaut/ß
+        find . -exec touch -h -d @1600000000 {} +
+        touch -h -d @-86400.5 d/file; touch -h -d @99999999999 fifo
+    "#;
+    let made = Command::new("sh").args(["-ec", script, "sh"]).arg(&root).status().expect("sh");
+    assert!(made.success());
+    let (_, compared) = layer(&[], &bind(&root), &UNCOMPRESSED);
+    let want = "sha256:46200f03806ca9c4442d244ed02cf7f11e8f02b68a5fbaaba5081f798ec6aac3";
+    assert_eq!(compared.diff_id.to_string(), want);
+}

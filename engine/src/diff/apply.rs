@@ -49,9 +49,9 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// One TiB, and sixteen million entries.
+    /// One TiB, and four million entries, which take less than a GiB of memory.
     fn default() -> Self {
-        Self { bytes_max: 1 << 40, file_bytes_max: 1 << 44, entries_max: 1 << 24 }
+        Self { bytes_max: 1 << 40, file_bytes_max: 1 << 44, entries_max: 1 << 22 }
     }
 }
 

@@ -198,7 +198,7 @@ impl Extractor {
         let directory = self.parent(place)?;
         let is_symlink =
             kind(directory.as_fd(), &name).map_err(failed("stat"))? == Some(FileType::Symlink);
-        set_unopened(At { directory, name: &name }, entry, is_symlink)
+        set_unopened(At { directory, name: &name }, entry, is_symlink, None)
             .map_err(failed("set attributes"))
     }
 
@@ -217,9 +217,10 @@ impl Extractor {
             _ => self
                 .make(place, &name, |at| symlinkat(entry.link.as_slice(), at.directory, at.name))?,
         }
+        let creator = Some(self.creator);
         let directory = self.parent(place)?;
         let is_symlink = entry.kind == Kind::Symlink;
-        set_unopened(At { directory, name: &name }, entry, is_symlink)
+        set_unopened(At { directory, name: &name }, entry, is_symlink, creator)
             .map_err(failed("set attributes"))
     }
 

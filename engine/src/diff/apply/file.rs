@@ -145,9 +145,18 @@ pub(super) fn clear_xattrs(fd: BorrowedFd<'_>, entry: &Entry) -> io::Result<()> 
 }
 
 /// Sets the attributes of what cannot be opened: links, devices, fifos.
-pub(super) fn set_unopened(at: At<'_>, entry: &Entry, is_symlink: bool) -> io::Result<()> {
+///
+/// `creator` is given if the file was just made, so that its owner is known.
+pub(super) fn set_unopened(
+    at: At<'_>,
+    entry: &Entry,
+    is_symlink: bool,
+    creator: Option<Creator>,
+) -> io::Result<()> {
     let At { directory, name } = at;
-    chownat(directory, name, uid(entry), gid(entry), AtFlags::SYMLINK_NOFOLLOW)?;
+    if !creator.is_some_and(|creator| creator.owns(entry, directory)) {
+        chownat(directory, name, uid(entry), gid(entry), AtFlags::SYMLINK_NOFOLLOW)?;
+    }
     for (xattr, value) in settable(entry) {
         // There is no call with a directory and a name (setxattrat is of Linux 6.13).
         let path = [

@@ -63,7 +63,7 @@ impl<W: Write> Emitter<W> {
         self.parents(root, path)?;
         let at = path.iter().rposition(|byte| *byte == b'/').map_or(0, |at| at + 1);
         let whiteout = [&path[..at], WHITEOUT_PREFIX, &path[at..]].concat();
-        self.writer.whiteout(&whiteout).map_err(DiffError::Write)
+        self.writer.entry(&Entry::empty_file(whiteout)).map_err(DiffError::Write)
     }
 
     /// Writes the file `path` of the tree `root`, if it has changed.

@@ -62,6 +62,26 @@ pub(crate) struct Entry {
     pub(crate) pieces: Option<Vec<Piece>>,
 }
 
+impl Entry {
+    /// A file without content and attributes, of the time 0.
+    pub(in crate::diff) fn empty_file(path: Vec<u8>) -> Self {
+        Self {
+            path,
+            link: Vec::new(),
+            kind: Kind::Regular,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            size: 0,
+            stored: 0,
+            mtime: Time::default(),
+            device: (0, 0),
+            xattrs: Vec::new(),
+            pieces: None,
+        }
+    }
+}
+
 /// The type of a header, which also says which headers are not entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Type {

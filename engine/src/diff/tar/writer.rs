@@ -35,13 +35,16 @@ impl<W: Write> Writer<W> {
     pub(crate) fn entry(&mut self, entry: &Entry) -> io::Result<()> {
         self.end_entry()?;
         let mut records = records(entry);
-        if !fits(&entry.path) {
+        // The two parts of the older format are used only if nothing else needs the newer one.
+        let parts = split(&entry.path).filter(|_| records.is_empty());
+        if parts.is_none() && !fits(&entry.path) {
             records.insert(b"path".to_vec(), entry.path.clone());
         }
         self.extended(&entry.path, &records)?;
+        let (prefix, name) = parts.unwrap_or((&[], &entry.path));
         self.sink.write_all(&block(&Fields {
-            name: &entry.path,
-            prefix: &[],
+            name,
+            prefix,
             link: &entry.link,
             mode: u64::from(entry.mode),
             uid: u64::from(entry.uid),
@@ -54,25 +57,6 @@ impl<W: Write> Writer<W> {
         self.data = entry.stored;
         self.padding = padding(entry.stored);
         Ok(())
-    }
-
-    /// Writes an empty file without any attributes, of the time 0.
-    ///
-    /// Go writes such files in the older format, with a prefix field, where their names fit.
-    pub(crate) fn whiteout(&mut self, path: &[u8]) -> io::Result<()> {
-        self.end_entry()?;
-        let (prefix, name) = match split(path) {
-            Some(parts) => parts,
-            None => {
-                let mut records = Records::new();
-                if !fits(path) {
-                    records.insert(b"path".to_vec(), path.to_vec());
-                }
-                self.extended(path, &records)?;
-                (&[][..], path)
-            }
-        };
-        self.sink.write_all(&block(&Fields { name, prefix, kind: b'0', ..Fields::default() }))
     }
 
     /// Writes the extended header of an entry, if it needs one.
@@ -253,6 +237,7 @@ fn octal(field: &mut [u8], number: u64) {
     let max = (1_u64 << (3 * width)) - 1;
     let number = if number > max { 0 } else { number };
     field[..width].copy_from_slice(format!("{number:0width$o}").as_bytes());
+    field[width] = 0;
 }
 
 fn type_flag(kind: Kind) -> u8 {
