@@ -31,6 +31,9 @@ use crate::{
 /// How long a shim that ends waits until its events and replies have arrived.
 const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
+/// How long nothing must happen before the shim counts as idle.
+const IDLE_MIN: Duration = Duration::from_secs(2);
+
 /// Who the shim works for.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
@@ -120,8 +123,16 @@ impl Shim {
     ///
     /// The loop itself is broken; nothing that a caller or a container does leads here.
     pub(crate) fn run(mut self) -> io::Result<()> {
+        let mut is_idle = false;
         while !self.is_done() {
-            for token in self.poller.wait(self.timeout())? {
+            let timeout = self.timeout();
+            let may_idle = !is_idle && timeout.is_none();
+            let tokens = self.poller.wait(if may_idle { Some(IDLE_MIN) } else { timeout })?;
+            is_idle = tokens.is_empty() && timeout.is_none();
+            if is_idle && may_idle {
+                self.become_idle();
+            }
+            for token in tokens {
                 self.ready(token);
             }
             self.expire(Instant::now());
@@ -138,6 +149,13 @@ impl Shim {
     pub(crate) fn reply<M: Message>(&mut self, call: Call, result: Result<M, Error>) {
         let result = result.map(|message| message.encode_to_vec());
         self.server.reply(call, result, &self.poller);
+    }
+
+    /// Gives back what starting has brought into memory, most of which is never used again.
+    fn become_idle(&self) {
+        if let Err(error) = sys::residency::forget_code() {
+            self.log.debug(&format!("forget code: {error}"));
+        }
     }
 
     fn is_done(&self) -> bool {

@@ -10,6 +10,7 @@ pub mod mount;
 pub mod mount_attributes;
 pub mod namespace;
 pub mod pidfd;
+pub mod residency;
 pub mod scheduling;
 pub mod seccomp;
 pub mod signal;
