@@ -254,7 +254,12 @@ impl Actor {
         loop {
             let turn = tokio::select! {
                 command = self.commands.recv() => match command {
-                    Some(Command::Delete(reply)) => Box::pin(self.delete(&held, reply)).await,
+                    Some(Command::Delete(reply)) => {
+                        if std::mem::take(&mut untold) {
+                            self.tell_exit(self.last_exit()).await;
+                        }
+                        Box::pin(self.delete(&held, reply)).await
+                    }
                     None => Turn::Leave,
                 },
                 () = held.ended() => Box::pin(self.lose(&mut held)).await,

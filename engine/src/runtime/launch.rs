@@ -169,7 +169,7 @@ impl Launch<'_> {
         if status.success() {
             let said = text(&stderr);
             if !said.is_empty() {
-                tracing::warn!(id = self.id, "shim's binary: {said}");
+                tracing::debug!(id = self.id, "shim's binary: {said}");
             }
             return read(&stdout).map_err(io);
         }
