@@ -1,0 +1,238 @@
+//! Tasks under strict fakes of shims: what must hold when shims refuse, hang, lie and die.
+
+#[path = "runtime/fake.rs"]
+mod fake;
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use engine::{events::Subscription, runtime::Error};
+use prost_types::Timestamp;
+use proto::{
+    any::{pack, unpack},
+    containerd::{
+        events::{TaskDelete, TaskExit},
+        task::v3,
+        types::Envelope,
+    },
+};
+
+use fake::{INIT, Manner, Stage};
+
+/// How long something may take that should happen at once.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// Waits for a future with a deadline.
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what} takes too long"))
+}
+
+/// The exits and deletes that are told, up to the first delete.
+async fn told(events: &mut Subscription) -> (Vec<u32>, u32) {
+    let mut exits = Vec::new();
+    loop {
+        let envelope = soon("an event", events.next()).await.expect("open");
+        let event = envelope.event.as_ref().expect("has one");
+        if let Some(exit) = unpack::<TaskExit>(event).expect("well formed") {
+            exits.push(exit.exit_status);
+        } else if let Some(delete) = unpack::<TaskDelete>(event).expect("well formed") {
+            return (exits, delete.exit_status);
+        }
+    }
+}
+
+/// Waits for the start of a shim.
+async fn started(stage: &Stage) {
+    while stage.calls().is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
+
+fn exit_event(id: &str, exit_status: u32) -> Envelope {
+    let exit = TaskExit {
+        container_id: id.to_owned(),
+        id: id.to_owned(),
+        pid: INIT,
+        exit_status,
+        exited_at: None,
+    };
+    Envelope {
+        timestamp: Some(Timestamp::default()),
+        namespace: "default".to_owned(),
+        topic: "/tasks/exit".to_owned(),
+        event: Some(pack(&exit)),
+    }
+}
+
+#[tokio::test]
+async fn a_life() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Good);
+    let create = || runtime.create(&stage.namespace, stage.request("c1"));
+    assert_eq!(soon("create", create()).await.expect("made"), INIT);
+    let error = create().await.expect_err("has one");
+    assert_eq!(error.to_string(), "task c1: already exists");
+
+    let task = runtime.task(&stage.namespace, "c1").expect("is there");
+    let error = soon("delete", task.delete()).await.expect_err("runs");
+    let text = "failed to delete task: task must be stopped before deletion: running";
+    assert!(error.to_string().starts_with(text), "{error}");
+    let waits = [0; 50].map(|_| task.wait(""));
+    let end = async { shim.exit(7) };
+    let (exits, ()) =
+        soon("wait", async { tokio::join!(futures::future::join_all(waits), end) }).await;
+    assert!(exits.iter().all(|exit| exit.as_ref().is_ok_and(|exit| exit.status == 7)));
+    assert_eq!(shim.asked().iter().filter(|method| *method == "Wait").count(), 1);
+    assert_eq!(task.delete().await.expect("ended").status, 7);
+    stage.assert_nothing_left();
+    assert!(matches!(task.delete().await, Err(Error::NotFound { .. })));
+
+    // The next task of the container waits for the end of the first one's shim.
+    stage.shim("c1", Manner::Good);
+    soon("create", create()).await.expect("made again");
+    assert_eq!(stage.calls(), ["start c1", "start c1"]);
+    runtime.close().await;
+}
+
+#[tokio::test]
+async fn a_failed_create_leaves_nothing() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    for manner in [Manner::CreateFails, Manner::Garbage] {
+        let shim = stage.shim("c1", manner);
+        let error = soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await;
+        let error = error.expect_err("fails");
+        let refused = "failed to create shim task: OCI runtime create failed: no luck";
+        assert!(manner == Manner::Garbage || error.to_string() == refused, "{error}");
+        stage.assert_nothing_left();
+        assert!(runtime.tasks(&stage.namespace).is_empty());
+        drop(shim);
+    }
+    // A runtime that does not exist, and one that is no name.
+    for name in ["io.containerd.missing.v9", "missing", "/no/such/shim"] {
+        let mut request = stage.request("c1");
+        request.runtime = name.to_owned();
+        runtime.create(&stage.namespace, request).await.expect_err(name);
+    }
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_creator_that_leaves_leaves_nothing() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Good);
+    shim.exit(0);
+    tokio::select! {
+        biased;
+        () = started(&stage) => {}
+        made = runtime.create(&stage.namespace, stage.request("c1")) => panic!("{made:?}"),
+    }
+    let gone = async {
+        while !runtime.tasks(&stage.namespace).is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    soon("the end", gone).await;
+    assert!(shim.asked().contains(&"Shutdown".to_owned()));
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn a_stuck_shim_delays_no_other() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let mut shims = Vec::new();
+    for id in ["a", "b", "c"] {
+        shims.push(stage.shim(id, Manner::Good));
+        soon("create", runtime.create(&stage.namespace, stage.request(id))).await.expect("made");
+    }
+    shims[1].behave(Manner::Stuck);
+    let list = async || {
+        let begun = Instant::now();
+        let tasks = runtime.tasks(&stage.namespace);
+        let states = futures::future::join_all(tasks.iter().map(|task| task.state_or_last())).await;
+        let states: Vec<_> = states.into_iter().map(|state| state.expect("known").status).collect();
+        (states, begun.elapsed())
+    };
+    let (states, _) = soon("list", list()).await;
+    assert_eq!(states, [2, 1, 2], "the stuck one is shown as it was last");
+    let (states, took) = soon("list", list()).await;
+    assert_eq!(states, [2, 1, 2]);
+    assert!(took < Duration::from_secs(1), "a suspect is waited for only briefly: {took:?}");
+    shims[1].behave(Manner::Good);
+    assert_eq!(soon("list", list()).await.0, [2, 2, 2]);
+    runtime.close().await;
+}
+
+#[tokio::test]
+async fn a_death_is_told_once() {
+    for exit_was_told in [false, true] {
+        let stage = Stage::new();
+        let runtime = stage.runtime();
+        let shim = stage.shim("c1", Manner::Good);
+        soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await.expect("made");
+        let task = runtime.task(&stage.namespace, "c1").expect("is there");
+        let mut events = stage.subscribe();
+        if exit_was_told {
+            runtime.forward(exit_event("c1", 3)).await.expect("well formed");
+        }
+        let wait = task.wait("");
+        let death = async { shim.die() };
+        let (exit, ()) = soon("wait", async { tokio::join!(wait, death) }).await;
+        // The binary's `delete` says 137.
+        let want = if exit_was_told { 3 } else { 137 };
+        assert_eq!(exit.expect("known").status, want);
+        runtime.forward(exit_event("c1", 137)).await.expect("well formed");
+        let (exits, deleted) = told(&mut events).await;
+        assert_eq!((exits.as_slice(), deleted), ([want].as_slice(), want));
+        assert_eq!(stage.calls(), ["start c1", "delete c1"]);
+        stage.assert_nothing_left();
+    }
+}
+
+#[tokio::test]
+async fn tasks_outlive_the_daemon() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shims = ["runs", "ended", "dies", "told"].map(|id| stage.shim(id, Manner::Good));
+    for id in ["runs", "ended", "dies", "told"] {
+        soon("create", runtime.create(&stage.namespace, stage.request(id))).await.expect("made");
+    }
+    runtime.forward(exit_event("told", 5)).await.expect("well formed");
+    runtime.close().await;
+    drop(runtime);
+    shims[1].exit(4);
+    shims[3].exit(5);
+    shims[2].die();
+    // What else may lie there.
+    fs::create_dir_all(stage.bundle("half-made")).expect("made");
+    fs::create_dir_all(stage.bundle(".removed/rootfs")).expect("made");
+    fs::create_dir_all(stage.state().join("..odd/x")).expect("made");
+    fs::write(stage.bundle("file"), "").expect("written");
+
+    let mut events = stage.subscribe();
+    let runtime = stage.runtime();
+    assert_eq!(told(&mut events).await, (vec![137], 137), "of the dead one");
+    let task = |id| runtime.task(&stage.namespace, id).expect("is there");
+    let runs = task("runs");
+    assert_eq!(soon("state", runs.state("")).await.expect("answers").status, 2);
+    let kill = v3::KillRequest { id: "runs".to_owned(), signal: 15, ..Default::default() };
+    soon("kill", runs.call(&kill)).await.expect("answers");
+    for (id, status) in [("ended", 4), ("told", 5)] {
+        assert_eq!(soon("delete", task(id).delete()).await.expect("ended").status, status);
+    }
+    shims[0].exit(0);
+    soon("delete", runs.delete()).await.expect("ended");
+    let event = soon("an event", events.next()).await.expect("open");
+    let exit = unpack::<TaskExit>(event.event.as_ref().expect("has one")).expect("well formed");
+    assert_eq!(exit.map(|exit| (exit.id, exit.exit_status)), Some(("ended".to_owned(), 4)));
+    let none = tokio::time::timeout(Duration::from_millis(50), events.next()).await;
+    assert!(none.is_err(), "an exit that was told is not told again: {none:?}");
+    soon("the end", runtime.close()).await;
+    fs::remove_file(stage.bundle("file")).expect("is left alone");
+    stage.assert_nothing_left();
+}

@@ -1,0 +1,317 @@
+//! A strict shim without a container: it serves the task API, its process is a `sleep`, and its
+//! binary is a script. What it was asked, and what is left of it, can be looked at.
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+};
+
+use engine::{
+    events::{Exchange, Subscription},
+    filter::Filter,
+    namespace::Namespace,
+    runtime::{Create, Runtime, RuntimeTable, Settings},
+};
+use prost::Message;
+use proto::{
+    containerd::task::v3,
+    ttrpc::{self, Code, Frame, Kind, Request, Response, frame},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{UnixListener, UnixStream},
+    sync::Notify,
+    task::JoinSet,
+};
+
+/// The number of the fake init.
+pub(crate) const INIT: u32 = 4242;
+
+/// How a fake shim behaves.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// As a shim should.
+    #[default]
+    Good,
+    /// Reads and does not answer.
+    Stuck,
+    /// Refuses to create.
+    CreateFails,
+    /// Answers with what is no frame.
+    Garbage,
+}
+
+/// A folder with a shim's binary, the sockets of shims, and the directories of a runtime.
+pub(crate) struct Stage {
+    folder: tempfile::TempDir,
+    pub(crate) events: Exchange,
+    pub(crate) namespace: Namespace,
+    shims: Mutex<HashMap<String, Arc<FakeShim>>>,
+}
+
+impl Stage {
+    pub(crate) fn new() -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let script = format!(
+            "#!/bin/sh\n\
+             for last; do :; done\n\
+             while [ $# -gt 0 ]; do [ \"$1\" = -id ] && id=$2; shift; done\n\
+             echo \"$last $id\" >> {0}/calls\n\
+             [ $last = start ] && echo unix://{0}/$id.sock && exit\n\
+             printf '\\010\\222\\041\\020\\211\\001'\n",
+            folder.path().display()
+        );
+        let binary = folder.path().join("shim");
+        fs::write(&binary, script).expect("written");
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("permitted");
+        let namespace = "default".parse().expect("an identifier");
+        Self { folder, events: Exchange::default(), namespace, shims: Mutex::default() }
+    }
+
+    pub(crate) fn runtime(&self) -> Runtime {
+        let path = self.folder.path();
+        let settings = Settings {
+            root: path.join("root"),
+            state: path.join("state"),
+            address: path.join("sock"),
+            ttrpc_address: path.join("sock.ttrpc"),
+            version: "2.3.0",
+            debug: false,
+            runtimes: RuntimeTable::new(),
+        };
+        Runtime::open(settings, self.events.clone()).expect("opens")
+    }
+
+    /// Lets a shim for `id` wait for calls.
+    pub(crate) fn shim(&self, id: &str, manner: Manner) -> Arc<FakeShim> {
+        let path = self.folder.path().join(format!("{id}.sock"));
+        let _ = fs::remove_file(&path);
+        let listener = UnixListener::bind(path).expect("bound");
+        let shim = FakeShim::start(listener, manner);
+        self.shims.lock().expect("no panic").insert(id.to_owned(), Arc::clone(&shim));
+        shim
+    }
+
+    /// What makes a task for `id` under a fake shim.
+    pub(crate) fn request(&self, id: &str) -> Create {
+        let runtime = self.folder.path().join("shim").display().to_string();
+        Create { id: id.to_owned(), runtime, ..Create::default() }
+    }
+
+    pub(crate) fn bundle(&self, id: &str) -> PathBuf {
+        self.state().join("default").join(id)
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.folder.path().join("state/io.containerd.runtime.v2.task")
+    }
+
+    /// How the binary was called, as in `start c1`.
+    pub(crate) fn calls(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.folder.path().join("calls")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    pub(crate) fn subscribe(&self) -> Subscription {
+        self.events.subscribe(Filter::default())
+    }
+
+    /// That no bundle and no working directory is left.
+    pub(crate) fn assert_nothing_left(&self) {
+        for folder in [self.state(), self.folder.path().join("root/io.containerd.runtime.v2.task")]
+        {
+            let left: Vec<_> = files(&folder.join("default"));
+            assert!(left.is_empty(), "{left:?}");
+        }
+    }
+}
+
+fn files(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries.map(|entry| entry.expect("readable").path()).collect()
+}
+
+/// A shim. Its end is that of its process.
+pub(crate) struct FakeShim {
+    manner: Mutex<Manner>,
+    asked: Mutex<Vec<String>>,
+    process: Mutex<Child>,
+    state: Mutex<State>,
+    exited: Notify,
+    down: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    created: bool,
+    exit_status: Option<u32>,
+}
+
+impl FakeShim {
+    fn start(listener: UnixListener, manner: Manner) -> Arc<Self> {
+        let process = Command::new("sleep").arg("600").stdout(Stdio::null()).spawn();
+        let shim = Arc::new(Self {
+            manner: Mutex::new(manner),
+            asked: Mutex::default(),
+            process: Mutex::new(process.expect("spawned")),
+            state: Mutex::default(),
+            exited: Notify::new(),
+            down: Notify::new(),
+        });
+        let serving = Arc::clone(&shim);
+        tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            let accept = async {
+                loop {
+                    let (stream, _) = listener.accept().await.expect("accepts");
+                    connections.spawn(Arc::clone(&serving).connection(stream));
+                }
+            };
+            tokio::select! {
+                () = accept => {}
+                () = serving.down.notified() => {}
+            }
+        });
+        shim
+    }
+
+    /// The methods that were called.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        self.asked.lock().expect("no panic").clone()
+    }
+
+    pub(crate) fn behave(&self, manner: Manner) {
+        *self.manner.lock().expect("no panic") = manner;
+    }
+
+    /// Lets init end.
+    pub(crate) fn exit(&self, status: u32) {
+        self.state.lock().expect("no panic").exit_status = Some(status);
+        self.exited.notify_waiters();
+    }
+
+    /// Dies, with the connections.
+    pub(crate) fn die(&self) {
+        let mut process = self.process.lock().expect("no panic");
+        process.kill().expect("killed");
+        process.wait().expect("reaped");
+        self.down.notify_one();
+    }
+
+    async fn connection(self: Arc<Self>, stream: UnixStream) {
+        let (mut reading, writing) = stream.into_split();
+        let writing = Arc::new(tokio::sync::Mutex::new(writing));
+        let mut calls = JoinSet::new();
+        let mut buffer = Vec::new();
+        while reading.read_buf(&mut buffer).await.is_ok_and(|count| count > 0) {
+            while let Some((frame, used)) = Frame::parse(&buffer).expect("frames") {
+                let request = Request::decode(frame.payload).expect("a request");
+                let (shim, writing, id) =
+                    (Arc::clone(&self), Arc::clone(&writing), frame.stream_id);
+                buffer.drain(..used);
+                self.asked.lock().expect("no panic").push(request.method.clone());
+                calls.spawn(async move {
+                    let bytes = match shim.clone().answer(request).await {
+                        Some(response) => {
+                            let mut bytes = Vec::new();
+                            frame::append(&mut bytes, Kind::Response, id, &response)
+                                .expect("short");
+                            bytes
+                        }
+                        None => vec![0xff; 16],
+                    };
+                    let _ = writing.lock().await.write_all(&bytes).await;
+                });
+            }
+        }
+    }
+
+    /// `None` for garbage.
+    async fn answer(&self, request: Request) -> Option<Response> {
+        let manner = *self.manner.lock().expect("no panic");
+        match manner {
+            Manner::Stuck => std::future::pending().await,
+            Manner::Garbage => return None,
+            Manner::Good | Manner::CreateFails => {}
+        }
+        let result = match request.method.as_str() {
+            "Create" if manner == Manner::CreateFails => {
+                Err(ttrpc::status(Code::Unknown, "OCI runtime create failed: no luck"))
+            }
+            "Wait" => {
+                loop {
+                    let exited = self.exited.notified();
+                    if self.state.lock().expect("no panic").exit_status.is_some() {
+                        break;
+                    }
+                    exited.await;
+                }
+                let exit_status = self.status().unwrap_or_default();
+                Ok(v3::WaitResponse { exit_status, exited_at: None }.encode_to_vec())
+            }
+            method => self.look(method),
+        };
+        Some(match result {
+            Ok(payload) => Response { status: None, payload },
+            Err(status) => Response { status: Some(status), payload: vec![] },
+        })
+    }
+
+    fn look(&self, method: &str) -> Result<Vec<u8>, ttrpc::Status> {
+        let mut state = self.state.lock().expect("no panic");
+        let missing = || ttrpc::status(Code::NotFound, "container not created: not found");
+        match method {
+            "Connect" => {
+                let shim_pid = self.process.lock().expect("no panic").id();
+                let answer = v3::ConnectResponse { shim_pid, ..Default::default() };
+                Ok(answer.encode_to_vec())
+            }
+            "Create" => {
+                state.created = true;
+                Ok(v3::CreateTaskResponse { pid: INIT }.encode_to_vec())
+            }
+            "State" if state.created => {
+                let status = if state.exit_status.is_some() { 3 } else { 2 };
+                let exit_status = state.exit_status.unwrap_or_default();
+                let answer =
+                    v3::StateResponse { pid: INIT, status, exit_status, ..Default::default() };
+                Ok(answer.encode_to_vec())
+            }
+            "Delete" if !state.created => Err(missing()),
+            "Delete" => {
+                let Some(exit_status) = state.exit_status else {
+                    let text = "task must be stopped before deletion: running: failed precondition";
+                    return Err(ttrpc::status(Code::FailedPrecondition, text));
+                };
+                state.created = false;
+                let answer = v3::DeleteResponse { pid: INIT, exit_status, exited_at: None };
+                Ok(answer.encode_to_vec())
+            }
+            "Shutdown" if !state.created => {
+                let mut process = self.process.lock().expect("no panic");
+                process.kill().expect("killed");
+                process.wait().expect("reaped");
+                Ok(vec![])
+            }
+            "Shutdown" | "Kill" if state.created => Ok(vec![]),
+            _ => Err(missing()),
+        }
+    }
+
+    fn status(&self) -> Option<u32> {
+        self.state.lock().expect("no panic").exit_status
+    }
+}
+
+impl Drop for FakeShim {
+    fn drop(&mut self) {
+        if let Ok(process) = self.process.get_mut() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
