@@ -11,6 +11,12 @@
 //!  announce ──> lock group ──> change ──┬─ others announced ──> wait for the generation's outcome
 //!                                       └─ nobody, or group full ──> commit ──> wake the others
 //! ```
+//!
+//! # After an I/O error
+//!
+//! redb refuses everything after a failed write, because it no longer knows what is on disk. So the
+//! database is closed and opened again, which recovers the last commit: when a full disk has room
+//! again, the daemon goes on.
 
 use std::{
     panic::{self, AssertUnwindSafe},
@@ -21,7 +27,10 @@ use std::{
     },
 };
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
+    WriteTransaction,
+};
 
 use super::rows::{Changes, View};
 use crate::error::Error;
@@ -46,9 +55,14 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
+/// Opens the database file, or makes it; tests put a failing one below.
+type Opener = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
+
 struct Inner {
     path: PathBuf,
-    database: Database,
+    opener: Opener,
+    /// Nothing between a failure and the next attempt to open it.
+    database: RwLock<Option<Database>>,
     /// Writers that want the group and have not left it.
     announced: AtomicUsize,
     group: Mutex<Group>,
@@ -76,17 +90,20 @@ impl Store {
     /// - `NewerSchema`: a newer program has written it.
     /// - `Database`: it cannot be read, or another process has it open.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let database = Database::builder()
-            .set_cache_size(CACHE_LEN)
-            .create(path)
-            .map_err(Error::database("open"))?;
+        let opener = |path: &Path| Database::builder().set_cache_size(CACHE_LEN).create(path);
+        Self::open_with(path, Box::new(opener))
+    }
+
+    fn open_with(path: &Path, opener: Opener) -> Result<Self, Error> {
+        let database = opener(path).map_err(Error::database("open"))?;
         let transaction = database.begin_write().map_err(Error::database("begin"))?;
         prepare(&transaction, path)?;
         transaction.commit().map_err(Error::database("commit"))?;
         Ok(Self {
             inner: Arc::new(Inner {
                 path: path.to_owned(),
-                database,
+                opener,
+                database: RwLock::new(Some(database)),
                 announced: AtomicUsize::new(0),
                 group: Mutex::default(),
                 committed: Condvar::new(),
@@ -106,7 +123,7 @@ impl Store {
     ///
     /// Those of `read`, and `Database`.
     pub fn read<T>(&self, read: impl FnOnce(&View) -> Result<T, Error>) -> Result<T, Error> {
-        let transaction = self.inner.database.begin_read().map_err(Error::database("begin"))?;
+        let transaction = self.inner.begin_read().map_err(Error::database("begin"))?;
         read(&View::new(transaction))
     }
 
@@ -162,7 +179,7 @@ impl Store {
         let inner = &*self.inner;
         inner.announced.fetch_add(1, Ordering::SeqCst);
         let mut group = inner.lock();
-        let outcome = match group.open(&inner.database) {
+        let outcome = match group.open(inner) {
             Ok(transaction) => Ok(panic::catch_unwind(AssertUnwindSafe(|| change(transaction)))),
             Err(error) => Err(error),
         };
@@ -170,7 +187,7 @@ impl Store {
         let generation = group.generation;
         let left = inner.announced.fetch_sub(1, Ordering::SeqCst) - 1;
         if left == 0 || group.members >= GROUP_LEN_MAX {
-            group.commit();
+            group.commit(inner);
             inner.committed.notify_all();
         } else {
             group = inner
@@ -189,6 +206,32 @@ impl Store {
 }
 
 impl Inner {
+    fn begin_read(&self) -> Result<ReadTransaction, redb::Error> {
+        self.with(|database| Ok(database.begin_read()?))
+    }
+
+    /// Uses the database; opens it first when it failed before.
+    fn with<T>(
+        &self,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T, redb::Error> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(database) = &*database {
+            return work(database);
+        }
+        drop(database);
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        match &mut *database {
+            Some(database) => work(database),
+            none => work(none.insert((self.opener)(&self.path)?)),
+        }
+    }
+
+    /// Closes the database; the next one who uses it opens it again.
+    fn close(&self) {
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn lock(&self) -> MutexGuard<'_, Group> {
         // A change that panics has written nothing, so the group is whole.
         self.group.lock().unwrap_or_else(PoisonError::into_inner)
@@ -196,18 +239,19 @@ impl Inner {
 }
 
 impl Group {
-    fn open(&mut self, database: &Database) -> Result<&WriteTransaction, Arc<redb::Error>> {
+    fn open(&mut self, inner: &Inner) -> Result<&WriteTransaction, Arc<redb::Error>> {
         if self.transaction.is_none() {
-            let transaction = database.begin_write().map_err(|error| Arc::new(error.into()))?;
-            self.transaction = Some(transaction);
+            let begun = inner.with(|database| Ok(database.begin_write()?));
+            self.transaction = Some(begun.map_err(Arc::new)?);
         }
         Ok(self.transaction.as_ref().expect("just begun"))
     }
 
-    fn commit(&mut self) {
+    fn commit(&mut self, inner: &Inner) {
         if let Some(transaction) = self.transaction.take()
             && let Err(error) = transaction.commit()
         {
+            inner.close();
             if self.failures.len() == FAILURES_MAX {
                 self.failures.remove(0);
             }
@@ -226,7 +270,7 @@ impl Group {
 /// The snapshotters' view: their records share the commits of everybody else.
 impl snapshotter::Transactions for Store {
     fn read(&self) -> Result<redb::ReadTransaction, snapshotter::Error> {
-        self.inner.database.begin_read().map_err(snapshotter::Error::database)
+        self.inner.begin_read().map_err(snapshotter::Error::database)
     }
 
     fn write(&self, change: &mut snapshotter::Change<'_>) -> Result<(), snapshotter::Error> {
@@ -252,7 +296,7 @@ fn prepare(transaction: &WriteTransaction, path: &Path) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Barrier, thread};
+    use std::{io, sync::Barrier, thread};
 
     use super::*;
     use crate::metadata::{Rows, Table};
@@ -325,6 +369,67 @@ mod tests {
             })
             .expect("writes");
         assert_eq!(count(&store), 1);
+    }
+
+    /// A file on a disk that may be full.
+    #[derive(Debug)]
+    struct Disk {
+        file: redb::backends::FileBackend,
+        full: Arc<std::sync::atomic::AtomicBool>,
+    }
+
+    impl redb::StorageBackend for Disk {
+        fn len(&self) -> io::Result<u64> {
+            self.file.len()
+        }
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            self.file.read(offset, out)
+        }
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            self.file.set_len(len)
+        }
+        fn sync_data(&self) -> io::Result<()> {
+            self.file.sync_data()
+        }
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            if self.full.load(Ordering::SeqCst) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.file.write(offset, data)
+        }
+        fn close(&self) -> io::Result<()> {
+            self.file.close()
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_not_for_ever() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let full = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let is_full = Arc::clone(&full);
+        let opener = move |path: &Path| {
+            let mut options = std::fs::OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false).open(path);
+            let file = redb::backends::FileBackend::new(file.expect("opens"))?;
+            let disk = Disk { file, full: Arc::clone(&is_full) };
+            Database::builder().create_with_backend(disk)
+        };
+        let store = Store::open_with(&folder.path().join("m.redb"), Box::new(opener));
+        let store = store.expect("opens");
+        let put = |key: &'static [u8]| {
+            store.write(|changes| {
+                changes.put(Table::Images, key, vec![1]);
+                Ok(())
+            })
+        };
+        put(b"before").expect("writes");
+        full.store(true, Ordering::SeqCst);
+        put(b"lost").expect_err("the disk is full");
+        put(b"lost").expect_err("it still is");
+        full.store(false, Ordering::SeqCst);
+        assert_eq!(count(&store), 1, "what was committed is there, and nothing else");
+        put(b"after").expect("writes again");
+        assert_eq!(count(&store), 2);
     }
 
     #[test]
