@@ -5,6 +5,7 @@
 
 mod create;
 mod delete;
+mod events;
 mod exec;
 mod flags;
 mod kill;
@@ -12,7 +13,9 @@ mod list;
 mod pause;
 mod ps;
 mod run;
+mod spec;
 mod state;
+mod update;
 
 use std::{
     io::Write as _,
@@ -127,12 +130,15 @@ fn dispatch(global: &Parsed) -> Result<i32, Box<dyn std::error::Error>> {
         "start" => Ok(run::start(&settings, words)?),
         "delete" => Ok(delete::run(&settings, words)?),
         "features" => print(&Features::detect().to_json()),
+        "events" => Ok(events::run(&settings, words)?),
         "kill" => Ok(kill::run(&settings, words)?),
         "list" => Ok(list::run(&settings, words)?),
         "pause" => Ok(pause::pause(&settings, words)?),
         "resume" => Ok(pause::resume(&settings, words)?),
         "ps" => Ok(ps::run(&settings, words)?),
+        "spec" => Ok(spec::run(words)?),
         "state" => Ok(state::run(&settings, words)?),
+        "update" => Ok(update::run(&settings, words)?),
         "help" | "h" => print(USAGE),
         "checkpoint" | "restore" => Err(Error::Unsupported(command.clone()).into()),
         _ => Err(Error::Usage(format!("No help topic for '{command}'")).into()),

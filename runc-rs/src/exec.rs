@@ -1,10 +1,16 @@
 //! `exec`: another process in a container that runs.
 
-use std::{ffi::CString, io, os::fd::OwnedFd, path::Path};
+use std::{
+    ffi::CString,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
 
 use rustix::fs::readlink;
 
 use crate::{
+    cgroup::Cgroup,
     container::{Container, Status},
     create::{proceed, set_oom_score},
     error::Error,
@@ -27,8 +33,8 @@ pub struct Options {
     pub process: process::Options,
     /// Run in a container whose processes are frozen.
     pub ignore_paused: bool,
-    /// The cgroup below the container's in which to run.
-    pub cgroup: Option<String>,
+    /// The cgroups below the container's in which to run.
+    pub cgroups: Vec<SubCgroup>,
 }
 
 /// Starts `described` in the container; it runs when this returns.
@@ -49,9 +55,6 @@ pub fn exec(
             return refuse("cannot exec in a paused container (use --ignore-paused to override)");
         }
         _ => {}
-    }
-    if options.cgroup.is_some() {
-        return Err(Error::Unsupported("exec --cgroup".to_owned()));
     }
     options.process.check(described.terminal)?;
     let Some(init) = container.init()? else {
@@ -79,12 +82,32 @@ pub fn exec(
     let (child, channel) = spawn(&join, 0, container.cgroup.directory_fd(), body)?;
     let guard = Ending(Some(child));
     let child = guard.process();
-    container.cgroup.join(child.pid.cast_unsigned())?;
+    join_cgroups(&container.cgroup, &options.cgroups, child.pid.cast_unsigned())?;
     set_oom_score(child.pid, oom_score, settings.rootless)?;
     proceed(&channel)?;
     attend(&channel, container, listener.as_ref(), child)?;
     options.process.announce(child)?;
     Ok(Started { child: guard.disarm(), terminal })
+}
+
+/// A cgroup below the container's: of one controller, or without one of all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubCgroup {
+    /// The controller.
+    pub controller: Option<String>,
+    /// The path from the container's own.
+    pub path: PathBuf,
+}
+
+fn join_cgroups(cgroup: &Cgroup, below: &[SubCgroup], pid: u32) -> Result<(), Error> {
+    cgroup.join(pid)?;
+    for SubCgroup { controller, path } in below {
+        match controller {
+            None => cgroup.join_below(path, pid)?,
+            Some(controller) => cgroup.join_controller_below(controller, path, pid)?,
+        }
+    }
+    Ok(())
 }
 
 fn keyring(container: &Container) -> Result<Option<CString>, Error> {

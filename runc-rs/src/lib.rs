@@ -30,6 +30,7 @@ mod log;
 mod mount;
 mod proc;
 pub mod process;
+pub mod seal;
 pub mod seccomp;
 pub mod settings;
 mod spawn;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::flags::{ANYWHERE, Flag, Parsed, switch, value};
-use crate::{create, error::Error, settings::Settings};
+use crate::{create, error::Error, seal, settings::Settings};
 
 /// The flags that `create` and `run` have in common.
 pub(super) const FLAGS: [Flag; 7] = [
@@ -19,6 +19,7 @@ pub(super) const FLAGS: [Flag; 7] = [
 pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     let parsed = Parsed::new(words, &FLAGS, ANYWHERE)?;
     parsed.expect("create", 1, 1)?;
+    seal::seal()?;
     create::create(settings, &super::id(&parsed)?, options(&parsed, true)?)?;
     Ok(0)
 }

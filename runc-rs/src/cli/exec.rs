@@ -1,13 +1,14 @@
 //! `exec`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::flags::{Flag, Parsed, switch, value};
 use crate::{
     container::Container,
     error::Error,
-    exec,
+    exec::{self, SubCgroup},
     process::Waiter,
+    seal,
     settings::Settings,
     spec::{Process, Spec},
 };
@@ -35,12 +36,13 @@ const FLAGS: [Flag; 17] = [
 pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     let parsed = Parsed::new(words, &FLAGS, 1)?;
     parsed.expect("exec", 1, usize::MAX)?;
+    seal::seal()?;
     let container = super::container(settings, &parsed)?;
     let detach = parsed.is_on("detach")?;
     let options = exec::Options {
         process: super::process_options(&parsed, detach)?,
         ignore_paused: parsed.is_on("ignore-paused")?,
-        cgroup: parsed.value("cgroup").map(str::to_owned),
+        cgroups: sub_cgroups(&parsed.values("cgroup"))?,
     };
     let process = process(&parsed, &container)?;
     if detach {
@@ -105,6 +107,34 @@ fn change(process: &mut Process, parsed: &Parsed) -> Result<(), Error> {
     Ok(())
 }
 
+/// Reads `[<controller>[,<controller>...]:]<path>`; without a controller there is only one.
+fn sub_cgroups(texts: &[&str]) -> Result<Vec<SubCgroup>, Error> {
+    let refuse = |text: &str, why: &str| {
+        Err(Error::Usage(format!("invalid --cgroup argument: {text} ({why})")))
+    };
+    let mut found: Vec<SubCgroup> = Vec::new();
+    for text in texts {
+        let path = |path: &str| PathBuf::from(path.trim_start_matches('/'));
+        match text.split_once(':') {
+            None if texts.len() == 1 => {
+                return Ok(vec![SubCgroup { controller: None, path: path(text) }]);
+            }
+            None => return refuse(text, "missing <controller>: prefix"),
+            Some(("", _)) => return refuse(text, "empty <controller> prefix"),
+            Some((controllers, below)) => {
+                for controller in controllers.split(',') {
+                    let controller = Some(controller.to_owned());
+                    if found.iter().any(|known| known.controller == controller) {
+                        return refuse(text, "controller specified multiple times");
+                    }
+                    found.push(SubCgroup { controller, path: path(below) });
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
 /// Reads `<uid>[:<gid>]`. Nothing but digits is a number, and no number is too large for one, so
 /// that no spelling means another user than it says (CVE-2026-30892).
 fn user_ids(text: &str) -> Result<(u32, Option<u32>), Error> {
@@ -123,6 +153,25 @@ fn number(text: &str, what: &str) -> Result<u32, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cgroups() {
+        let one = |controller: Option<&str>, path: &str| SubCgroup {
+            controller: controller.map(str::to_owned),
+            path: PathBuf::from(path),
+        };
+        let cases: [(&[&str], _); 6] = [
+            (&[], Some(vec![])),
+            (&["/a/b"], Some(vec![one(None, "a/b")])),
+            (&["cpu,memory:a"], Some(vec![one(Some("cpu"), "a"), one(Some("memory"), "a")])),
+            (&["a", "b"], None),
+            (&[":a"], None),
+            (&["cpu:a", "cpu:b"], None),
+        ];
+        for (texts, want) in cases {
+            assert_eq!(sub_cgroups(texts).ok(), want, "{texts:?}");
+        }
+    }
 
     #[test]
     fn users() {

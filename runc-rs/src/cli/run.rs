@@ -4,7 +4,7 @@ use super::{
     create,
     flags::{ANYWHERE, Flag, Parsed, switch},
 };
-use crate::{create as creation, error::Error, log, process::Waiter, settings::Settings};
+use crate::{create as creation, error::Error, log, process::Waiter, seal, settings::Settings};
 
 const FLAGS: [Flag; 3] = [switch("detach", "d"), switch("keep", ""), switch("no-subreaper", "")];
 
@@ -12,6 +12,7 @@ pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     let flags = [create::FLAGS.as_slice(), &FLAGS].concat();
     let parsed = Parsed::new(words, &flags, ANYWHERE)?;
     parsed.expect("run", 1, 1)?;
+    seal::seal()?;
     let detach = parsed.is_on("detach")?;
     let id = super::id(&parsed)?;
     let options = create::options(&parsed, detach)?;

@@ -1,0 +1,141 @@
+//! `events`: what a container uses, and when it ran out of memory.
+
+use std::{
+    os::fd::AsFd as _,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+
+use super::flags::{ANYWHERE, Parsed, switch, value};
+use crate::{
+    container::{Container, Status},
+    error::Error,
+    settings::Settings,
+    usage::Event,
+};
+
+const INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
+
+pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
+    let parsed = Parsed::new(words, &[value("interval", ""), switch("stats", "")], ANYWHERE)?;
+    parsed.expect("events", 1, 1)?;
+    let container = super::container(settings, &parsed)?;
+    let interval = match parsed.value("interval") {
+        None => INTERVAL_DEFAULT,
+        Some(text) => parse_duration(text)
+            .filter(|interval| !interval.is_zero())
+            .ok_or_else(|| Error::Usage("duration interval must be greater than 0".to_owned()))?,
+    };
+    if container.status()? == Status::Stopped {
+        let id = &container.state().id;
+        return Err(Error::Status(format!("container with id {id} is not running")));
+    }
+    if parsed.is_on("stats")? {
+        print_stats(&container)?;
+        return Ok(0);
+    }
+    follow(&container, interval)?;
+    Ok(0)
+}
+
+fn print_stats(container: &Container) -> Result<(), Error> {
+    let usage = container.cgroup().stats()?.into();
+    print(&Event { kind: "stats", id: &container.state().id, data: Some(usage) })
+}
+
+fn print(event: &Event<'_>) -> Result<(), Error> {
+    let text = serde_json::to_string(event)
+        .map_err(|error| Error::system("write", "event", std::io::Error::other(error)))?;
+    super::write_out(&format!("{text}\n"))
+}
+
+/// Prints until the container ends.
+fn follow(container: &Container, interval: Duration) -> Result<(), Error> {
+    let Some(init) = container.init()? else { return Ok(()) };
+    let watch = container.cgroup().oom_watch()?;
+    let mut seen = watch.kills()?.unwrap_or(0);
+    let mut next = Instant::now() + interval;
+    loop {
+        let left = next.saturating_duration_since(Instant::now());
+        let timeout = Timespec {
+            tv_sec: left.as_secs().cast_signed(),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        let watched = watch.as_fd();
+        let mut waiting = [PollFd::new(&init, PollFlags::IN), PollFd::new(&watched, PollFlags::IN)];
+        match poll(&mut waiting, Some(&timeout)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(Error::system("wait for", "events", error)),
+        }
+        let (ended, news) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
+        if news && let Some(kills) = watch.kills()? {
+            for _ in seen..kills {
+                print(&Event { kind: "oom", id: &container.state().id, data: None })?;
+            }
+            seen = kills;
+        }
+        if ended {
+            return Ok(());
+        }
+        if Instant::now() >= next {
+            print_stats(container)?;
+            next += interval;
+        }
+    }
+}
+
+/// Reads a duration as Go writes it: numbers with units, such as `1m30s` or `500ms`.
+fn parse_duration(text: &str) -> Option<Duration> {
+    const UNITS: [(&str, f64); 7] = [
+        ("ns", 1e-9),
+        ("us", 1e-6),
+        ("µs", 1e-6),
+        ("ms", 1e-3),
+        ("s", 1.0),
+        ("m", 60.0),
+        ("h", 3600.0),
+    ];
+    if text.is_empty() {
+        return None;
+    }
+    let mut seconds = 0.0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..end].parse().ok()?;
+        let unit_end = rest[end..]
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .map_or(rest.len(), |length| end + length);
+        let (_, factor) = UNITS.iter().find(|(unit, _)| *unit == &rest[end..unit_end])?;
+        seconds += number * factor;
+        rest = &rest[unit_end..];
+    }
+    Duration::try_from_secs_f64(seconds).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let cases = [
+            ("5s", Some(5000)),
+            ("1m30s", Some(90_000)),
+            ("500ms", Some(500)),
+            ("1.5s", Some(1500)),
+            ("", None),
+            ("5", None),
+            ("s", None),
+            ("5x", None),
+            ("-1s", None),
+        ];
+        for (text, want) in cases {
+            assert_eq!(parse_duration(text), want.map(Duration::from_millis), "{text:?}");
+        }
+    }
+}
