@@ -166,7 +166,7 @@ pub(crate) async fn attend(
     let started = signals.step(async {
         tokio::select! {
             result = process.start() => result.map(drop),
-            result = pump.run(process) => result,
+            result = pump.run_outputs() => result,
         }
     });
     started.await?;

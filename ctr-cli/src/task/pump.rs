@@ -56,7 +56,17 @@ impl Pump {
         Ok(pump)
     }
 
-    /// Copies until the future is dropped, which loses nothing.
+    /// Copies outputs until the future is dropped, which loses nothing.
+    ///
+    /// For a process that is being started: a shim may open the input's fifo as late as that, and
+    /// what was written to it and closed before would be lost.
+    pub(crate) async fn run_outputs(&mut self) -> anyhow::Result<()> {
+        futures::future::try_join_all(self.outputs.iter_mut().map(Output::run)).await?;
+        // There may be none.
+        std::future::pending().await
+    }
+
+    /// Copies until the future is dropped, which loses nothing. The process is started.
     pub(crate) async fn run(&mut self, process: &Process) -> anyhow::Result<()> {
         let outputs = self.outputs.iter_mut().map(Output::run);
         let outputs = futures::future::try_join_all(outputs);
