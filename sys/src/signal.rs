@@ -89,15 +89,29 @@ pub fn unblock_all() {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()) };
 }
 
-/// Gives `signal` its default disposition.
+/// Gives all signals their default disposition, for a program that is about to be run: it would
+/// keep those that are ignored.
 ///
-/// # Errors
-///
-/// The number is not a signal that can be caught.
-pub fn set_default(signal: i32) -> io::Result<()> {
-    // SAFETY: SIG_DFL installs no function.
-    let old = unsafe { libc::signal(signal, libc::SIG_DFL) };
-    if old == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
+/// This goes past the C library, which keeps some signals for itself; it must not be used by a
+/// program that goes on and has threads.
+pub fn set_all_default() {
+    const LAST: libc::c_long = 64;
+    const SET_SIZE: usize = 8;
+    // The kernel's structure: SIG_DFL is 0, with no flags, no restorer and an empty mask.
+    let action = [0_usize; 4];
+    for signal in 1..=LAST {
+        // SAFETY: the kernel reads 32 bytes, which is the size of `action`, and writes no old
+        // one. It refuses KILL and STOP, which are always at their default.
+        unsafe {
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                action.as_ptr(),
+                std::ptr::null_mut::<usize>(),
+                SET_SIZE,
+            )
+        };
+    }
 }
 
 fn signal_set(signals: &[i32]) -> io::Result<libc::sigset_t> {

@@ -115,9 +115,9 @@ pub(super) fn run(
         let cwd = PathBuf::from(&process.cwd);
         hooks::run_all("startContainer", gate.hooks, gate.state, Some(&environment), &cwd)?;
     }
-    // What this program has set for itself: Rust ignores SIGPIPE, and `run` reads signals.
-    sys::signal::set_default(libc::SIGPIPE)
-        .map_err(|error| Error::system("reset", "signals", error))?;
+    // A program begins with nothing of its caller's, nor of this one's: Rust ignores SIGPIPE, and
+    // `run` blocks signals to read them.
+    sys::signal::set_all_default();
     sys::signal::unblock_all();
     let error = execve(&path, &arguments, &strings);
     Err(Error::file("exec", path.to_string_lossy().as_ref(), error))

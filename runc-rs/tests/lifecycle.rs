@@ -1,0 +1,262 @@
+//! Containers from create to delete, as root, on the real kernel.
+
+mod support;
+
+use std::{
+    fs,
+    io::Read as _,
+    os::{fd::AsFd as _, unix::net::UnixListener},
+};
+
+use serde_json::json;
+use support::{Bundle, wait_until};
+
+#[test]
+fn create_start_kill_delete() {
+    let bundle = Bundle::new("sleep 1000");
+    assert_eq!(bundle.create(), 0);
+    let state = bundle.state();
+    assert_eq!(state["status"], "created");
+    assert_eq!(state["bundle"], bundle.path_text());
+    assert_eq!(bundle.on("start", &[]).status, 0);
+    assert_eq!(bundle.state()["status"], "running");
+    assert_eq!(bundle.on("pause", &[]).status, 0);
+    assert_eq!(bundle.state()["status"], "paused");
+    assert_eq!(bundle.on("resume", &[]).status, 0);
+    assert_eq!(bundle.state()["status"], "running");
+    let listed = bundle.call(&["list", "--format=json"]);
+    assert!(listed.stdout.contains(&bundle.id), "{}", listed.stdout);
+    assert_eq!(bundle.on("kill", &["KILL"]).status, 0);
+    bundle.wait_for("stopped");
+    assert_eq!(bundle.on("delete", &[]).status, 0);
+    assert_eq!(bundle.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn exit_statuses() {
+    let mut host_pids = Bundle::new("kill -9 $$");
+    let namespaces = host_pids.config["linux"]["namespaces"].as_array_mut().expect("a list");
+    namespaces.retain(|namespace| namespace["type"] != "pid");
+    let cases = [
+        ("success", Bundle::new("true"), 0),
+        ("failure", Bundle::new("exit 7"), 7),
+        // The init of a pid namespace cannot kill itself, so this one has none.
+        ("signal", host_pids, 137),
+    ];
+    for (case, bundle, want) in cases {
+        let answer = bundle.run();
+        assert_eq!(answer.status, want, "{case}: {}", answer.stderr);
+        assert_eq!(bundle.leftovers(), Vec::<String>::new(), "{case}");
+    }
+}
+
+#[test]
+fn errors_in_the_words_that_clients_match() {
+    let bundle = Bundle::new("sleep 1000");
+    let check = |case: &str, answer: support::Answer, status: i32, want: &str| {
+        assert_eq!(answer.status, status, "{case}: {}", answer.stderr);
+        assert!(answer.stderr.contains(want), "{case}: {}", answer.stderr);
+    };
+    check("no container", bundle.on("state", &[]), 1, "container does not exist");
+    check("bad id", bundle.call(&["state", "a/b"]), 1, "invalid container ID format");
+    bundle.start();
+    let again = bundle.call(&["create", "-b", bundle.path_text(), &bundle.id]);
+    check("taken id", again, 1, "container with given ID already exists");
+    check("start twice", bundle.on("start", &[]), 1, "cannot start an already running container");
+    check("delete", bundle.on("delete", &[]), 1, "that is not stopped: running");
+    check("exec", bundle.on("exec", &["nosuch"]), 255, "executable file not found in $PATH");
+    check("exec file", bundle.on("exec", &["/etc/passwd"]), 255, "permission denied");
+    check("exec path", bundle.on("exec", &["/no/such"]), 255, "no such file or directory");
+    check("resume", bundle.on("resume", &[]), 1, "container not paused");
+    assert_eq!(bundle.on("kill", &["9"]).status, 0);
+    bundle.wait_for("stopped");
+    check("kill", bundle.on("kill", &["9"]), 1, "container not running");
+    check("exec stopped", bundle.on("exec", &["true"]), 255, "cannot exec in a stopped container");
+    check("start stopped", bundle.on("start", &[]), 1, "cannot start a container that has stopped");
+}
+
+#[test]
+fn failed_create_leaves_nothing() {
+    let mount = |source: &str, destination: &str| json!([{"source": source, "destination": destination, "options": ["bind"]}]);
+    let fails = json!([{"path": "/bin/false"}]);
+    let cases = [
+        ("program", "/process/args", json!(["nosuch"]), "executable file not found in $PATH"),
+        ("no args", "/process/args", json!([]), "process.args: args must not be empty"),
+        ("mount source", "/mounts", mount("/no/such", "/tmp"), "no such file or directory"),
+        ("mount on root", "/mounts", mount("/tmp", "/"), "is the root filesystem itself"),
+        ("rootfs", "/root/path", json!("nowhere"), "no such file or directory"),
+        ("namespace", "/linux/namespaces/0/path", json!("/no/such"), "open namespace /no/such"),
+        ("prestart hook", "/hooks", json!({"prestart": fails}), "prestart hook #0: exit status 1"),
+        (
+            "createContainer hook",
+            "/hooks",
+            json!({"createContainer": fails}),
+            "createContainer hook #0: exit status 1",
+        ),
+        ("sysctl", "/linux/sysctl", json!({"net.no_such": "1"}), "no such file or directory"),
+        ("label", "/process/apparmorProfile", json!("no-such"), "attr"),
+    ];
+    for (case, pointer, value, want) in cases {
+        let mut bundle = Bundle::new("true");
+        set(&mut bundle.config, pointer, value);
+        bundle.write_config();
+        let answer = bundle.call(&["create", "-b", bundle.path_text(), &bundle.id]);
+        assert_eq!(answer.status, 1, "{case}: {}", answer.stderr);
+        assert!(answer.stderr.contains(want), "{case}: {}", answer.stderr);
+        assert_eq!(bundle.leftovers(), Vec::<String>::new(), "{case}");
+    }
+}
+
+/// Sets a value in a document, making the objects above it.
+fn set(document: &mut serde_json::Value, pointer: &str, value: serde_json::Value) {
+    let mut at = document;
+    for key in pointer.split('/').skip(1) {
+        at = match key.parse::<usize>() {
+            Ok(index) => &mut at[index],
+            Err(_) => &mut at[key],
+        };
+    }
+    *at = value;
+}
+
+#[test]
+fn delete_by_force_after_a_crash() {
+    let bundle = Bundle::new("sleep 1000");
+    bundle.start();
+    assert_eq!(bundle.on("delete", &["--force"]).status, 0);
+    assert_eq!(bundle.leftovers(), Vec::<String>::new());
+    fs::create_dir_all(bundle.root().join(&bundle.id)).expect("half-made directory");
+    assert_eq!(bundle.on("delete", &["--force"]).status, 0, "no record");
+    assert_eq!(bundle.on("delete", &["--force"]).status, 0, "nothing at all");
+    assert_eq!(bundle.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn exec() {
+    let mut bundle = Bundle::new("sleep 1000");
+    bundle.config["root"]["readonly"] = json!(false);
+    bundle.start();
+    let cases: [(&str, &[&str], i32, &str); 5] = [
+        ("status", &["sh", "-c", "exit 9"], 9, ""),
+        ("output", &["sh", "-c", "echo $PPID $(hostname)"], 0, "0 runc-rs\n"),
+        ("cgroup", &["grep", "-c", &bundle.id, "/proc/self/cgroup"], 0, ""),
+        ("pid namespace", &["cat", "/proc/1/comm"], 0, "sleep\n"),
+        ("descriptors", &["sh", "-c", "ls /proc/$$/fd; true"], 0, "0\n1\n2\n"),
+    ];
+    for (case, words, status, stdout) in cases {
+        let answer = bundle.on("exec", words);
+        assert_eq!(answer.status, status, "{case}: {}", answer.stderr);
+        if !stdout.is_empty() {
+            assert_eq!(answer.stdout, stdout, "{case}");
+        }
+    }
+    let id = bundle.id.as_str();
+    let flags =
+        ["exec", "--user", "1000:7", "-g", "8", "-e", "A=b", "--cwd", "/tmp", id, "sh", "-c"];
+    let words = [flags.as_slice(), &["id -u; id -g; id -G; echo $A $HOME; pwd"]].concat();
+    assert_eq!(bundle.call(&words).stdout, "1000\n7\n7 8\nb /home/u\n/tmp\n");
+    let process =
+        json!({"args": ["sh", "-c", "echo $X; exit 3"], "env": ["X=y", "PATH=/bin"], "cwd": "/"});
+    let file = bundle.path().join("process.json");
+    fs::write(&file, process.to_string()).expect("write process");
+    let answer = bundle.call(&["exec", "-p", file.to_str().expect("plain name"), id]);
+    assert_eq!((answer.status, answer.stdout.as_str()), (3, "y\n"), "{}", answer.stderr);
+}
+
+#[test]
+fn terminal_goes_to_the_console_socket() {
+    let mut bundle = Bundle::new("tty; stty size; [ /dev/console -ef $(tty) ] && echo same");
+    bundle.config["process"]["terminal"] = json!(true);
+    bundle.config["process"]["consoleSize"] = json!({"height": 33, "width": 44});
+    bundle.write_config();
+    let path = bundle.path().join("console.sock");
+    let listener = UnixListener::bind(&path).expect("listen");
+    let console = path.to_str().expect("plain name");
+    let words = ["create", "-b", bundle.path_text(), "--console-socket", console, &bundle.id];
+    let answer = bundle.call(&words);
+    assert_eq!(answer.status, 0, "{}", answer.stderr);
+    let (stream, _) = listener.accept().expect("accept");
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 64];
+    rustix::net::recvmsg(
+        stream.as_fd(),
+        &mut [std::io::IoSliceMut::new(&mut name)],
+        &mut control,
+        rustix::net::RecvFlags::CMSG_CLOEXEC,
+    )
+    .expect("receive");
+    let master = control.drain().find_map(|message| match message {
+        rustix::net::RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    let mut master = fs::File::from(master.expect("a descriptor"));
+    assert_eq!(bundle.on("start", &[]).status, 0);
+    let mut text = String::new();
+    // EIO is how a terminal says that its other end is gone.
+    let _ = master.read_to_string(&mut text);
+    assert_eq!(text, "/dev/pts/0\r\n33 44\r\nsame\r\n");
+}
+
+#[test]
+fn smallest_memory_limit() {
+    let mut bundle = Bundle::new("true");
+    bundle.config["process"]["args"] = json!(["true"]);
+    bundle.config["linux"]["resources"]["memory"] = json!({"limit": 512 << 10});
+    let answer = bundle.run();
+    assert_eq!(answer.status, 0, "{}", answer.stderr);
+}
+
+#[test]
+fn hooks_in_order() {
+    let mut bundle = Bundle::new("echo program >> /log");
+    let log = bundle.rootfs().join("log");
+    bundle.config["root"]["readonly"] = json!(false);
+    let hook = |name: &str, log: &str| {
+        let script = format!(
+            "grep -o '\"status\":\"[a-z]*\"' | while read s; do echo {name} $s; done >> {log}"
+        );
+        json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin:/usr/bin"]}])
+    };
+    let host = log.to_str().expect("plain name");
+    for name in ["prestart", "createRuntime", "createContainer", "poststart", "poststop"] {
+        bundle.config["hooks"][name] = hook(name, host);
+    }
+    bundle.config["hooks"]["startContainer"] = hook("startContainer", "/log");
+    assert_eq!(bundle.create(), 0);
+    assert_eq!(bundle.on("start", &[]).status, 0);
+    bundle.wait_for("stopped");
+    assert_eq!(bundle.on("delete", &[]).status, 0);
+    let text = fs::read_to_string(log).expect("read log");
+    let lines: Vec<&str> = text.lines().filter(|line| *line != "program").collect();
+    // poststart hooks and the program run at the same time.
+    let mut first = lines[..3].to_vec();
+    first.extend(lines.iter().filter(|line| line.starts_with("startContainer")));
+    let want = [
+        "prestart \"status\":\"creating\"",
+        "createRuntime \"status\":\"creating\"",
+        "createContainer \"status\":\"creating\"",
+        "startContainer \"status\":\"created\"",
+    ];
+    assert_eq!(first, want);
+    assert!(lines.contains(&"poststart \"status\":\"running\""), "{text}");
+    assert_eq!(lines.last(), Some(&"poststop \"status\":\"stopped\""), "{text}");
+    assert!(text.contains("program"), "{text}");
+}
+
+#[test]
+fn events_and_update() {
+    let bundle = Bundle::new("sleep 1000");
+    bundle.start();
+    let answer = bundle.on("update", &["--memory", "64m", "--pids-limit", "50"]);
+    assert_eq!(answer.status, 0, "{}", answer.stderr);
+    let answer = bundle.call(&["events", "--stats", &bundle.id]);
+    let event: serde_json::Value = serde_json::from_str(&answer.stdout).expect("JSON");
+    assert_eq!(event["type"], "stats");
+    assert_eq!(event["data"]["memory"]["usage"]["limit"], 64 << 20, "{event}");
+    assert_eq!(event["data"]["pids"]["limit"], 50, "{event}");
+    let pids = bundle.call(&["ps", "-f", "json", &bundle.id]);
+    let pids: Vec<i32> = serde_json::from_str(&pids.stdout).expect("JSON");
+    assert_eq!(pids, [bundle.state()["pid"].as_i64().expect("pid") as i32]);
+    wait_until("end", || bundle.on("delete", &["-f"]).status == 0);
+}
