@@ -229,6 +229,11 @@ impl Cell {
         self.choice
     }
 
+    /// The engine, to look at.
+    pub fn running_daemon(&self) -> &Daemon {
+        &self.daemon
+    }
+
     /// The engine.
     pub fn daemon(&mut self) -> &mut Daemon {
         &mut self.daemon
@@ -258,12 +263,13 @@ impl Cell {
 
     /// The client's command with `words`, in the namespace.
     pub fn command(&self, words: &[&str]) -> Command {
+        self.command_at(&self.daemon, &self.namespace, words)
+    }
+
+    /// The client's command with `words`, for another daemon or another namespace.
+    pub fn command_at(&self, daemon: &Daemon, namespace: &str, words: &[&str]) -> Command {
         let mut command = Command::new(&self.client);
-        command
-            .arg("--address")
-            .arg(self.daemon.address())
-            .args(["--namespace", &self.namespace])
-            .args(words);
+        command.arg("--address").arg(daemon.address()).args(["--namespace", namespace]).args(words);
         command
     }
 

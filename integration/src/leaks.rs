@@ -1,6 +1,6 @@
 //! What a test has left behind.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 use anyhow::{Result, bail};
 
@@ -8,6 +8,9 @@ use crate::{
     stage::{self, Stage},
     wait,
 };
+
+/// How long what a test has ended may take to go: a leak is shown soon, a slow end is none.
+const PATIENCE: Duration = Duration::from_secs(8);
 
 /// Everything that a container can leave: each thing by a line that names it.
 ///
@@ -46,7 +49,7 @@ impl Inventory {
     /// Something stays; the error names all of it.
     pub fn wait_restored(&self, namespace: &str) -> Result<()> {
         let mut more = Vec::new();
-        let result = wait::until_true("nothing left", || {
+        let result = wait::until_true_within(PATIENCE, "nothing left", || {
             let now = Self::take(namespace);
             more = now.0.difference(&self.0).cloned().collect();
             more.is_empty()
@@ -63,7 +66,8 @@ impl Inventory {
 /// Without these a first test would be blamed for what any first container makes.
 fn kept(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    name.starts_with("gantry-") || ["fifo", "s", "runc", "crun", "runc-rs"].contains(&&*name)
+    name.starts_with("gantry-")
+        || ["fifo", "gantry", "s", "runc", "crun", "runc-rs"].contains(&&*name)
 }
 
 fn files(directory: &Path, found: &mut BTreeSet<String>) {

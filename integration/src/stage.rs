@@ -77,8 +77,11 @@ impl Stage {
             fs::write(target, text)?;
         }
         if view.cgroup_v1_only && Path::new("/sys/fs/cgroup/unified").is_dir() {
-            unmount(c"/sys/fs/cgroup/unified", UnmountFlags::DETACH)
-                .context("hide the v2 hierarchy")?;
+            let hierarchy = c"/sys/fs/cgroup/unified";
+            unmount(hierarchy, UnmountFlags::DETACH).context("hide the v2 hierarchy")?;
+            // crun makes directories there all the same, and leaves them.
+            mount(c"tmpfs", hierarchy, c"tmpfs", MountFlags::empty(), c"mode=755")
+                .context("mount nothing over the v2 hierarchy")?;
         }
         Ok(())
     }
@@ -144,7 +147,7 @@ pub fn cgroups(namespace: &str) -> Vec<PathBuf> {
     let mut hierarchies = vec![top.to_owned()];
     hierarchies.extend(directories(top));
     let mut found = Vec::new();
-    for hierarchy in hierarchies {
+    for hierarchy in hierarchies.iter().filter(|it| it.join("cgroup.procs").exists()) {
         collect(&hierarchy.join(namespace), &mut found);
     }
     found

@@ -15,14 +15,22 @@ const STEP: Duration = Duration::from_millis(5);
 /// # Errors
 ///
 /// `look` failed, or has found nothing within [`DEADLINE`]; then the error names `what`.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn until<T>(what: &str, look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    until_within(DEADLINE, what, look)
+}
+
+fn until_within<T>(
+    limit: Duration,
+    what: &str,
+    mut look: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let start = Instant::now();
     loop {
         if let Some(found) = look()? {
             return Ok(found);
         }
-        if start.elapsed() > DEADLINE {
-            bail!("{what}: not within {DEADLINE:?}");
+        if start.elapsed() > limit {
+            bail!("{what}: not within {limit:?}");
         }
         std::thread::sleep(STEP);
     }
@@ -35,4 +43,17 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Resu
 /// Those of [`until`].
 pub fn until_true(what: &str, mut holds: impl FnMut() -> bool) -> Result<()> {
     until(what, || Ok(holds().then_some(())))
+}
+
+/// Waits until `holds` gives true, but no longer than `limit`.
+///
+/// # Errors
+///
+/// Those of [`until`], after `limit`.
+pub fn until_true_within(
+    limit: Duration,
+    what: &str,
+    mut holds: impl FnMut() -> bool,
+) -> Result<()> {
+    until_within(limit, what, || Ok(holds().then_some(())))
 }

