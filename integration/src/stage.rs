@@ -143,14 +143,19 @@ pub fn remove_cgroups(namespace: &str) {
 
 /// The cgroups of `namespace`, deepest first, the namespace's own included.
 pub fn cgroups(namespace: &str) -> Vec<PathBuf> {
-    let top = Path::new("/sys/fs/cgroup");
-    let mut hierarchies = vec![top.to_owned()];
-    hierarchies.extend(directories(top));
     let mut found = Vec::new();
-    for hierarchy in hierarchies.iter().filter(|it| it.join("cgroup.procs").exists()) {
+    for hierarchy in hierarchies() {
         collect(&hierarchy.join(namespace), &mut found);
     }
     found
+}
+
+fn hierarchies() -> Vec<PathBuf> {
+    let top = Path::new("/sys/fs/cgroup");
+    let mut hierarchies = vec![top.to_owned()];
+    hierarchies.extend(directories(top));
+    hierarchies.retain(|hierarchy| hierarchy.join("cgroup.procs").exists());
+    hierarchies
 }
 
 fn collect(directory: &Path, found: &mut Vec<PathBuf>) {
@@ -211,6 +216,19 @@ fn end_all() -> Result<()> {
 
 /// Ends what stages whose outer process has died have left.
 fn sweep_dead_stages() {
+    end_processes_of_dead_stages();
+    for hierarchy in hierarchies() {
+        for directory in directories(&hierarchy) {
+            let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let inside = name.strip_prefix("gantry-").and_then(|rest| rest.parse::<u32>().ok());
+            if inside.is_some_and(|inside| !Path::new(&format!("/proc/{inside}")).exists()) {
+                remove_cgroups(&name);
+            }
+        }
+    }
+}
+
+fn end_processes_of_dead_stages() {
     for directory in directories(&std::env::temp_dir()) {
         let name = directory.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let owner = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
@@ -224,7 +242,6 @@ fn sweep_dead_stages() {
             let on_it = environment.split(|byte| *byte == 0).any(|it| it == mark.as_bytes());
             if let (true, Some(it)) = (on_it, Pid::from_raw(pid)) {
                 let _ = kill_process(it, Signal::KILL);
-                remove_cgroups(&namespace(pid.cast_unsigned()));
             }
         }
         let _ = fs::remove_dir_all(directory);
