@@ -27,7 +27,7 @@ use proto::{
         task::v3,
         v1::types::Status,
     },
-    ttrpc::{CallError, Code},
+    ttrpc::CallError,
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -50,6 +50,11 @@ const DEATH_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long a shim may take to answer when the daemon finds it again.
 const ADOPT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How often a shim is asked whether it has created the task now that it was asked for when the
+/// daemon went away, and the pause between.
+const CREATE_LOOKS: usize = 20;
+const CREATE_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a shim is given to tell of an exit that happened while no daemon ran. Shims try again
 /// at most five seconds apart.
@@ -101,7 +106,7 @@ impl Actor {
                     self.run(held).await;
                 } else {
                     tracing::info!(id = self.task.id(), "creator left; the task is deleted");
-                    Box::pin(self.abandon(held)).await;
+                    Box::pin(self.abandon(&held)).await;
                     self.leave(None);
                 }
             }
@@ -163,7 +168,7 @@ impl Actor {
                 Ok((held, answer.pid))
             }
             Err(error) => {
-                self.abandon(held).await;
+                self.abandon(&held).await;
                 Err(error)
             }
         }
@@ -201,8 +206,7 @@ impl Actor {
             self.bury(None).await;
             return None;
         };
-        let request = v3::StateRequest { id: self.task.id().to_owned(), exec_id: String::new() };
-        let answer = shim.call_within(&request, Some(ADOPT_LIMIT)).await;
+        let answer = self.ask_found(&shim).await;
         self.task.judge(&answer);
         match answer {
             Ok(state) => self.task.note(state),
@@ -210,16 +214,18 @@ impl Actor {
                 self.bury(None).await;
                 return None;
             }
-            Err(Error::Refused { status, .. }) if status.code == Code::NotFound as i32 => {
+            Err(error) if error.is_unknown_to_shim() => {
                 // The daemon went away between the start of the shim and the end of the create,
                 // so nobody was told of a task.
                 tracing::warn!(id = self.task.id(), "shim without a task is shut down");
                 let process = identify(&shim, &self.task).await;
-                self.abandon(Held { shim, process, _log: log }).await;
+                self.end_unused(&Held { shim, process, _log: log }).await;
                 self.leave(None);
                 return None;
             }
             Err(error) => {
+                let pid = self.bundle.init_pid().unwrap_or_default();
+                self.task.note(v3::StateResponse { pid, ..Default::default() });
                 let error = sys::error::Chain(&error);
                 tracing::error!(id = self.task.id(), %error, "shim is kept, although it gives no state");
             }
@@ -227,6 +233,25 @@ impl Actor {
         self.task.enter(Phase::Live(shim.clone()));
         let process = identify(&shim, &self.task).await;
         Some(Held { shim, process, _log: log })
+    }
+
+    /// The state of the task that a shim has which an earlier daemon left. It may be about to create
+    /// the task still, and to stop it in the middle would leave what no one else knows how to clean.
+    async fn ask_found(&self, shim: &Shim) -> Result<v3::StateResponse, Error> {
+        let request = v3::StateRequest { id: self.task.id().to_owned(), exec_id: String::new() };
+        // What ended has been created.
+        let looks = if self.task.told().is_some() { 0 } else { CREATE_LOOKS };
+        for _ in 0..looks {
+            match shim.call_within(&request, Some(ADOPT_LIMIT)).await {
+                Err(error) if error.is_unknown_to_shim() => {
+                    // Nobody has to wait to see that there is no task.
+                    self.task.enter(Phase::Ending);
+                    tokio::time::sleep(CREATE_PAUSE).await;
+                }
+                answer => return answer,
+            }
+        }
+        shim.call_within(&request, Some(ADOPT_LIMIT)).await
     }
 
     /// Cleans up when the daemon went away before it knew the shim's address. To start a shim that
@@ -238,7 +263,7 @@ impl Actor {
             match self.start(None).await {
                 Ok(shim) => {
                     let process = identify(&shim, &self.task).await;
-                    self.abandon(Held { shim, process, _log: log }).await;
+                    self.end_unused(&Held { shim, process, _log: log }).await;
                 }
                 Err(error) => self.report("find the shim", &error),
             }
@@ -289,11 +314,8 @@ impl Actor {
                 return Turn::Leave;
             }
             // An earlier delete was cut short, after the shim's part.
-            Err(Error::Refused { status, attempt }) if status.code == Code::NotFound as i32 => {
-                match self.task.told() {
-                    Some(exit) => Ok(from_event(&exit)),
-                    None => Err(Error::Refused { status, attempt }),
-                }
+            Err(error) if error.is_unknown_to_shim() => {
+                self.task.told().map(|exit| from_event(&exit)).ok_or(error)
             }
             Err(error) => {
                 let _ = reply.send(Err(error));
@@ -359,28 +381,36 @@ impl Actor {
         exit
     }
 
-    /// Ends a shim whose task nobody knows of.
-    async fn abandon(&mut self, held: Held) {
+    /// Ends a shim whose task nobody was told of, after the shim's own cleaning.
+    async fn abandon(&mut self, held: &Held) {
         self.task.enter(Phase::Ending);
         let request = v3::DeleteRequest { id: self.task.id().to_owned(), exec_id: String::new() };
         let deleted = held.shim.call_within(&request, v3::ShutdownRequest::LIMIT).await;
-        let known = match &deleted {
+        let clean = match &deleted {
             Ok(_) => true,
-            Err(Error::Refused { status, .. }) => status.code == Code::NotFound as i32,
-            Err(_) => false,
+            Err(error) => error.is_unknown_to_shim(),
         };
-        let down = self.shutdown(&held.shim).await;
-        if !(known && down) {
-            if let Some(process) = &held.process
-                && !self.is_shared(&held.shim)
-            {
-                process.kill();
-            }
-            if let Err(error) = self.launch().delete().await {
-                self.report("clean up after the shim", &error);
-            }
+        if clean && self.shutdown(&held.shim).await {
+            self.await_exit(held).await;
+            self.remove_bundle().await;
+        } else {
+            self.end_unused(held).await;
         }
-        self.await_exit(&held).await;
+    }
+
+    /// Ends a shim, and cleans up what it may have left: it is not known how far it came.
+    async fn end_unused(&mut self, held: &Held) {
+        self.task.enter(Phase::Ending);
+        let down = self.shutdown(&held.shim).await;
+        if let Some(process) =
+            held.process.as_ref().filter(|_| !down && !self.is_shared(&held.shim))
+        {
+            process.kill();
+        }
+        self.await_exit(held).await;
+        if let Err(error) = self.launch().delete().await {
+            self.report("clean up after the shim", &error);
+        }
         self.remove_bundle().await;
     }
 

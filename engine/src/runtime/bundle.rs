@@ -137,6 +137,11 @@ impl Bundle {
         (!text.is_empty()).then(|| PathBuf::from(text))
     }
 
+    /// The number of init on the host, as shims keep it.
+    pub(super) fn init_pid(&self) -> Option<u32> {
+        fs::read_to_string(self.path.join("init.pid")).ok()?.trim().parse().ok()
+    }
+
     /// Notes that subscribers were told of init's exit.
     pub(super) fn keep_exit(&self, exit: &TaskExit) -> Result<(), Error> {
         self.write("exit", &exit.encode_to_vec())

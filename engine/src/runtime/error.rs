@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use proto::ttrpc::{CallError, Status};
+use proto::ttrpc::{CallError, Code, Status};
 
 /// Why a call on a task failed.
 ///
@@ -83,6 +83,11 @@ impl Attempt {
 }
 
 impl Error {
+    /// Whether a shim says that it has no such task.
+    pub(super) fn is_unknown_to_shim(&self) -> bool {
+        matches!(self, Self::Refused { status, .. } if status.code == Code::NotFound as i32)
+    }
+
     /// A failed file operation on a bundle.
     pub(super) fn bundle(
         operation: &'static str,

@@ -27,7 +27,7 @@ use futures::{
 use prost_types::Timestamp;
 use proto::{
     containerd::{events::TaskExit, task::v3, v1::types::Status},
-    ttrpc::{CallError, Code},
+    ttrpc::CallError,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -40,6 +40,9 @@ use crate::namespace::Namespace;
 
 /// How long a call waits for a task that is being adopted.
 const ADOPT_WAIT: Duration = Duration::from_secs(8);
+
+/// How long a list waits for a shim.
+const LIST_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a list waits for a suspect shim.
 const SUSPECT_LIMIT: Duration = Duration::from_millis(100);
@@ -151,12 +154,13 @@ impl Task {
     /// The state of init for a list: what the shim says, or what it said last. `None` when there is
     /// no task any more.
     pub async fn state_or_last(&self) -> Option<v3::StateResponse> {
-        let limit =
-            if self.known().suspect { Some(SUSPECT_LIMIT) } else { v3::StateRequest::LIMIT };
-        match self.state_within("", limit).await {
+        let limit = if self.known().suspect { SUSPECT_LIMIT } else { LIST_LIMIT };
+        let state = tokio::time::timeout(limit, self.state_within("", Some(limit))).await;
+        // The time may have gone by in an adoption, of which the shim's own deadline knows nothing.
+        match state.unwrap_or_else(|_| Err(self.late(limit))) {
             Ok(state) => Some(state),
             Err(Error::NotFound { .. }) => None,
-            Err(Error::Refused { status, .. }) if status.code == Code::NotFound as i32 => None,
+            Err(error) if error.is_unknown_to_shim() => None,
             Err(error) => {
                 let error = sys::error::Chain(&error);
                 tracing::warn!(namespace = %self.namespace, id = self.id, %error, "last known state is shown");
@@ -181,6 +185,22 @@ impl Task {
             Err(Error::NoAnswer { source: CallError::Closed, .. }) => Err(self.not_found()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Starts init, or the exec `exec_id` if it is not empty, and gives its number on the host.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub async fn start(&self, exec_id: &str) -> Result<u32, Error> {
+        let request = v3::StartRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
+        let answer = self.call(&request).await?;
+        let mut known = self.known();
+        if exec_id.is_empty() && known.told.is_none() {
+            known.state.pid = answer.pid;
+            known.state.status = Status::Running.into();
+        }
+        Ok(answer.pid)
     }
 
     /// Waits for the end of init, or of the exec `exec_id` if it is not empty. A wait outlives the
@@ -242,6 +262,11 @@ impl Task {
         }
     }
 
+    fn late(&self, limit: Duration) -> Error {
+        let source = CallError::Deadline { limit };
+        Error::NoAnswer { id: self.id.clone(), method: v3::StateRequest::METHOD, source }
+    }
+
     pub(super) fn not_found(&self) -> Error {
         Error::NotFound { id: self.id.clone() }
     }
@@ -261,9 +286,9 @@ impl Task {
         matches!(&*self.phase.borrow(), Phase::Ending | Phase::Gone(_))
     }
 
-    /// Waits until nothing is left.
+    /// Waits until nothing is left, or until it turns out that it lives.
     pub(super) async fn ended(&self) {
-        let _ = self.phase.subscribe().wait_for(|phase| matches!(phase, Phase::Gone(_))).await;
+        let _ = self.phase.subscribe().wait_for(|phase| !matches!(phase, Phase::Ending)).await;
     }
 
     /// Notes that subscribers are told of init's end; `false` when they were told before.

@@ -100,10 +100,9 @@ impl tasks_server::Tasks for Tasks {
         &self,
         request: Request<StartRequest>,
     ) -> Result<Response<StartResponse>, Status> {
-        let (task, StartRequest { container_id: id, exec_id }) =
-            self.task(request, |r| &r.container_id).await?;
-        let answer = ask(&task, v3::StartRequest { id, exec_id }).await?;
-        Ok(Response::new(StartResponse { pid: answer.pid }))
+        let (task, request) = self.task(request, |r| &r.container_id).await?;
+        let pid = task.start(&request.exec_id).await.map_err(|error| task_status(&error))?;
+        Ok(Response::new(StartResponse { pid }))
     }
 
     async fn delete(
