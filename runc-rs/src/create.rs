@@ -91,6 +91,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let (terminal, console) = options.process.console(&spec_process(&spec))?;
     let mut state = first_state(settings, id, &spec, (&bundle, &rootfs), options.no_new_keyring);
     state.cgroup_paths = undo.cgroup().paths();
+    let (unified, entrances) = undo.cgroup().entrances()?;
     let process = ProcessPlan {
         process: spec_process(&spec),
         seccomp,
@@ -98,13 +99,14 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
         console,
         preserved: options.process.preserved(),
         keyring: (!options.no_new_keyring).then(|| keyring(id)).transpose()?,
+        entrances,
         listen_fds: options.process.listen_fds,
     };
     let hook_state = state_for_hooks(&state);
     let plan = init_plan(&spec, process, &options, (bundle, rootfs), (prepared, fifo, hook_state));
     let body = move |channel| init::init(plan, channel);
     let namespaces = namespaces_of_clone(&spec);
-    let (child, channel) = spawn(&join, namespaces, undo.cgroup().directory_fd(), body)?;
+    let (child, channel) = spawn(&join, namespaces, unified, body)?;
     undo.add_process(child);
     finish(settings, &spec, &mut state, (&undo, &entry), (&channel, listener.as_ref()))?;
     if let Some(child) = undo.process() {
@@ -124,7 +126,7 @@ fn finish(
     (channel, listener): (&Channel, Option<&seccomp::Listener>),
 ) -> Result<(), Error> {
     let child = undo.process().ok_or(Error::NoSuchContainer)?;
-    set_up_process(settings, spec, undo.cgroup(), child)?;
+    set_up_process(settings, spec, child)?;
     state.init_process_pid = child.pid;
     state.init_process_start = container::start_time(child.pid).map_or(0, |(start, _)| start);
     state.namespace_paths = namespace_paths(child.pid);
@@ -318,13 +320,7 @@ fn namespace_paths(pid: i32) -> BTreeMap<String, String> {
 }
 
 /// What only somebody outside can do to the new process.
-fn set_up_process(
-    settings: &Settings,
-    spec: &Spec,
-    cgroup: &Cgroup,
-    child: &Child,
-) -> Result<(), Error> {
-    cgroup.join(child.pid.cast_unsigned())?;
+fn set_up_process(settings: &Settings, spec: &Spec, child: &Child) -> Result<(), Error> {
     if spec.linux.creates(NamespaceKind::User) {
         mapping::write(child.pid, &spec.linux, settings.rootless)?;
     }

@@ -66,6 +66,7 @@ pub fn exec(
     let (join, kinds) = namespaces_of(init, container.state.init_process_pid)?;
     let (terminal, console) = options.process.console(&described)?;
     let oom_score = described.oom_score_adj;
+    let (unified, entrances) = container.cgroup.entrances()?;
     let plan = ExecPlan {
         process: ProcessPlan {
             process: described,
@@ -74,12 +75,13 @@ pub fn exec(
             console,
             preserved: options.process.preserved(),
             keyring: keyring(container)?,
+            entrances,
             listen_fds: options.process.listen_fds,
         },
         user_namespace: kinds & NamespaceKind::User.flag() != 0,
     };
     let body = move |channel| init::exec(plan, channel);
-    let (child, channel) = spawn(&join, 0, container.cgroup.directory_fd(), body)?;
+    let (child, channel) = spawn(&join, 0, unified, body)?;
     let guard = Ending(Some(child));
     let child = guard.process();
     join_cgroups(&container.cgroup, &options.cgroups, child.pid.cast_unsigned())?;
@@ -100,7 +102,6 @@ pub struct SubCgroup {
 }
 
 fn join_cgroups(cgroup: &Cgroup, below: &[SubCgroup], pid: u32) -> Result<(), Error> {
-    cgroup.join(pid)?;
     for SubCgroup { controller, path } in below {
         match controller {
             None => cgroup.join_below(path, pid)?,

@@ -13,7 +13,7 @@
 //! |-------------------------------------------|-----------------------------------------------|
 //! | clone3; with paths to join, by a helper   |                                               |
 //! | <- `Created` (helper only)                | helper: setns, clone3 with CLONE_PARENT, exit |
-//! | uid_map, gid_map, oom_score_adj, cgroups  | waits                                         |
+//! | uid_map, gid_map, oom_score_adj           | v1 cgroups; waits                             |
 //! | `Proceed` ->                              |                                               |
 //! |                                           | Linux namespaces, keyring, mounts, /dev       |
 //! | <- `Hooks` (when there are any)           | waits                                         |
@@ -147,6 +147,7 @@ fn wait_for_runtime(channel: &Channel) -> Result<(), Error> {
 }
 
 fn init_steps(mut plan: InitPlan, channel: Channel) -> Result<Infallible, Error> {
+    process::enter_cgroups(std::mem::take(&mut plan.process.entrances))?;
     wait_for_runtime(&channel)?;
     if plan.created.user {
         become_root()?;
@@ -287,6 +288,7 @@ fn become_root() -> Result<(), Error> {
 }
 
 fn exec_steps(mut plan: ExecPlan, channel: Channel) -> Result<Infallible, Error> {
+    process::enter_cgroups(std::mem::take(&mut plan.process.entrances))?;
     wait_for_runtime(&channel)?;
     if plan.user_namespace {
         become_root()?;

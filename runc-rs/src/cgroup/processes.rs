@@ -2,12 +2,16 @@
 
 use std::{
     io,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     path::Path,
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    fs::OFlags,
+    process::{Pid, Signal, kill_process},
+};
 
 use super::{Cgroup, Error, directory::Directory};
 
@@ -16,6 +20,9 @@ const JOIN_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// How deep groups below a container's are looked for.
 const DEPTH_MAX: usize = 64;
+
+/// The file with the threads of a v1 group.
+const THREADS: &str = "tasks";
 
 /// The file with the processes of a group.
 const PROCESSES: &str = "cgroup.procs";
@@ -32,6 +39,33 @@ impl Cgroup {
             join(group.must_open()?, &pid)?;
         }
         Ok(())
+    }
+
+    /// What a new process comes in by: the v2 group's directory, for `CLONE_INTO_CGROUP`, and for
+    /// each v1 group a file to which the process itself writes `0`, and which needs no rights
+    /// any more.
+    ///
+    /// This is [`join`](Self::join) without its price. To move a process from outside, or a
+    /// whole one, the kernel locks out every fork and exit on the machine and waits for an RCU
+    /// grace period, often 10 ms; a thread that moves itself (`tasks`, not `cgroup.procs`)
+    /// holds up nobody (`cgroup_procs_write_start` in the kernel).
+    ///
+    /// # Errors
+    ///
+    /// - `File`: a group is gone.
+    pub fn entrances(&self) -> Result<(Option<BorrowedFd<'_>>, Vec<OwnedFd>), Error> {
+        let mut unified = None;
+        let mut files = Vec::new();
+        for group in self.groups.iter().filter(|group| !group.left_out.get()) {
+            let directory = group.must_open()?;
+            if self.unified || group.has("") {
+                unified = Some(directory.as_fd());
+                continue;
+            }
+            let file = directory.open_file(THREADS, OFlags::WRONLY);
+            files.push(file.map_err(|source| directory.error("open", THREADS, source))?);
+        }
+        Ok((unified, files))
     }
 
     /// Moves the process `pid` into the groups `below` these, each of which must exist.

@@ -23,7 +23,7 @@ const MESSAGE_LEN_MAX: usize = 4096;
 /// What one process tells the other.
 #[derive(Debug)]
 pub(crate) enum Message {
-    /// To the child: cgroup and mappings are in place. Answers `Hooks`, too.
+    /// To the child: the runtime has done its part.
     Proceed,
     /// The pid of the init or exec, as the helper that made it sees it.
     Created(i32),

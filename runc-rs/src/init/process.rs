@@ -31,7 +31,9 @@ pub(crate) struct ProcessPlan {
     pub(crate) preserved: i32,
     /// The name of the session keyring; none keeps the runtime's.
     pub(crate) keyring: Option<CString>,
-    /// Where the systemd notification socket is, if the caller has one.
+    /// The files by which the process comes into its v1 cgroups.
+    pub(crate) entrances: Vec<OwnedFd>,
+    /// How many of the preserved descriptors are listening sockets, sd_listen_fds(3).
     pub(crate) listen_fds: Option<i32>,
 }
 
@@ -57,6 +59,15 @@ fn set_labels(process: &spec::Process, procfs: &Procfs) -> Result<(), Error> {
         return Ok(());
     }
     procfs.write("thread-self/attr/exec", &process.selinux_label)
+}
+
+/// Comes into the container's v1 cgroups; see `Cgroup::entrances`.
+pub(super) fn enter_cgroups(entrances: Vec<OwnedFd>) -> Result<(), Error> {
+    for entrance in entrances {
+        rustix::io::write(&entrance, b"0")
+            .map_err(|error| Error::system("join", "cgroup", error))?;
+    }
+    Ok(())
 }
 
 /// Joins a session keyring of the container's own.

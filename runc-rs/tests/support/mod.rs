@@ -30,6 +30,7 @@ pub(crate) struct Bundle {
     directory: tempfile::TempDir,
     pub(crate) id: String,
     pub(crate) config: Value,
+    pub(crate) program: PathBuf,
 }
 
 impl Bundle {
@@ -59,7 +60,8 @@ impl Bundle {
         fs::set_permissions(directory.path(), open).expect("open bundle");
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let id = format!("test-{}-{number}", std::process::id());
-        let mut bundle = Self { directory, id, config: Value::Null };
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_runc-rs"));
+        let mut bundle = Self { directory, id, config: Value::Null, program };
         bundle.config = bundle.spec();
         bundle.config["process"]["terminal"] = json!(false);
         bundle.config["process"]["args"] = json!(["sh", "-c", script]);
@@ -98,7 +100,7 @@ impl Bundle {
 
     /// The program with this bundle's root directory and `words`.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_runc-rs"));
+        let mut command = Command::new(&self.program);
         command.arg("--root").arg(self.root()).args(words).stdin(Stdio::null());
         command
     }
