@@ -81,6 +81,9 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
         settings.systemd_cgroup,
         settings.rootless,
     )?;
+    if spec.linux.namespace(NamespaceKind::User).is_none() {
+        process::warn_of_missing_capabilities(&spec_process(&spec));
+    }
     let join = open_namespaces(&spec)?;
     let entry = settings.root.entry(id);
     entry.create()?;

@@ -64,6 +64,9 @@ pub fn exec(
     let seccomp = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let listener = seccomp.as_ref().and_then(|program| program.listener.clone());
     let (join, kinds) = namespaces_of(init, container.state.init_process_pid)?;
+    if kinds & NamespaceKind::User.flag() == 0 {
+        process::warn_of_missing_capabilities(&described);
+    }
     let (terminal, console) = options.process.console(&described)?;
     let oom_score = described.oom_score_adj;
     let (unified, entrances) = container.cgroup.entrances()?;

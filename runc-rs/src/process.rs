@@ -18,10 +18,11 @@ use serde::Serialize;
 use crate::{
     error::Error,
     init::{
+        capability,
         channel::{self, Channel, Message},
         clone::Child,
     },
-    seccomp, spec,
+    log, seccomp, spec,
     state::State,
 };
 
@@ -138,6 +139,14 @@ fn connect_to(path: &Path) -> Result<OwnedFd, Error> {
         .map_err(fail)?;
     connect(&socket, &address).map_err(fail)?;
     Ok(socket)
+}
+
+/// Warns of capabilities that a process is not going to get.
+pub(crate) fn warn_of_missing_capabilities(process: &spec::Process) {
+    let missing = capability::missing(process.capabilities.as_ref());
+    if !missing.is_empty() {
+        log::warn(&format!("ignoring unavailable capabilities: {}", missing.join(", ")));
+    }
 }
 
 /// Waits for the next message of a process that is not an error.

@@ -49,6 +49,19 @@ fn restrictions() {
 }
 
 #[test]
+fn capabilities_that_nobody_has_are_left_out() {
+    let mut bundle = Bundle::new("grep CapPrm /proc/self/status");
+    let own = rustix::thread::capabilities(None).expect("own capabilities").permitted;
+    let names = ["CAP_KILL", "CAP_SYS_RESOURCE", "CAP_NO_SUCH"];
+    for set in ["bounding", "permitted", "effective"] {
+        bundle.config["process"]["capabilities"][set] = json!(names);
+    }
+    let asked = 1 << 5 | rustix::thread::CapabilitySet::SYS_RESOURCE.bits();
+    let answer = bundle.run();
+    assert_eq!(answer.stdout, format!("CapPrm:\t{:016x}\n", asked & own.bits()));
+}
+
+#[test]
 fn signals_are_at_their_default() {
     let mut bundle = Bundle::new("");
     let words = ["grep", "-E", "Sig(Blk|Ign)", "/proc/self/status"];

@@ -1,7 +1,7 @@
 //! Capability sets, capabilities(7).
 
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, clear_ambient_capability_set,
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
 };
 
@@ -95,10 +95,12 @@ impl Sets {
         Ok(())
     }
 
-    /// Sets the others; comes after the change of user.
+    /// Sets the others; comes after the change of user. What this process has not got it cannot
+    /// hand on, and does without, as the runtime-spec has it.
     pub(super) fn apply(self) -> Result<(), Error> {
         let fail = |error| Error::system("unable to apply", "caps", error);
-        let set = CapabilitySet::from_bits_retain;
+        let own = capabilities(None).map_err(fail)?.permitted.bits();
+        let set = |bits: u64| CapabilitySet::from_bits_retain(bits & own);
         set_capabilities(
             None,
             CapabilitySets {
@@ -118,6 +120,19 @@ impl Sets {
         }
         Ok(())
     }
+}
+
+/// The names of those capabilities that are asked for but cannot be granted in the user namespace
+/// of this process.
+pub(crate) fn missing(described: Option<&spec::Capabilities>) -> Vec<&'static str> {
+    let own = capabilities(None).map_or(u64::MAX, |sets| sets.permitted.bits());
+    let asked = Sets::new(described).permitted & !own;
+    NAMES
+        .iter()
+        .enumerate()
+        .filter(|(number, _)| asked & (1 << number) != 0)
+        .map(|(_, name)| *name)
+        .collect()
 }
 
 fn bits(names: &[String]) -> u64 {
