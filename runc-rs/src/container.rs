@@ -97,7 +97,8 @@ impl Container {
         if self.entry.fifo().symlink_metadata().is_ok() {
             return Ok(Status::Created);
         }
-        Ok(if self.cgroup.is_frozen()? { Status::Paused } else { Status::Running })
+        let paused = self.cgroup.exists() && self.cgroup.is_frozen()?;
+        Ok(if paused { Status::Paused } else { Status::Running })
     }
 
     /// The descriptor of its init; `None` when it has ended.
@@ -124,7 +125,8 @@ impl Container {
     /// [`Error::Status`] when the init has ended, so that nothing is left to get the signal.
     pub fn signal(&self, signal: i32) -> Result<(), Error> {
         let shared = !self.has_own_pid_namespace();
-        if signal == libc::SIGKILL && shared && !self.cgroup.pids(true)?.is_empty() {
+        let all = signal == libc::SIGKILL && shared && self.cgroup.exists();
+        if all && !self.cgroup.pids(true)?.is_empty() {
             self.cgroup.kill_all(Signal::KILL)?;
             return Ok(());
         }
@@ -135,7 +137,7 @@ impl Container {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(not_running()),
             Err(error) => return Err(Error::system("signal", signal, error)),
         }
-        if signal == libc::SIGKILL && self.cgroup.is_frozen()? {
+        if signal == libc::SIGKILL && self.cgroup.exists() && self.cgroup.is_frozen()? {
             self.cgroup.thaw()?;
         }
         Ok(())
@@ -220,7 +222,7 @@ impl Container {
             let _ = sys::pidfd::send_signal(init.as_fd(), libc::SIGKILL);
         }
         // What did not die with the init, and what is frozen.
-        self.cgroup.kill_all(Signal::KILL)?;
+        kill_all(&self.cgroup)?;
         if self.cgroup.is_frozen().unwrap_or(false) {
             self.cgroup.thaw()?;
         }
@@ -240,7 +242,7 @@ impl Container {
     /// [`Error::Cgroup`] when the cgroup still has processes.
     pub fn destroy(self) -> Result<(), Error> {
         // In a shared pid namespace there may be processes that the init has left behind.
-        let killed = self.cgroup.kill_all(Signal::KILL).map_err(Error::from);
+        let killed = kill_all(&self.cgroup);
         let cgroup = self.cgroup.destroy().map_err(Error::from);
         let hooks = self.run_hooks("poststop", Status::Stopped);
         let entry = self.entry.remove();
@@ -250,6 +252,12 @@ impl Container {
         }
         killed.and(cgroup).and(entry)
     }
+}
+
+/// Kills what is in the groups, where there are any: somebody may have removed them, or they could
+/// not be made in the first place.
+pub(crate) fn kill_all(cgroup: &Cgroup) -> Result<(), Error> {
+    if cgroup.exists() { Ok(cgroup.kill_all(Signal::KILL)?) } else { Ok(()) }
 }
 
 /// Waits for the end of a process.

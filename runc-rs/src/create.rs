@@ -90,7 +90,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let mut undo = Undo::new(entry.clone(), cgroup);
     undo.cgroup().create(spec.linux.resources.as_ref())?;
     let fifo = make_fifo(&entry.fifo())?;
-    let prepared = prepare_trees(&spec, &bundle)?;
+    let prepared = prepare_trees(settings, &spec, &bundle)?;
     let (terminal, console) = options.process.console(&spec_process(&spec))?;
     let mut state = first_state(settings, id, &spec, (&bundle, &rootfs), options.no_new_keyring);
     state.cgroup_paths = undo.cgroup().paths();
@@ -199,8 +199,13 @@ fn make_fifo(path: &Path) -> Result<OwnedFd, Error> {
 
 /// Clones the trees that the init could not: in a new user namespace it may lack access to the
 /// source, and the right to map ids.
-fn prepare_trees(spec: &Spec, bundle: &Path) -> Result<Vec<Option<OwnedFd>>, Error> {
-    let new_user = spec.linux.creates(NamespaceKind::User);
+fn prepare_trees(
+    settings: &Settings,
+    spec: &Spec,
+    bundle: &Path,
+) -> Result<Vec<Option<OwnedFd>>, Error> {
+    // Without root's rights it is the other way round: only in the new namespace can it be done.
+    let new_user = spec.linux.creates(NamespaceKind::User) && !settings.rootless;
     let mut trees = Vec::new();
     for mount in plans(spec) {
         trees.push(match &mount.source {

@@ -188,10 +188,7 @@ fn nothing_of_the_host_is_open() {
 #[test]
 fn runtime_cannot_be_overwritten() {
     let mut bundle = Bundle::new("true");
-    // A copy of its own, which no other test runs.
-    let copy = bundle.path().join("runc-rs");
-    fs::copy(&bundle.program, &copy).expect("copy program");
-    bundle.program = copy;
+    bundle.copy_program();
     assert_eq!(bundle.create(), 0);
     let exe = format!("/proc/{}/exe", bundle.state()["pid"]);
     let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;

@@ -132,6 +132,32 @@ fn delete_by_force_after_a_crash() {
 }
 
 #[test]
+fn without_rights() {
+    use std::os::unix::{fs::chown, process::CommandExt as _};
+    const USER: u32 = 12_345;
+    let mut bundle = Bundle::new("");
+    fs::remove_file(bundle.path().join("config.json")).expect("remove config");
+    bundle.copy_program();
+    chown(bundle.path(), Some(USER), Some(USER)).expect("give bundle");
+    let call = |words: &[&str]| {
+        let output = bundle.command(words).uid(USER).gid(USER).output();
+        support::Answer::new(output.expect("run the program"))
+    };
+    let answer = call(&["spec", "--rootless", "-b", bundle.path_text()]);
+    assert_eq!(answer.status, 0, "{}", answer.stderr);
+    let config = bundle.path().join("config.json");
+    let text = fs::read(&config).expect("read config");
+    let mut config_json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    config_json["process"]["terminal"] = json!(false);
+    config_json["process"]["args"] = json!(["sh", "-c", "id -u; cat /proc/self/uid_map"]);
+    fs::write(config, config_json.to_string()).expect("write config");
+    let answer = call(&["run", "-b", bundle.path_text(), &bundle.id]);
+    let want = "0\n         0      12345          1\n";
+    assert_eq!((answer.status, answer.stdout.as_str()), (0, want), "{}", answer.stderr);
+    assert_eq!(answer.stderr, "");
+}
+
+#[test]
 fn exec() {
     let mut bundle = Bundle::new("sleep 1000");
     bundle.config["root"]["readonly"] = json!(false);

@@ -2,10 +2,10 @@
 
 use std::os::fd::AsFd as _;
 
-use rustix::process::{Pid, Signal, WaitOptions, waitpid};
+use rustix::process::{Pid, WaitOptions, waitpid};
 use sys::error::Chain;
 
-use crate::{cgroup::Cgroup, init::clone::Child, log, state::Entry};
+use crate::{cgroup::Cgroup, container, init::clone::Child, log, state::Entry};
 
 /// Takes away a half-made container when dropped: its process, cgroup and directory.
 pub(super) struct Undo(Option<Parts>);
@@ -61,7 +61,7 @@ impl Drop for Undo {
         let warn = |what: &str, error: &dyn std::error::Error| {
             log::warn(&format!("clean up {what}: {}", Chain(error)));
         };
-        if let Err(error) = parts.cgroup.kill_all(Signal::KILL) {
+        if let Err(error) = container::kill_all(&parts.cgroup) {
             warn("processes", &error);
         }
         if let Some(pid) = parts.process.as_ref().and_then(|process| Pid::from_raw(process.pid)) {

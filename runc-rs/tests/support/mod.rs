@@ -69,6 +69,15 @@ impl Bundle {
         bundle
     }
 
+    /// Uses a copy of the program that no other test runs. Another process makes it: this one has
+    /// threads that fork, and their children would have it open for writing for a moment.
+    pub(crate) fn copy_program(&mut self) {
+        let copy = self.path().join("runc-rs");
+        let status = Command::new("cp").arg(&self.program).arg(&copy).status().expect("run cp");
+        assert!(status.success(), "copy program");
+        self.program = copy;
+    }
+
     fn spec(&self) -> Value {
         let output = self.command(&["spec", "-b", self.path_text()]).output().expect("run spec");
         assert!(output.status.success(), "spec: {}", text(&output.stderr));
