@@ -24,6 +24,9 @@ pub trait CommandChild {
 
     /// Makes the child the leader of a new session, which has no terminal.
     fn new_session(&mut self) -> &mut Self;
+
+    /// Lets all signals through to the child, which would keep those that this thread blocks.
+    fn unblock_signals(&mut self) -> &mut Self;
 }
 
 impl CommandChild for Command {
@@ -77,6 +80,15 @@ impl CommandChild for Command {
     fn new_session(&mut self) -> &mut Self {
         // SAFETY: the closure makes one system call.
         unsafe { self.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from)) }
+    }
+
+    fn unblock_signals(&mut self) -> &mut Self {
+        let in_child = || {
+            crate::signal::unblock_all();
+            Ok(())
+        };
+        // SAFETY: the closure makes one system call and does not allocate.
+        unsafe { self.pre_exec(in_child) }
     }
 }
 

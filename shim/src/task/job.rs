@@ -169,7 +169,9 @@ fn spawn(runtime: &Runtime, command: &Command<'_>, streams: Streams) -> io::Resu
         // systemd's notification socket is the engine's, not the container's.
         .env_remove("NOTIFY_SOCKET")
         .stdin(Stdio::null())
-        .parent_death_signal(libc::SIGKILL);
+        .parent_death_signal(libc::SIGKILL)
+        // Those that this program reads by descriptor would stay blocked in the container.
+        .unblock_signals();
     let stdio = |fd: Option<OwnedFd>| fd.map_or_else(Stdio::null, Stdio::from);
     match streams {
         Streams::Container(ChildStreams { stdin, stdout, stderr }) => {
