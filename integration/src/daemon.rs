@@ -189,8 +189,10 @@ fn configuration(options: &Options) -> String {
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
              [grpc]\naddress = \"{address}\"\n"
         ),
-        Kind::Gantryd => {
-            format!("root = \"{root}\"\nstate = \"{state}\"\n[grpc]\naddress = \"{address}\"\n")
-        }
+        Kind::Gantryd => format!(
+            "root = \"{root}\"\nstate = \"{state}\"\n[grpc]\naddress = \"{address}\"\n\
+             [runtimes.\"io.containerd.runc.v2\"]\nshim = \"{}\"\n",
+            options.shim.display()
+        ),
     }
 }

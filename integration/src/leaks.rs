@@ -67,7 +67,7 @@ impl Inventory {
 fn kept(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     name.starts_with("gantry-")
-        || ["fifo", "gantry", "s", "runc", "crun", "runc-rs"].contains(&&*name)
+        || ["containerd", "fifo", "gantry", "s", "runc", "crun", "runc-rs"].contains(&&*name)
 }
 
 fn files(directory: &Path, found: &mut BTreeSet<String>) {

@@ -50,6 +50,7 @@ pub(crate) const CASES: &[Case] = &[
         name: "run_seccomp",
         run: |cell| says(cell, &["--seccomp"], "grep Seccomp: /proc/self/status", "Seccomp:\t2\n"),
     },
+    Case { name: "run_signal_mask", run: signal_mask },
     Case { name: "run_pid_file", run: pid_file },
     Case { name: "run_rootfs", run: rootfs },
 ];
@@ -234,6 +235,12 @@ fn capabilities(cell: &mut Cell) -> Result<()> {
     says(cell, &[], script, defaults)?;
     let added = "00000000a82425fb 00000000a82425fb 0000000000000000 1 ";
     says(cell, &["--cap-add", "CAP_SYS_ADMIN"], script, added)
+}
+
+/// A process starts with no signal blocked, whatever shim and runtime do for themselves.
+fn signal_mask(cell: &mut Cell) -> Result<()> {
+    let said = cell.run(&["--rm"], &cell.id(), &["grep", "SigBlk", "/proc/self/status"])?.ok()?;
+    same(said.as_str(), "SigBlk:\t0000000000000000\n")
 }
 
 fn pid_file(cell: &mut Cell) -> Result<()> {
