@@ -98,7 +98,11 @@ impl Daemon {
             };
         }
         let State { metadata, content, snapshotters, .. } = state;
-        let transfer = Transfer::new(content.clone(), Arc::clone(&snapshotters), events.clone());
+        let collector = gc.clone();
+        let transfer =
+            Transfer::new(content.clone(), Arc::clone(&snapshotters), events.clone(), move || {
+                collector.note_removal()
+            });
         let transfer = services::Transfer::new(transfer, Arc::clone(&streams), paths.hosts.clone());
         let containers = services::Containers::new(metadata.clone(), events.clone(), gc.clone());
         let diff = services::Diff::new(content.clone());

@@ -113,6 +113,8 @@ struct Shared {
     content: content::Store,
     snapshotters: Arc<Snapshotters>,
     events: Exchange,
+    /// Tells garbage collection that there may be some.
+    on_release: Box<dyn Fn() + Send + Sync>,
     blobs: Locks<(Namespace, Digest)>,
     chains: Locks<(Namespace, String, Digest)>,
     slots: Semaphore,
@@ -120,12 +122,19 @@ struct Shared {
 
 impl Transfer {
     /// Transfers between `content`, with its records, and `snapshotters`.
-    pub fn new(content: content::Store, snapshotters: Arc<Snapshotters>, events: Exchange) -> Self {
+    /// When a transfer has given up what kept objects, `on_release` is called.
+    pub fn new(
+        content: content::Store,
+        snapshotters: Arc<Snapshotters>,
+        events: Exchange,
+        on_release: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 content,
                 snapshotters,
                 events,
+                on_release: Box::new(on_release),
                 blobs: Locks::default(),
                 chains: Locks::default(),
                 slots: Semaphore::new(LAYERS_AT_ONCE),
@@ -233,6 +242,7 @@ impl Lease {
             let error = sys::error::Chain(&error).to_string();
             tracing::warn!(lease = id, error, "the lease of a transfer is left to expire");
         }
+        (self.shared.on_release)();
     }
 }
 
@@ -423,7 +433,9 @@ impl Work {
         mut labels: Labels,
     ) -> Result<(), Error> {
         let (work, descriptor) = (Arc::clone(self), descriptor.clone());
+        let blob = self.blobs.lock((self.namespace(), descriptor.digest.clone())).await;
         blocking(move || {
+            let _blob = blob;
             labels.extend(work.source_labels());
             let has = work.has_blob(&descriptor.digest)?;
             work.content.put(&work.scope, &bytes, labels.clone())?;

@@ -38,7 +38,7 @@ impl Transfer {
         progress: Progress,
     ) -> Result<(), Error> {
         let lease = self.lease(scope).await?;
-        let work = self.work(&lease, None, progress);
+        let work = self.work(&lease, None, progress.clone());
         work.progress.say("Importing", "", None).await;
         let contents = work.read_archive(stream).await?;
         for (descriptor, bytes) in contents.made {
@@ -47,6 +47,8 @@ impl Transfer {
         let mut done: Vec<Descriptor> = Vec::new();
         let mut skipped = None;
         for image in &contents.index.manifests {
+            // Each image has its own, since what is stopped stays so.
+            let work = self.work(&lease, None, progress.clone());
             if !done.iter().any(|other| other.digest == image.digest) {
                 match work.fill(image, None, &to).await {
                     Err(error @ (Error::NothingSelected { .. } | Error::Missing { .. })) => {

@@ -140,13 +140,13 @@ impl Work {
     ) -> Result<Option<Extraction>, Error> {
         let blob = self.blobs.lock((self.namespace(), layer.digest.clone())).await;
         let (work, wanted) = (Arc::clone(self), layer.clone());
-        let stored = blocking(move || work.has_layer(&wanted)).await?;
+        let (stored, blob) = blocking(move || Ok((work.has_layer(&wanted)?, blob))).await?;
         if stored && unpack.is_none() {
             item.set(State::Exists);
             return Ok(None);
         }
         // A stored blob may be read by several at once.
-        let _blob = (!stored).then_some(blob);
+        let blob = (!stored).then_some(blob);
         let _slot = self.slots.acquire().await.expect("never closed");
         if self.stop.is_cancelled() {
             return Err(stopped());
@@ -164,7 +164,12 @@ impl Work {
             extraction,
             diff_id: unpack.map(|unpack| unpack.diff_id.clone()),
         };
-        let extraction = blocking(move || worker.run()).await?;
+        // The worker may go on for a while when nobody waits for it any more, and has the blob so long.
+        let run = move || {
+            let _blob = blob;
+            worker.run()
+        };
+        let extraction = blocking(run).await?;
         if unpack.is_none() {
             item.set(State::Complete);
         }
@@ -261,14 +266,17 @@ impl Work {
         let key = self.key(&unpack.chain_id.to_string());
         let (work, snapshotter) = (Arc::clone(self), Arc::clone(&unpack.snapshotter));
         let name = unpack.name.clone();
-        blocking(move || match snapshotter.stat(&key) {
-            Ok(_) => {
-                let _keep = work.content.metadata().referring();
-                work.lease_snapshot(&name, key.name())?;
-                Ok(true)
+        blocking(move || {
+            // From before the look, so that what is seen is still there when it is leased.
+            let _keep = work.content.metadata().referring();
+            match snapshotter.stat(&key) {
+                Ok(_) => {
+                    work.lease_snapshot(&name, key.name())?;
+                    Ok(true)
+                }
+                Err(snapshotter::Error::NotFound { .. }) => Ok(false),
+                Err(error) => Err(error.into()),
             }
-            Err(snapshotter::Error::NotFound { .. }) => Ok(false),
-            Err(error) => Err(error.into()),
         })
         .await
     }

@@ -47,28 +47,43 @@ fn tar(files: &[(Entry, Vec<u8>)]) -> Vec<u8> {
 
 /// An OCI layout with an image of these layers, called `name`.
 fn layout(name: &str, layers: &[Vec<u8>], diff_ids: &[Digest]) -> Vec<u8> {
-    let texts: Vec<String> = diff_ids.iter().map(Digest::to_string).collect();
-    let config = serde_json::json!({
-        "os": "linux", "architecture": "amd64",
-        "rootfs": {"type": "layers", "diff_ids": texts},
-    });
-    let config = config.to_string().into_bytes();
-    let describe = |layer: &Vec<u8>| Descriptor::of(media_type::OCI_LAYER, layer);
-    let manifest = Manifest {
-        schema_version: 2,
-        media_type: media_type::OCI_MANIFEST.to_owned(),
-        config: Descriptor::of(media_type::OCI_CONFIG, &config),
-        layers: layers.iter().map(describe).collect(),
-    };
-    let manifest = serde_json::to_vec(&manifest).unwrap();
-    let mut entry = Descriptor::of(media_type::OCI_MANIFEST, &manifest);
-    entry.annotations.insert(ANNOTATION_REF_NAME.to_owned(), name.to_owned());
-    let index = Index { schema_version: 2, media_type: String::new(), manifests: vec![entry] };
+    layout_of(&[(name, layers, diff_ids)])
+}
+
+/// An image: its name, its layers and their diff IDs.
+type Parts<'a> = (&'a str, &'a [Vec<u8>], &'a [Digest]);
+
+/// An OCI layout with these images.
+fn layout_of(images: &[Parts<'_>]) -> Vec<u8> {
+    let mut blobs: Vec<Vec<u8>> = Vec::new();
+    let mut manifests = Vec::new();
+    for (name, layers, diff_ids) in images {
+        let texts: Vec<String> = diff_ids.iter().map(Digest::to_string).collect();
+        let config = serde_json::json!({
+            "os": "linux", "architecture": "amd64",
+            "rootfs": {"type": "layers", "diff_ids": texts},
+        });
+        let config = config.to_string().into_bytes();
+        let describe = |layer: &Vec<u8>| Descriptor::of(media_type::OCI_LAYER, layer);
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: media_type::OCI_MANIFEST.to_owned(),
+            config: Descriptor::of(media_type::OCI_CONFIG, &config),
+            layers: layers.iter().map(describe).collect(),
+        };
+        let manifest = serde_json::to_vec(&manifest).unwrap();
+        let mut entry = Descriptor::of(media_type::OCI_MANIFEST, &manifest);
+        entry.annotations.insert(ANNOTATION_REF_NAME.to_owned(), (*name).to_owned());
+        manifests.push(entry);
+        blobs.extend([config, manifest]);
+        blobs.extend(layers.iter().cloned());
+    }
+    let index = Index { schema_version: 2, media_type: String::new(), manifests };
     let mut files = vec![
         file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#),
         file("index.json", &serde_json::to_vec(&index).unwrap()),
     ];
-    for blob in [&config, &manifest].into_iter().chain(layers) {
+    for blob in &blobs {
         files.push(file(&format!("blobs/sha256/{}", Digest::of(blob).hex()), blob));
     }
     tar(&files)
@@ -80,6 +95,8 @@ struct Kit {
     overlay: Arc<dyn Snapshotter>,
     native: Arc<dyn Snapshotter>,
     transfer: Transfer,
+    /// How often garbage collection was told that there may be some.
+    released: Arc<AtomicU64>,
 }
 
 impl Kit {
@@ -98,8 +115,14 @@ impl Kit {
             ("overlayfs".to_owned(), Arc::clone(&overlay)),
             ("native".to_owned(), Arc::clone(&native)),
         ]));
-        let transfer = Transfer::new(content.clone(), snapshotters, Exchange::default());
-        Self { folder, content, overlay, native, transfer }
+        let released = Arc::<AtomicU64>::default();
+        let count = Arc::clone(&released);
+        let on_release = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        };
+        let transfer =
+            Transfer::new(content.clone(), snapshotters, Exchange::default(), on_release);
+        Self { folder, content, overlay, native, transfer, released }
     }
 
     fn scope() -> Scope {
@@ -245,6 +268,49 @@ async fn import_unpacks_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn import_of_several_images() {
+    let (layers, diff_ids) = layers();
+    let kit = Kit::new();
+    let images = [
+        ("v1", &layers[..1], &diff_ids[..1]),
+        ("v2", &layers[1..], &diff_ids[1..]),
+        ("v3", &layers[..2], &diff_ids[..2]),
+    ];
+    kit.import(layout_of(&images), "overlayfs").await.unwrap();
+    for (name, _, diff_ids) in images {
+        kit.content.metadata().image(&Kit::scope().namespace, &format!("import:{name}")).unwrap();
+        let top = crate::oci::chain_ids(diff_ids).pop().unwrap().to_string();
+        kit.overlay.stat(&Key::new("test", &top).unwrap()).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn imports_of_one_image_at_once() {
+    let (layers, diff_ids) = layers();
+    let kit = Kit::new();
+    let archive = layout("v1", &layers, &diff_ids);
+    let imports = (0..16).map(|_| kit.import(archive.clone(), "overlayfs"));
+    for result in futures::future::join_all(imports).await {
+        result.unwrap();
+    }
+    assert_eq!(kit.released.load(Ordering::Relaxed), 16);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_document_from_several_transfers() {
+    let kit = Kit::new();
+    let work = Arc::new(Work::new(&kit.transfer, Kit::scope(), None, Progress::none()));
+    for round in 0..8 {
+        let bytes = bytes::Bytes::from(format!("document {round}"));
+        let descriptor = Descriptor::of(media_type::OCI_CONFIG, &bytes);
+        let stores = (0..8).map(|_| work.store_document(&descriptor, bytes.clone(), Labels::new()));
+        for result in futures::future::join_all(stores).await {
+            result.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_leave_nothing() {
     let (layers, diff_ids) = layers();
     let mut cut = layout("v1", &layers, &diff_ids);
@@ -273,5 +339,6 @@ async fn failures_leave_nothing() {
         // What was committed before the failure is whole, and garbage.
         let unfinished: Vec<_> = left.iter().filter(|name| !name.contains("\"sha256:")).collect();
         assert_eq!(unfinished, Vec::<&String>::new(), "{case}");
+        assert_eq!(kit.released.load(Ordering::Relaxed), 1, "{case}: garbage is collected");
     }
 }
