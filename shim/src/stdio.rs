@@ -118,9 +118,11 @@ pub(crate) struct Prepared {
     pub logger: Option<(u64, Logger)>,
     /// Where the terminal's output goes, for when the terminal is there.
     console_target: Option<OwnedFd>,
+    /// Copies of output, for when the process is there: from where, to where, and how.
+    held: Vec<(OwnedFd, OwnedFd, Method)>,
 }
 
-/// Opens what `streams` asks for, and starts the copies and logging programs.
+/// Opens what `streams` asks for, and starts logging programs.
 ///
 /// # Errors
 ///
@@ -132,7 +134,7 @@ pub(crate) fn prepare(
     poller: &mut Poller,
 ) -> io::Result<Prepared> {
     let mut prepared = Prepared::default();
-    match prepare_into(&mut prepared, streams, owner, copies, poller) {
+    match prepare_into(&mut prepared, streams, owner, poller) {
         Ok(()) => Ok(prepared),
         Err(error) => {
             prepared.io.close(copies, poller);
@@ -145,7 +147,6 @@ fn prepare_into(
     prepared: &mut Prepared,
     streams: &Streams,
     owner: Owner<'_>,
-    copies: &mut Copies,
     poller: &mut Poller,
 ) -> io::Result<()> {
     let stdout = Uri::parse(&streams.stdout).map_err(io::Error::other)?;
@@ -171,7 +172,7 @@ fn prepare_into(
         prepared.console_target = open_output(&stdout)?;
         return Ok(());
     }
-    prepare_outputs(prepared, &stdout, &streams.stderr, owner, (copies, poller))?;
+    prepare_outputs(prepared, &stdout, &streams.stderr, owner)?;
     prepared.child.stdin = prepared.io.prepare_input(&streams.stdin, owner.ids)?;
     Ok(())
 }
@@ -181,7 +182,6 @@ fn prepare_outputs(
     stdout: &Uri,
     stderr: &str,
     owner: Owner<'_>,
-    (copies, poller): (&mut Copies, &mut Poller),
 ) -> io::Result<()> {
     let out = open_output(stdout)?;
     let err = match (Uri::parse(stderr).map_err(io::Error::other)?, &out) {
@@ -198,26 +198,31 @@ fn prepare_outputs(
         give(&end, owner.ids)?;
         rustix::io::ioctl_fionbio(&source, true)?;
         let method = method_for(&target)?;
-        prepared.io.outputs.push(copies.start(source.into(), target, method, poller)?);
+        prepared.held.push((source.into(), target, method));
         *child = Some(end.into());
     }
     Ok(())
 }
 
 impl Prepared {
-    /// Takes the terminal that the runtime has sent, and starts the copies to and from it.
+    /// Starts the copies of a process that is there now: of its output, or of its terminal, which
+    /// the runtime has sent.
     ///
-    /// Nothing happens where there is none.
+    /// Not earlier: a runtime that fails writes why to the container's standard error. Its log says
+    /// it too, and that is what the caller gets.
     ///
     /// # Errors
     ///
     /// No terminal has come, or a fifo cannot be opened.
-    pub(crate) fn attach_console(
+    pub(crate) fn attach(
         &mut self,
         stdin: &str,
         copies: &mut Copies,
         poller: &mut Poller,
     ) -> io::Result<()> {
+        for (source, target, method) in self.held.drain(..) {
+            self.io.outputs.push(copies.start(source, target, method, poller)?);
+        }
         let Some(socket) = self.console.take() else { return Ok(()) };
         let master = socket.receive()?;
         if let Uri::Path(fifo) = Uri::parse(stdin).map_err(io::Error::other)? {
@@ -411,6 +416,7 @@ mod tests {
             let stream = stream.as_ref().expect("a pipe").try_clone().expect("dup");
             File::from(stream).write_all(text.as_bytes()).expect("write");
         }
+        prepared.attach("", &mut copies, &mut poller).expect("attach");
         prepared.child = ChildStreams::default();
         while !prepared.io.is_drained(&copies) {
             for token in poller.wait(Some(Duration::from_secs(5))).expect("epoll") {

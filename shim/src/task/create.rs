@@ -212,7 +212,7 @@ impl Shim {
     fn attach(&mut self, creation: &mut Creation) -> Result<Pid, Error> {
         let Creation { prepared, request, .. } = creation;
         prepared
-            .attach_console(&request.stdin, &mut self.copies, &mut self.poller)
+            .attach(&request.stdin, &mut self.copies, &mut self.poller)
             .map_err(|error| Error::unknown("failed to retrieve console master", &error))?;
         let pid = creation.bundle.read_pid(None);
         pid.map_err(|error| Error::unknown("failed to retrieve OCI runtime container pid", &error))

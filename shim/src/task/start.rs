@@ -150,7 +150,7 @@ impl Shim {
         let stdin = container.init.streams.stdin.clone();
         let attached = attached.and_then(|()| {
             prepared
-                .attach_console(&stdin, &mut self.copies, &mut self.poller)
+                .attach(&stdin, &mut self.copies, &mut self.poller)
                 .map_err(|error| Error::unknown("failed to retrieve console master", &error))?;
             container.bundle.read_pid(None).map_err(|error| {
                 Error::unknown("failed to retrieve OCI runtime container pid", &error)
@@ -329,7 +329,7 @@ impl Shim {
         let _ = std::fs::remove_file(pid_file);
         let process = container.process_mut(exec)?;
         prepared
-            .attach_console(&process.streams.stdin, &mut self.copies, &mut self.poller)
+            .attach(&process.streams.stdin, &mut self.copies, &mut self.poller)
             .map_err(|error| Error::unknown("failed to retrieve console master", &error))?;
         prepared
             .io

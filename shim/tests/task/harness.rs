@@ -1,6 +1,7 @@
 //! A shim under test: started as containerd does, with a bundle, fifos, and a place for events.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::{Read, Write},
     os::unix::{
@@ -245,13 +246,15 @@ pub(crate) struct Client {
     stream: UnixStream,
     input: Vec<u8>,
     last_stream_id: u32,
+    /// Answers that nobody has asked for yet.
+    early: BTreeMap<u32, Vec<u8>>,
 }
 
 impl Client {
     pub(crate) fn connect(address: &Path) -> Self {
         let stream = UnixStream::connect(address).expect("connect");
         stream.set_read_timeout(Some(TIMEOUT)).expect("timeout");
-        Self { stream, input: Vec::new(), last_stream_id: 1 }
+        Self { stream, input: Vec::new(), last_stream_id: 1, early: BTreeMap::new() }
     }
 
     /// Calls the task API, version 2 and 3 in turn.
@@ -280,19 +283,20 @@ impl Client {
         self.last_stream_id
     }
 
-    /// Waits for the answer to the call `stream_id`; others' are dropped.
+    /// Waits for the answer to the call `stream_id`; others' are kept.
     pub(crate) fn receive<M: Message + Default>(&mut self, stream_id: u32) -> Result<M, Status> {
-        loop {
+        let payload = loop {
+            if let Some(payload) = self.early.remove(&stream_id) {
+                break payload;
+            }
             let (id, payload) =
                 read_frame(&mut self.stream, &mut self.input).expect("an answer in time");
-            if id != stream_id {
-                continue;
-            }
-            let response = Response::decode(payload.as_slice()).expect("response");
-            return match response.status {
-                Some(status) if status.code != 0 => Err(status),
-                _ => Ok(M::decode(response.payload.as_slice()).expect("message")),
-            };
+            self.early.insert(id, payload);
+        };
+        let response = Response::decode(payload.as_slice()).expect("response");
+        match response.status {
+            Some(status) if status.code != 0 => Err(status),
+            _ => Ok(M::decode(response.payload.as_slice()).expect("message")),
         }
     }
 
