@@ -23,6 +23,7 @@ pub(super) fn spec(spec: &Spec) -> Check {
         Some(root) if !root.path.is_empty() => text("root.path", &root.path)?,
         _ => return Err(invalid("root.path", "must not be empty")),
     }
+    supported(&spec.linux)?;
     namespaces(&spec.linux)?;
     names(spec)?;
     mounts(spec)?;
@@ -81,6 +82,20 @@ pub(super) fn process(process: &Process) -> Check {
 /// A string that goes to the kernel may not hold the byte that ends it.
 fn text(field: &str, text: &str) -> Check {
     if text.contains('\0') { Err(invalid(field, "contains a null byte")) } else { Ok(()) }
+}
+
+/// Refuses what this runtime does not do: a container without a limit that it was to have, or
+/// without a device, would be a surprise.
+fn supported(linux: &Linux) -> Check {
+    let asked = [
+        ("linux.intelRdt", linux.intel_rdt.is_some()),
+        ("linux.netDevices", !linux.net_devices.is_empty()),
+        ("linux.memoryPolicy", linux.memory_policy.is_some()),
+    ];
+    match asked.into_iter().find(|(_, asked)| *asked) {
+        Some((field, _)) => Err(invalid(field, "is not supported")),
+        None => Ok(()),
+    }
 }
 
 fn namespaces(linux: &Linux) -> Check {
@@ -318,6 +333,13 @@ mod tests {
                 "masked paths",
                 r#"{"linux": {"namespaces": [], "maskedPaths": ["/proc"]}}"#,
                 "unable to restrict sys entries without a private MNT namespace",
+            ),
+            ("RDT", r#"{"linux": {"intelRdt": {}}}"#, "linux.intelRdt: is not supported"),
+            ("no devices to move", r#"{"linux": {"netDevices": {}}}"#, ""),
+            (
+                "device to move",
+                r#"{"linux": {"netDevices": {"eth0": {}}}}"#,
+                "linux.netDevices: is not supported",
             ),
             ("sysctl", r#"{"linux": {"sysctl": {"vm.x": "1"}}}"#, "is not in a separate kernel"),
             ("host net", r#"{"linux": {"sysctl": {"net.x": "1"}}}"#, "not allowed in host network"),
