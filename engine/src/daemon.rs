@@ -15,7 +15,7 @@ use std::{
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::Path,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use proto::{
@@ -49,6 +49,11 @@ use crate::{
 };
 
 use self::{routes::Routes, state::State};
+
+/// How many bytes a client may send ahead of what is taken, in a call and in all calls of a
+/// connection. HTTP/2's own 64 KiB would make blobs wait.
+const STREAM_WINDOW_LEN: u32 = 4 << 20;
+const CONNECTION_WINDOW_LEN: u32 = 8 << 20;
 
 /// How long calls that are under way may take to end when the daemon stops.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -169,6 +174,8 @@ impl Daemon {
         let mut serving = std::pin::pin!(
             Server::builder()
                 .max_concurrent_streams(self.config.grpc.max_concurrent_streams)
+                .initial_stream_window_size(STREAM_WINDOW_LEN)
+                .initial_connection_window_size(CONNECTION_WINDOW_LEN)
                 .serve_with_incoming_shutdown(
                     self.routes,
                     UnixListenerStream::new(self.listener),
@@ -217,18 +224,29 @@ fn make_folder(path: &Path) -> Result<(), Error> {
         .map_err(Error::file("set permissions of", path))
 }
 
+/// How long a daemon that is going away may still hold its locks.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
+
 /// Takes the lock of a folder: two daemons on one root would destroy each other's state.
 ///
-/// The kernel drops it with the process, however that ends.
+/// The kernel drops it with the process, however that ends; whoever is started in the place of a
+/// daemon that was just killed may come a little too early, and waits.
 fn lock(folder: &Path) -> Result<File, Error> {
     let path = folder.join("gantryd.lock");
     let file = File::create(&path).map_err(Error::file("create", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            Err(Error::Unavailable(format!("another gantryd uses {}", folder.display())))
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_TIMEOUT => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(TryLockError::WouldBlock) => {
+                let folder = folder.display();
+                return Err(Error::Unavailable(format!("another gantryd uses {folder}")));
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::file("lock", path)(error)),
         }
-        Err(TryLockError::Error(error)) => Err(Error::file("lock", path)(error)),
     }
 }
 
