@@ -1,8 +1,10 @@
 //! Archives into the stores.
 
 use std::{
+    collections::VecDeque,
     io::{self, Read},
     sync::Arc,
+    thread::JoinHandle,
 };
 
 use bytes::{Buf, Bytes};
@@ -14,12 +16,16 @@ use super::{
     blocking, plan, unique,
 };
 use crate::{
-    content::NewWrite,
+    content::{self, NewWrite},
+    digest::Digest,
     labels::Labels,
     namespace::Scope,
     oci::{Descriptor, media_type},
     streaming::ByteReceiver,
 };
+
+/// How many blobs may wait for the disk at once.
+const COMMITS_MAX: usize = 4;
 
 /// How many parts of an archive wait for the thread that stores them.
 const FEED_LEN: usize = 16;
@@ -96,7 +102,10 @@ impl Work {
         let work = Arc::clone(self);
         blocking(move || {
             let feed = Feed { parts: feed, part: Bytes::new() };
-            archive::read(feed, &mut Blobs { work: &work })
+            let mut blobs = Blobs { work, commits: VecDeque::new() };
+            let contents = archive::read(feed, &mut blobs)?;
+            blobs.settle(0)?;
+            Ok(contents)
         })
         .await
     }
@@ -123,11 +132,37 @@ impl Read for Feed {
 }
 
 /// Keeps an archive's blobs in the content store.
-struct Blobs<'w> {
-    work: &'w Work,
+///
+/// A commit waits for the disk; the next blob is received meanwhile.
+struct Blobs {
+    work: Arc<Work>,
+    commits: VecDeque<JoinHandle<Result<(), Error>>>,
 }
 
-impl Sink for Blobs<'_> {
+impl Blobs {
+    /// Waits until at most `rest` commits are under way.
+    fn settle(&mut self, rest: usize) -> Result<(), Error> {
+        while self.commits.len() > rest
+            && let Some(commit) = self.commits.pop_front()
+        {
+            commit
+                .join()
+                .unwrap_or_else(|_| Err(Error::Stopped("a commit panicked".to_owned())))?;
+        }
+        Ok(())
+    }
+}
+
+/// Commits what was written; a blob that is there already is as good.
+fn commit(work: &Work, writer: content::Writer, digest: &Digest, size: u64) -> Result<(), Error> {
+    match writer.commit(size, Some(digest), Labels::new()) {
+        Ok(_) => Ok(()),
+        Err(crate::error::Error::AlreadyExists(_)) => work.has_blob(digest).map(drop),
+        Err(error) => Err(error.into()),
+    }
+}
+
+impl Sink for Blobs {
     type Error = Error;
 
     fn blob(
@@ -142,17 +177,14 @@ impl Sink for Blobs<'_> {
             writer.write(&part)?;
         }
         let digest = writer.digest().expect("the writer hashes");
-        match writer.commit(size, Some(&digest), Labels::new()) {
-            Ok(_) => {}
-            Err(crate::error::Error::AlreadyExists(_)) => {
-                self.work.has_blob(&digest)?;
-            }
-            Err(error) => return Err(error.into()),
-        }
+        let (work, known) = (Arc::clone(&self.work), digest.clone());
+        self.settle(COMMITS_MAX - 1)?;
+        self.commits.push_back(std::thread::spawn(move || commit(&work, writer, &known, size)));
         Ok(Descriptor { digest, size, ..Descriptor::of("", b"") })
     }
 
     fn head(&mut self, blob: &Descriptor, len: usize) -> Result<Vec<u8>, Error> {
+        self.settle(0)?;
         let mut head = Vec::new();
         let limit = u64::try_from(len).unwrap_or(u64::MAX);
         let read = self.work.blob(&blob.digest)?.take(limit).read_to_end(&mut head);
