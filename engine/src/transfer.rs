@@ -478,8 +478,12 @@ impl Work {
         if !writer.is_shared() {
             return Ok(false);
         }
-        writer.commit(layer.size, Some(&layer.digest), self.source_labels())?;
-        Ok(true)
+        match writer.commit(layer.size, Some(&layer.digest), self.source_labels()) {
+            Ok(_) => Ok(true),
+            // It went away just now.
+            Err(crate::error::Error::Unavailable(_)) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Begins to store a layer. Of an earlier try that was cut short, nothing is used: the layer is

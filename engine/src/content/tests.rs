@@ -97,6 +97,21 @@ fn blobs_are_shared() {
 }
 
 #[test]
+fn a_shared_blob_that_was_collected_is_not_committed() {
+    let f = fixture();
+    let digest = f.write("r", b"hello").commit(0, None, Labels::new()).expect("commits").digest;
+    let new = NewWrite { expected: Some(digest.clone()), ..NewWrite::new("r") };
+    let writer = f.store.writer(&other(), new).expect("opens");
+    assert!(writer.is_shared());
+    f.store.metadata().delete_content(&f.scope, &digest).expect("deletes");
+    f.store.sweep(&HashSet::new(), &|_, _| false).expect("sweeps");
+    let error = writer.commit(0, None, Labels::new()).expect_err("is gone");
+    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+    let info = f.store.info(&other().namespace, &digest);
+    assert!(matches!(info, Err(Error::NotFound(_))), "{info:?}");
+}
+
+#[test]
 fn a_shared_blob_is_copied_when_written_to() {
     let f = fixture();
     let digest = f.store.put(&f.scope, b"hello", Labels::new()).expect("writes");

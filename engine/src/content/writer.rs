@@ -284,6 +284,7 @@ impl Writer {
     /// - `FailedPrecondition`: size or digest differ; what was written stays.
     /// - `AlreadyExists`: the namespace has the blob; what was written is gone.
     /// - `InvalidArgument`: a label is too long, or nobody has hashed.
+    /// - `Unavailable`: the blob was to be shared, and is gone.
     /// - `NotFound`: the lease does not exist.
     pub fn commit(
         mut self,
@@ -309,6 +310,12 @@ impl Writer {
             State::Shared(blob) => {
                 if expected.is_some_and(|expected| *expected != blob.digest) {
                     return Err(Error::FailedPrecondition(format!("{name:?} unexpected digest")));
+                }
+                let path = store.path(&blob.digest);
+                if !path.try_exists().map_err(Error::file("stat", path))? {
+                    // Whoever had it has deleted it since the write was opened.
+                    let message = format!("blob {} was removed; it has to be sent", blob.digest);
+                    return Err(Error::Unavailable(message));
                 }
                 blob.digest.clone()
             }
