@@ -81,8 +81,9 @@ impl Daemon {
     /// - `Unavailable`: another daemon has the root, the state folder or the socket.
     /// - `File`, `Database`, `NewerSchema`: a part cannot be made.
     pub fn build(config: Config, paths: &Paths) -> Result<Self, Error> {
-        make_folder(&paths.root)?;
-        make_folder(&paths.state)?;
+        // Records and layers are nobody else's business; sockets are in the other folder.
+        make_folder(&paths.root, 0o700)?;
+        make_folder(&paths.state, 0o711)?;
         let locks = [lock(&paths.root)?, lock(&paths.state)?];
         let stop = CancellationToken::new();
 
@@ -217,10 +218,10 @@ fn settings(config: &Config, paths: &Paths) -> Settings {
     }
 }
 
-/// Makes a folder that others may pass through but not look into, with its parents.
-fn make_folder(path: &Path) -> Result<(), Error> {
+/// Makes a folder of this mode, with its parents.
+fn make_folder(path: &Path, mode: u32) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(Error::file("create", path))?;
-    fs::set_permissions(path, Permissions::from_mode(0o711))
+    fs::set_permissions(path, Permissions::from_mode(mode))
         .map_err(Error::file("set permissions of", path))
 }
 
