@@ -75,7 +75,11 @@ impl Exchange {
         let (sender, events) = mpsc::channel(QUEUE_LEN_MAX);
         let queue = Arc::<Queue>::default();
         let subscriber = Subscriber { filter, sender, queue: Arc::clone(&queue) };
-        self.lock().push(subscriber);
+        let mut subscribers = self.lock();
+        // Those that have left are not kept until something happens.
+        subscribers.retain(|subscriber| !subscriber.sender.is_closed());
+        subscribers.push(subscriber);
+        drop(subscribers);
         Subscription { events, queue }
     }
 
@@ -269,6 +273,15 @@ mod tests {
             assert_eq!(event.event, Some(start(&i.to_string())));
         }
         assert_eq!(slow.next().await, Err(SubscriptionError::TooSlow));
+        assert_eq!(exchange.lock().len(), 1);
+    }
+
+    #[test]
+    fn who_has_left_is_forgotten_before_anything_happens() {
+        let exchange = Exchange::default();
+        for _ in 0..3 {
+            drop(exchange.subscribe(Filter::default()));
+        }
         assert_eq!(exchange.lock().len(), 1);
     }
 
