@@ -98,6 +98,22 @@ async fn a_life() {
 }
 
 #[tokio::test]
+async fn a_wait_that_was_left_is_not_the_next_execs() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Good);
+    runtime.create(&stage.namespace, stage.request("c1")).await.expect("made");
+    let task = runtime.task(&stage.namespace, "c1").expect("is there");
+    let left = tokio::time::timeout(Duration::from_millis(200), task.wait("e")).await;
+    left.expect_err("runs");
+    shim.exit(7);
+    task.delete_exec("e").await.expect("deleted");
+    shim.exit(8);
+    assert_eq!(soon("wait", task.wait("e")).await.expect("ended").status, 8);
+    runtime.close().await;
+}
+
+#[tokio::test]
 async fn a_failed_create_leaves_nothing() {
     let stage = Stage::new();
     let runtime = stage.runtime();

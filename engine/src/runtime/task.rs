@@ -228,6 +228,19 @@ impl Task {
             .shared()
     }
 
+    /// Deletes the exec `exec_id`, which has ended or never ran.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call).
+    pub async fn delete_exec(&self, exec_id: &str) -> Result<v3::DeleteResponse, Error> {
+        let request = v3::DeleteRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
+        let answer = self.call(&request).await?;
+        // A wait whose callers have all left stays, and must not answer for the next exec of the name.
+        self.waits().remove(exec_id);
+        Ok(answer)
+    }
+
     /// Deletes a task whose init has ended, with everything that is left of it. May be repeated.
     ///
     /// The work goes on when this is dropped.

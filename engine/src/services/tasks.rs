@@ -123,12 +123,12 @@ impl tasks_server::Tasks for Tasks {
         &self,
         request: Request<DeleteProcessRequest>,
     ) -> Result<Response<DeleteResponse>, Status> {
-        let (task, DeleteProcessRequest { container_id: id, exec_id }) =
+        let (task, DeleteProcessRequest { exec_id, .. }) =
             self.task(request, |r| &r.container_id).await?;
         if exec_id.is_empty() {
             return Err(no_exec_id());
         }
-        let answer = ask(&task, v3::DeleteRequest { id, exec_id: exec_id.clone() }).await?;
+        let answer = task.delete_exec(&exec_id).await.map_err(|error| task_status(&error))?;
         Ok(Response::new(DeleteResponse {
             id: exec_id,
             pid: answer.pid,
