@@ -252,3 +252,35 @@ async fn tasks_outlive_the_daemon() {
     fs::remove_file(stage.bundle("file")).expect("is left alone");
     stage.assert_nothing_left();
 }
+
+#[tokio::test]
+async fn a_shim_that_cannot_be_reached_is_not_taken_for_dead() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Good);
+    runtime.create(&stage.namespace, stage.request("c1")).await.expect("made");
+    runtime.close().await;
+    drop(runtime);
+    // From here on the shim's address is that of a socket with no room.
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let path = folder.path().join("full.sock");
+    let listener = rustix::net::socket(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::STREAM,
+        None,
+    );
+    let listener = listener.expect("a socket");
+    let address = rustix::net::SocketAddrUnix::new(&path).expect("short");
+    rustix::net::bind(&listener, &address).expect("bound");
+    rustix::net::listen(&listener, 0).expect("listens");
+    let _first = std::os::unix::net::UnixStream::connect(&path).expect("fits");
+    let text = format!("unix://{}", path.display());
+    fs::write(stage.bundle("c1").join("bootstrap.json"), text).expect("written");
+
+    let runtime = stage.runtime();
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(stage.calls(), ["start c1"]);
+    assert!(stage.bundle("c1").exists());
+    soon("close", runtime.close()).await;
+    drop(shim);
+}

@@ -12,6 +12,7 @@
 //! | shim dies           | runs `shim delete`, removes the bundle, tells of exit and delete once |
 //! | connection is lost  | connects again; if that fails, the shim is killed and counts as dead  |
 //! | shim does not answer| reports it; nothing is killed on a suspicion                          |
+//! | no way to a shim    | the same, and tries again: descriptors or room for it may be short    |
 //! | daemon stops        | leaves everything as it is                                            |
 //!
 //! After a delete is answered, the actor stays until the shim has exited: a shim's socket is named
@@ -29,7 +30,7 @@ use proto::{
     },
     ttrpc::CallError,
 };
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
     Create, Error,
@@ -50,6 +51,9 @@ const DEATH_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long a shim may take to answer when the daemon finds it again.
 const ADOPT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long to wait until a shim is tried again that could not be reached.
+const REACH_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often a shim is asked whether it has created the task now that it was asked for when the
 /// daemon went away, and the pause between.
@@ -182,15 +186,14 @@ impl Actor {
 
     /// Takes over the task that an earlier daemon left, and serves it to its end.
     pub(super) async fn adopt(mut self, places: Arc<Semaphore>) {
-        let place = places.acquire_owned().await;
-        let held = Box::pin(self.find()).await;
-        drop(place);
+        let place = places.acquire_owned().await.ok();
+        let held = Box::pin(self.find(place)).await;
         if let Some(held) = held {
             self.run(held).await;
         }
     }
 
-    async fn find(&mut self) -> Option<Held> {
+    async fn find(&mut self, mut place: Option<OwnedSemaphorePermit>) -> Option<Held> {
         let bundle = self.bundle.clone();
         let exit = blocking(move || Ok(bundle.exit())).await.ok().flatten();
         if let Some(exit) = exit {
@@ -201,10 +204,23 @@ impl Actor {
             return None;
         };
         let log = ShimLog::open(&self.bundle, &self.task);
-        let connected = Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await;
-        let Ok(shim) = connected else {
-            self.bury(None).await;
-            return None;
+        let shim = loop {
+            match Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await {
+                Ok(shim) => break shim,
+                Err(error) if error.is_unreachable_for_now() => {
+                    // Others need not wait for this one.
+                    place = None;
+                    self.report("reach the shim", &error);
+                }
+                Err(_) => {
+                    self.bury(None).await;
+                    return None;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(REACH_PAUSE) => {}
+                () = self.context.stop.cancelled() => return None,
+            }
         };
         let answer = self.ask_found(&shim).await;
         self.task.judge(&answer);
@@ -232,6 +248,7 @@ impl Actor {
         }
         self.task.enter(Phase::Live(shim.clone()));
         let process = identify(&shim, &self.task).await;
+        drop(place);
         Some(Held { shim, process, _log: log })
     }
 

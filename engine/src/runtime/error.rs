@@ -88,6 +88,16 @@ impl Error {
         matches!(self, Self::Refused { status, .. } if status.code == Code::NotFound as i32)
     }
 
+    /// Whether a shim could not be connected to for a reason that says nothing about the shim's life.
+    pub(super) fn is_unreachable_for_now(&self) -> bool {
+        use rustix::io::Errno;
+
+        let Self::Connect { source, .. } = self else { return false };
+        let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+        source.kind() == io::ErrorKind::TimedOut
+            || short.iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error()))
+    }
+
     /// A failed file operation on a bundle.
     pub(super) fn bundle(
         operation: &'static str,
