@@ -131,8 +131,11 @@ impl Publisher {
     /// Goes on with the connection when it is ready.
     pub(crate) fn ready(&mut self, poller: &Poller) {
         let Link::Sent { stream, output, input, stream_id, .. } = &mut self.link else {
-            // Nothing was asked, so this is the end of the connection.
-            self.link = Link::Closed;
+            // Nothing was asked, so this is the end of the connection; or that of an earlier one,
+            // which says nothing about the pause.
+            if let Link::Idle(_) = self.link {
+                self.link = Link::Closed;
+            }
             return;
         };
         match progress(stream, output, input, *stream_id) {
@@ -344,6 +347,15 @@ mod tests {
         assert_eq!(answer(&mut peer, None), "/1");
         publisher.ready(&poller);
         assert!(publisher.is_empty());
+    }
+
+    #[test]
+    fn the_end_of_an_earlier_connection_ends_no_pause() {
+        let poller = Poller::new().expect("epoll");
+        let mut publisher = Publisher::new("/nonexistent/s".into(), "ns".to_owned());
+        publisher.publish("/1", &event(), &poller);
+        publisher.ready(&poller);
+        assert!(publisher.deadline().is_some());
     }
 
     #[test]
