@@ -133,6 +133,12 @@ fn an_exec_that_cannot_start() {
         let got = client.task::<()>("Exec", &request).map_err(|status| status.code);
         assert_eq!(got, if exec == "e1" { Ok(()) } else { Err(3) }, "{exec:?}");
     }
+    // The end of what never ran is told to those who wait for it.
+    client.task::<()>("Exec", &exec_request(&shim, "e2", &["true"])).expect("Exec");
+    let waiting = client.send("Wait", &wait(&shim, "e2"));
+    client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "e2")).expect("Delete");
+    let error = client.receive::<api::WaitResponse>(waiting).expect_err("never ran");
+    assert_eq!(error.code, 5, "{}", error.message);
     clean_up(shim, &mut client);
 }
 

@@ -142,6 +142,7 @@ impl Shim {
             for call in entry.process.deleters {
                 self.reply(call, Ok(response));
             }
+            self.end_waits(entry.process.waiters, "process was deleted");
         }
     }
 
@@ -153,6 +154,7 @@ impl Shim {
         }
         for exec in std::mem::take(&mut container.execs).into_values() {
             self.close_streams(exec.process.io);
+            self.end_waits(exec.process.waiters, "process was deleted");
         }
         self.close_streams(container.init.io);
         if let Err(error) = unmount_all(&container.bundle.rootfs()) {
@@ -170,9 +172,13 @@ impl Shim {
         for call in container.init.deleters {
             self.reply(call, Ok(response));
         }
-        for call in container.init.waiters {
-            let error = Error::NotFound("task was deleted".to_owned());
-            self.reply(call, Err::<api::WaitResponse, _>(error));
+        self.end_waits(container.init.waiters, "task was deleted");
+    }
+
+    /// Answers those who wait for what never ran and is gone now.
+    fn end_waits(&mut self, waiters: Vec<Call>, why: &str) {
+        for call in waiters {
+            self.reply(call, Err::<api::WaitResponse, _>(Error::NotFound(why.to_owned())));
         }
     }
 }
