@@ -14,10 +14,10 @@ use crate::{
 };
 
 /// The most documents of one transfer.
-const DOCUMENTS_MAX: usize = 2048;
+pub(super) const DOCUMENTS_MAX: usize = 2048;
 
 /// How deep indexes may be nested.
-const DEPTH_MAX: usize = 8;
+pub(super) const DEPTH_MAX: usize = 8;
 
 /// An image for one platform: a manifest with all that it refers to.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,12 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
-use super::{Error, Platforms, Progress, Transfer, Work, archive::DockerImage, blocking};
+use super::{
+    Error, InvalidImage, Platforms, Progress, Transfer, Work,
+    archive::DockerImage,
+    blocking,
+    documents::{DEPTH_MAX, DOCUMENTS_MAX},
+};
 use crate::{
     diff::tar::{Entry, Kind, Time, Writer},
     namespace::Scope,
@@ -83,6 +88,8 @@ struct Plan {
     index: Vec<Descriptor>,
     blobs: BTreeMap<String, Descriptor>,
     docker: BTreeMap<String, DockerImage>,
+    /// How many documents of the image were looked at.
+    seen: usize,
 }
 
 impl Work {
@@ -122,7 +129,8 @@ impl Work {
         root.annotations.insert(ANNOTATION_REF_NAME.to_owned(), tag.to_owned());
         root.annotations.insert(ANNOTATION_IMAGE_NAME.to_owned(), name.to_owned());
         let mut images = Vec::new();
-        self.collect(&root, options, plan, &mut images)?;
+        plan.seen = 0;
+        self.collect(&root, options, plan, (&mut images, 0))?;
         let Some((manifest, config)) = images.into_iter().next() else {
             return Err(Error::NothingSelected { root: root.digest });
         };
@@ -145,8 +153,13 @@ impl Work {
         descriptor: &Descriptor,
         options: &ExportOptions,
         plan: &mut Plan,
-        images: &mut Vec<(Manifest, Descriptor)>,
+        (images, depth): (&mut Vec<(Manifest, Descriptor)>, usize),
     ) -> Result<(), Error> {
+        plan.seen += 1;
+        if plan.seen > DOCUMENTS_MAX || depth > DEPTH_MAX {
+            let (root, max) = (descriptor.digest.clone(), DOCUMENTS_MAX);
+            return Err(InvalidImage::TooManyDocuments { root, max }.into());
+        }
         let bytes = self
             .local_document(descriptor)?
             .ok_or_else(|| Error::Missing { digest: descriptor.digest.clone() })?;
@@ -155,7 +168,7 @@ impl Work {
         match document {
             Document::Index(_) => {
                 for child in children {
-                    match self.collect(&child, options, plan, images) {
+                    match self.collect(&child, options, plan, (images, depth + 1)) {
                         // An index may list what was never fetched.
                         Err(Error::Missing { .. }) => {}
                         result => result?,

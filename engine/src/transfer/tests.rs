@@ -311,6 +311,40 @@ async fn one_document_from_several_transfers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn export_of_indexes_without_end() {
+    for (case, children, depth) in [("deep", 1, 400), ("wide", 4, 7)] {
+        let kit = Kit::new();
+        let scope = Kit::scope();
+        let mut target = Descriptor::of(media_type::OCI_MANIFEST, b"never fetched");
+        for _ in 0..depth {
+            let manifests = vec![target; children];
+            let index = Index { schema_version: 2, media_type: String::new(), manifests };
+            let bytes = serde_json::to_vec(&index).unwrap();
+            kit.content.put(&scope, &bytes, Labels::new()).unwrap();
+            target = Descriptor::of(media_type::OCI_INDEX, &bytes);
+        }
+        let transfer = &kit.transfer;
+        let work = Arc::new(Work::new(transfer, scope.clone(), None, Progress::none()));
+        work.record_target("h/i:1", target, Labels::new()).await.unwrap();
+        let (to_client, _from_engine) = mpsc::channel(16);
+        let (_to_engine, incoming) = mpsc::channel(16);
+        let stream = ByteSender::new(Stream { incoming, outgoing: to_client });
+        let options = ExportOptions {
+            names: vec!["h/i:1".to_owned()],
+            platforms: Platforms::All,
+            skip_docker_manifest: false,
+            skip_non_distributable: false,
+        };
+        let error = transfer.export(scope, options, stream, Progress::none()).await;
+        let error = error.expect_err(case);
+        assert!(
+            matches!(error, Error::Invalid(InvalidImage::TooManyDocuments { .. })),
+            "{case}: {error}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn failures_leave_nothing() {
     let (layers, diff_ids) = layers();
     let mut cut = layout("v1", &layers, &diff_ids);
