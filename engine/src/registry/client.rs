@@ -425,7 +425,8 @@ fn detail(bytes: &[u8]) -> String {
 
 /// Resolves `location` against the page that sent it (RFC 3986, section 5, without `.` and `..`).
 fn join(base: &Uri, location: &str) -> Option<Uri> {
-    if location.contains("://") {
+    let scheme = location.split_once("://").map(|(scheme, _)| scheme);
+    if scheme.is_some_and(|scheme| scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())) {
         return location.parse().ok();
     }
     let (scheme, authority) = (base.scheme_str()?, base.authority()?);
@@ -579,6 +580,7 @@ mod tests {
             ("absolute", "http://cdn/x?a=b", Some("http://cdn/x?a=b")),
             ("path", "/y", Some("https://h:1/y")),
             ("relative", "y", Some("https://h:1/v2/a/blobs/y")),
+            ("path that holds a URL", "/y?u=http://cdn/x", Some("https://h:1/y?u=http://cdn/x")),
             ("same scheme", "//cdn/x", Some("https://cdn/x")),
             ("nonsense", "http://[", None),
         ];
