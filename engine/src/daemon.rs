@@ -138,7 +138,7 @@ impl Daemon {
             .with(server!(LeasesServer, leases))
             .with(server!(SnapshotsServer, snapshots))
             .with(server!(TasksServer, tasks))
-            .with(server!(StreamingServer, services::Streaming::new(streams)))
+            .with(server!(StreamingServer, services::Streaming::new(streams, stop.clone())))
             .with(server!(TransferServer, transfer));
 
         let listener = socket::bind(&paths.address, config.grpc.uid, config.grpc.gid)?;

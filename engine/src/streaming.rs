@@ -78,6 +78,11 @@ impl Streams {
         }
     }
 
+    /// Ends the streams that nobody has taken.
+    pub fn close(&self) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// Takes the stream of this name.
     ///
     /// # Errors

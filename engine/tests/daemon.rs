@@ -1,6 +1,9 @@
 //! The daemon over its socket, with generated clients.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use engine::{
     config::{Config, Layout, Paths},
@@ -19,9 +22,14 @@ use proto::containerd::services::{
     },
     images::v1::{GetImageRequest, images_client::ImagesClient},
     leases::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient},
+    streaming::v1::{StreamInit, streaming_client::StreamingClient},
     version::v1::version_client::VersionClient,
 };
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::JoinHandle,
+};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Request, Status,
     transport::{Channel, Endpoint},
@@ -224,6 +232,22 @@ async fn a_lease_keeps_what_is_written_under_it() {
     assert_eq!(error.code(), Code::NotFound);
     assert!(!file.exists());
     fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stop_waits_for_no_stream_that_nobody_has_taken() {
+    let f = Fixture::start().await;
+    let (sender, messages) = mpsc::channel(1);
+    let init = StreamInit { id: "s1".to_owned() };
+    sender.send(proto::any::pack(&init)).await.expect("open");
+    let mut client = StreamingClient::new(f.channel.clone());
+    let answer = client.stream(scoped(ReceiverStream::new(messages))).await.expect("opens");
+    let mut answers = answer.into_inner();
+    answers.message().await.expect("open").expect("an answer");
+    let began = Instant::now();
+    f.stop().await;
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    drop(sender);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,6 +6,7 @@ use prost_types::Any;
 use proto::containerd::services::streaming::v1::{StreamInit, streaming_server};
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt, wrappers::ReceiverStream};
+use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming as Messages};
 
 use super::scope;
@@ -15,12 +16,13 @@ use crate::streaming::{QUEUE_LEN_MAX, Stream, StreamError, Streams};
 #[derive(Clone)]
 pub struct Streaming {
     streams: Arc<Streams>,
+    stop: CancellationToken,
 }
 
 impl Streaming {
-    /// Registers what clients open with `streams`.
-    pub fn new(streams: Arc<Streams>) -> Self {
-        Self { streams }
+    /// Registers what clients open with `streams`. Those that no request has taken end with `stop`.
+    pub fn new(streams: Arc<Streams>, stop: CancellationToken) -> Self {
+        Self { streams, stop }
     }
 }
 
@@ -49,7 +51,15 @@ impl streaming_server::Streaming for Streaming {
         to_client.try_send(proto::any::pack(&Empty {})).expect("the queue is empty");
         let stream = Stream { incoming, outgoing: to_client };
         self.streams.register(namespace, id, stream).map_err(refusal)?;
-        tokio::spawn(pump(messages, from_client));
+        let (streams, stop) = (Arc::clone(&self.streams), self.stop.clone());
+        tokio::spawn(async move {
+            let mut pumping = std::pin::pin!(pump(messages, from_client));
+            tokio::select! {
+                () = &mut pumping => return,
+                () = stop.cancelled() => streams.close(),
+            }
+            pumping.await;
+        });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing).map(Ok))))
     }
 }
