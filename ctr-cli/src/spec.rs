@@ -1,6 +1,6 @@
 //! The OCI runtime specification of a container.
 //!
-//! [`Spec::new`] is containerd's default for Linux; [`Change`]s, made of command-line flags and
+//! [`Spec::new`] is containerd's default for Linux; changes, made of command-line flags and
 //! the image's configuration, are applied to it in the order of stock `ctr`, because later ones
 //! win. All of it is pure except for host devices and environment files, which are read when the
 //! command line is turned into changes, and for the image's users ([`users`]).

@@ -1,7 +1,7 @@
 //! Layers: applies them to directories, and makes them from directories.
 //!
 //! A layer is a tar stream, perhaps compressed, with the changes from one tree of files to
-//! another (OCI image-spec, "layer"). [`apply`] makes the changes, [`compare`] finds them. Both
+//! another (OCI image-spec, "layer"). [`apply()`] makes the changes, [`compare()`] finds them. Both
 //! work on the mounts of snapshots, and on the directories behind these where they can, so that
 //! most layers need no mount at all.
 //!

@@ -6,9 +6,9 @@
 //!
 //! | line    | modules                                                | may                  |
 //! |---------|--------------------------------------------------------|----------------------|
-//! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`reference`] | neither I/O nor async |
+//! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`mod@reference`] | neither I/O nor async |
 //! | state   | [`content`], [`diff`], [`gc`], [`metadata`]             | block, no tokio      |
-//! | work    | [`events`], [`registry`], [`runtime`], [`streaming`]                | async                |
+//! | work    | [`events`], [`registry`], [`runtime`], [`streaming`], [`transfer`] | async                |
 //! | surface | [`services`]                                           | async; tonic and the wire's types |
 //! | wiring  | [`config`], [`daemon`]                                 | everything           |
 

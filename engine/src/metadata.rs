@@ -13,7 +13,7 @@
 //! - **Atomic.** A call that returned an error has changed nothing: changes are gathered in memory
 //!   and enter the transaction only when the whole call succeeded.
 //! - **Group commit.** Calls that come while a commit is under way share the next one; see
-//!   [`store`](self::store).
+//!   [`store`].
 //! - **Readers never wait.** They see the last commit.
 //! - **Blocking.** Calls wait for the disk. Async callers use a blocking thread.
 //!

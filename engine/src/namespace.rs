@@ -6,7 +6,7 @@ use crate::identifier::{self, ParseIdentifierError};
 
 /// The name of a tenant: clients of one namespace do not see the objects of another.
 ///
-/// Always an [identifier](crate::identifier), because parsing is the only way to get one.
+/// Always an [`identifier`], because parsing is the only way to get one.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Namespace(Arc<str>);
 

@@ -2,7 +2,7 @@
 //!
 //! # Who owns what
 //!
-//! The shim owns the container's processes, and outlives this daemon. An [actor](actor) in this
+//! The shim owns the container's processes, and outlives this daemon. An [`actor`] in this
 //! daemon owns the task's life: its bundle, its shim's life, and what is told of its end. Calls go
 //! past the actor to the shim, each with a deadline, so a shim that is slow or stopped delays
 //! nobody but who asks for its task.

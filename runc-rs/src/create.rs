@@ -1,6 +1,6 @@
 //! `create`: from a bundle to a container whose init waits for `start`.
 //!
-//! Everything is decided first ([`plan`]); then directory, cgroup and process are made, in this
+//! Everything is decided first; then directory, cgroup and process are made, in this
 //! order, and [`Undo`] takes them away again, in the other one, when a step fails.
 
 mod mapping;

@@ -57,7 +57,7 @@ enum Chore {
     },
     /// Measure the programs against their Debian peers, as root
     Bench {
-        /// Arguments of the bench: --rounds <n>, --json <file>, parts of rows' names
+        /// Arguments of the bench: `--rounds <n>`, `--json <file>`, parts of rows' names
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

@@ -16,7 +16,7 @@ pub(crate) struct RegistryFlags {
     /// Use plain HTTP
     #[arg(long)]
     plain_http: bool,
-    /// User for the registry, as name[:password]
+    /// User for the registry, as `name[:password]`
     #[arg(long, short)]
     user: Option<String>,
     /// Refresh token for the registry

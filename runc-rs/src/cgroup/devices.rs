@@ -2,7 +2,7 @@
 //!
 //! A list of rules, each of which overrides those before it, is reduced to a [`DeviceSet`]: a
 //! default and exceptions from it, as cgroup v1 keeps them in the kernel. v1 gets the set as
-//! lines for `devices.allow` and `devices.deny`, v2 as a [program](program).
+//! lines for `devices.allow` and `devices.deny`, v2 as a [`program`].
 //!
 //! A rule that would cut a hole into a wildcard exception is an error: v1 ignores it silently,
 //! and whoever wrote it would believe in a protection that is not there. Source: runc, the
