@@ -20,9 +20,13 @@
 //! Everything here blocks.
 
 use std::{
+    ffi::OsString,
     fs::{self, DirBuilder, Permissions},
     io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt, chown, symlink},
+    os::unix::{
+        ffi::OsStringExt,
+        fs::{DirBuilderExt, PermissionsExt, chown, symlink},
+    },
     path::{Path, PathBuf},
 };
 
@@ -158,7 +162,7 @@ impl Bundle {
     pub(super) fn remove(&self) -> Result<(), Error> {
         let rootfs = self.rootfs();
         // What is mounted belongs to somebody, and must not be removed with the bundle.
-        detach(&rootfs).map_err(Error::bundle("unmount", &rootfs))?;
+        detach_tree(&rootfs).map_err(Error::bundle("unmount", &rootfs))?;
         let work = fs::read_link(self.path.join("work"));
         let removed = remove_hidden(&self.path);
         let work_removed = match work {
@@ -177,7 +181,7 @@ impl Bundle {
 /// Removes a directory under another name, so that nobody ever finds half of it.
 fn remove_hidden(path: &Path) -> Result<(), Error> {
     let Some(name) = path.file_name() else { return Ok(()) };
-    let mut hidden = std::ffi::OsString::from(".");
+    let mut hidden = OsString::from(".");
     hidden.push(name);
     let hidden = path.with_file_name(hidden);
     // An earlier removal may have been cut short.
@@ -207,7 +211,44 @@ fn detach(path: &Path) -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(())
+    // The files below belong to whoever is mounted there.
+    Err(io::ErrorKind::ResourceBusy.into())
+}
+
+/// Unmounts everything on `path` and below.
+fn detach_tree(path: &Path) -> io::Result<()> {
+    detach(path)?;
+    // A root filesystem may have mounts below without being one itself; not if it is empty.
+    let mut entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    if entries.next().is_none() {
+        return Ok(());
+    }
+    let path = path.canonicalize()?;
+    let mounts = fs::read("/proc/self/mountinfo")?;
+    let mut below: Vec<PathBuf> =
+        mounts.split(|&byte| byte == b'\n').filter_map(mount_point).collect();
+    below.retain(|mount| mount.starts_with(&path) && *mount != path);
+    // What was mounted last lies on top.
+    below.iter().rev().try_for_each(|mount| detach(mount))
+}
+
+/// Where a line of `/proc/self/mountinfo` says that the mount is (proc(5)).
+fn mount_point(line: &[u8]) -> Option<PathBuf> {
+    let escaped = line.split(|&byte| byte == b' ').nth(4)?;
+    let mut path = Vec::with_capacity(escaped.len());
+    let mut rest = escaped;
+    while let Some((&byte, after)) = rest.split_first() {
+        let octal = (byte == b'\\').then(|| after.get(..3)).flatten();
+        let code = octal.and_then(|digits| std::str::from_utf8(digits).ok());
+        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) => (path.push(byte), rest = &after[3..]),
+            None => (path.push(byte), rest = after),
+        };
+    }
+    Some(PathBuf::from(OsString::from_vec(path)))
 }
 
 /// The host's group for the container's group 0, which must be let into the bundle.
@@ -272,6 +313,25 @@ mod tests {
         assert!(!work.exists());
         let left = fs::read_dir(bundle.path().parent().expect("has one")).expect("there").count();
         assert_eq!(left, 0);
+    }
+
+    #[test]
+    fn what_is_mounted_below_is_not_removed() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let namespace = "default".parse().expect("an identifier");
+        let bundle = Bundle::at(&directory.path().join("state"), &namespace, "c1");
+        bundle.make(&directory.path().join("work"), None, Path::new("/bin/shim")).expect("made");
+        let (theirs, target) = (directory.path().join("theirs"), bundle.rootfs().join("a b/c"));
+        for folder in [&theirs, &target] {
+            fs::create_dir_all(folder).expect("made");
+        }
+        fs::write(theirs.join("data"), "1").expect("written");
+        match rustix::mount::mount_bind(&theirs, &target) {
+            Err(rustix::io::Errno::PERM) => return,
+            mounted => mounted.expect("mounted"),
+        }
+        bundle.remove().expect("removed");
+        assert!(theirs.join("data").exists());
     }
 
     #[test]
