@@ -124,7 +124,14 @@ fn inside(stage: &Stage) -> Result<bool> {
     let mut cell = Cell::start(choice, stage).with_context(|| format!("start {choice}"))?;
     let namespace = cell.namespace().to_owned();
     for case in CASES.iter().flat_map(|group| *group).filter(|case| arguments.wants(case)) {
-        let outcome = run(case, &mut cell);
+        let outcome = match run(case, &mut cell) {
+            // On a busy machine a case may run into a deadline of its own. The table names it.
+            Outcome::Failed(why) => match run(case, &mut cell) {
+                Outcome::Passed => Outcome::Unsteady(why),
+                again => again,
+            },
+            outcome => outcome,
+        };
         println!("test {choice} {} ... {outcome}", case.name);
         note(Path::new(file), case.name, &outcome)?;
     }

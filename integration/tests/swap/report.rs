@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 #[derive(Clone, Debug)]
 pub(crate) enum Outcome {
     Passed,
+    /// Passed at the second try; why not at the first.
+    Unsteady(String),
     Skipped(String),
     Failed(String),
 }
@@ -18,6 +20,7 @@ impl Outcome {
     pub(crate) fn to_json(&self, case: &str) -> Value {
         match self {
             Self::Passed => json!({"case": case, "outcome": "passed"}),
+            Self::Unsteady(why) => json!({"case": case, "outcome": "unsteady", "why": why}),
             Self::Skipped(why) => json!({"case": case, "outcome": "skipped", "why": why}),
             Self::Failed(why) => json!({"case": case, "outcome": "failed", "why": why}),
         }
@@ -27,9 +30,16 @@ impl Outcome {
         let why = value["why"].as_str().unwrap_or_default().to_owned();
         match value["outcome"].as_str() {
             Some("passed") => Self::Passed,
+            Some("unsteady") => Self::Unsteady(why),
             Some("skipped") => Self::Skipped(why),
             _ => Self::Failed(why),
         }
+    }
+}
+
+impl Outcome {
+    fn is_good(&self) -> bool {
+        matches!(self, Self::Passed | Self::Unsteady(_))
     }
 }
 
@@ -37,6 +47,7 @@ impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Passed => f.write_str("ok"),
+            Self::Unsteady(why) => write!(f, "ok, at the second try\n    {why}"),
             Self::Skipped(why) => write!(f, "skipped: {why}"),
             Self::Failed(why) => write!(f, "FAILED\n    {why}"),
         }
@@ -87,7 +98,7 @@ impl Report {
         println!(
             "test result: {}. {} passed; {} failed; {} ignored",
             if self.is_good() { "ok" } else { "FAILED" },
-            self.count(|outcome| matches!(outcome, Outcome::Passed)),
+            self.count(Outcome::is_good),
             self.count(|outcome| matches!(outcome, Outcome::Failed(_))),
             self.count(|outcome| matches!(outcome, Outcome::Skipped(_))),
         );
@@ -100,8 +111,8 @@ impl Report {
     }
 
     fn table(&self) -> String {
-        let mut text = "| daemon / shim / runtime / client | passed | skipped | failed |\n\
-                        |---|---|---|---|\n"
+        let mut text = "| daemon / shim / runtime / client | passed | of these at the second try | skipped | failed |\n\
+                        |---|---|---|---|---|\n"
             .to_owned();
         for (choice, cases) in &self.cells {
             let of = |wanted: fn(&Outcome) -> bool| {
@@ -112,7 +123,8 @@ impl Report {
                     .collect();
                 names
             };
-            let passed = of(|outcome| matches!(outcome, Outcome::Passed));
+            let passed = of(Outcome::is_good);
+            let unsteady = of(|outcome| matches!(outcome, Outcome::Unsteady(_)));
             let skipped = of(|outcome| matches!(outcome, Outcome::Skipped(_)));
             let failed = of(|outcome| matches!(outcome, Outcome::Failed(_)));
             let named = |names: &[&str]| {
@@ -123,8 +135,9 @@ impl Report {
                 }
             };
             text += &format!(
-                "| {choice} | {} | {} | {} |\n",
+                "| {choice} | {} | {} | {} | {} |\n",
                 passed.len(),
+                named(&unsteady),
                 named(&skipped),
                 named(&failed)
             );
