@@ -46,13 +46,8 @@ pub(crate) async fn find_image(client: &Client, name: &str) -> anyhow::Result<Im
         async |name: &str| client.images().get(GetImageRequest { name: name.to_owned() }).await;
     let full = names::normalise(name);
     let response = match get(name).await {
-        Err(status) if status.code() == Code::NotFound && full != name => {
-            // The error names the image as it was given.
-            get(&full).await.map_err(|second| match second.code() {
-                Code::NotFound => status,
-                _ => second,
-            })?
-        }
+        // The error names what was meant, so that a typing error shows.
+        Err(status) if status.code() == Code::NotFound && full != name => get(&full).await?,
         response => response?,
     };
     response.into_inner().image.with_context(|| format!("daemon returned no image for {name}"))

@@ -114,11 +114,12 @@ fn draw(bar: &ProgressBar, message: &Message) {
 
 /// A name with its digest cut to what people compare.
 fn shorten(name: &str) -> String {
-    let short = |part: &str| match part.strip_prefix("sha256:") {
-        Some(hex) if hex.len() == 64 && hex.is_ascii() => format!("({})", &hex[..12]),
-        _ => part.to_owned(),
-    };
-    name.split('-').map(short).collect::<Vec<_>>().join(" ")
+    match name.split_once("-sha256:") {
+        Some((kind, hex)) if hex.len() == 64 && hex.is_ascii() => {
+            format!("{kind} ({})", &hex[..12])
+        }
+        _ => name.to_owned(),
+    }
 }
 
 #[cfg(test)]
@@ -129,6 +130,6 @@ mod tests {
     fn names() {
         let digest = format!("sha256:{}", "a".repeat(64));
         assert_eq!(shorten(&format!("layer-{digest}")), "layer (aaaaaaaaaaaa)");
-        assert_eq!(shorten("docker.io/library/a:b"), "docker.io/library/a:b");
+        assert_eq!(shorten("docker.io/library/a-b:c"), "docker.io/library/a-b:c");
     }
 }
