@@ -111,12 +111,3 @@ pub(crate) fn clean(cell: &Cell) {
         let _ = cell.ctr(&["containers", "rm", id]);
     }
 }
-
-/// Removes what clients have left in the directory for fifos.
-pub(crate) fn remove_fifos() -> Result<()> {
-    let Ok(entries) = std::fs::read_dir("/run/containerd/fifo") else { return Ok(()) };
-    for entry in entries {
-        std::fs::remove_dir_all(entry?.path())?;
-    }
-    Ok(())
-}

@@ -18,7 +18,7 @@ use std::{ffi::OsString, fs, io::Write, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use integration::{
-    cell::{Cell, Choice, Client},
+    cell::{Cell, Choice},
     leaks::Inventory,
     stage::{self, Stage},
 };
@@ -154,13 +154,7 @@ fn run(case: &Case, cell: &mut Cell) -> Outcome {
     let result = (case.run)(cell);
     let result = match result {
         Err(error) if error.is::<Skipped>() => return Outcome::Skipped(error.to_string()),
-        result => result.and_then(|()| {
-            if cell.choice().client == Client::Debian {
-                // It leaves the fifos of a detached exec behind.
-                cases::remove_fifos()?;
-            }
-            before.wait_restored(&namespace)
-        }),
+        result => result.and_then(|()| before.wait_restored(&namespace)),
     };
     match result {
         Ok(()) => Outcome::Passed,
