@@ -5,8 +5,9 @@ use super::{
     capabilities,
 };
 
-/// The version of the runtime specification that documents name.
-const OCI_VERSION: &str = "1.3.0";
+/// The version of the runtime specification that documents name: the one from which they use
+/// something. A later one would shut out runtimes that could run them, such as crun 1.8.
+const OCI_VERSION: &str = "1.1.0";
 
 /// The search path of images that set no environment.
 pub(crate) const DEFAULT_ENV: &str =
