@@ -155,10 +155,21 @@ impl Blobs {
 
 /// Commits what was written; a blob that is there already is as good.
 fn commit(work: &Work, writer: content::Writer, digest: &Digest, size: u64) -> Result<(), Error> {
+    let reference = writer.status().reference;
     match writer.commit(size, Some(digest), Labels::new()) {
         Ok(_) => Ok(()),
         Err(crate::error::Error::AlreadyExists(_)) => work.has_blob(digest).map(drop),
-        Err(error) => Err(error.into()),
+        Err(error) => {
+            forget(work, &reference);
+            Err(error.into())
+        }
+    }
+}
+
+/// Gives up a write: nobody can go on with it under a name that nobody knows.
+fn forget(work: &Work, reference: &str) {
+    if let Err(error) = work.content.abort(&work.scope.namespace, reference) {
+        tracing::debug!(%error, reference, "remains of an import stay until collected");
     }
 }
 
@@ -173,8 +184,16 @@ impl Sink for Blobs {
         let reference = format!("import-{}", unique());
         let new = NewWrite { total: size, ..NewWrite::new(&reference) };
         let mut writer = self.work.content.writer(&self.work.scope, new)?;
-        while let Some(part) = data()? {
-            writer.write(&part)?;
+        let mut receive = || {
+            while let Some(part) = data()? {
+                writer.write(&part)?;
+            }
+            Ok(())
+        };
+        if let Err(error) = receive() {
+            drop(writer);
+            forget(&self.work, &reference);
+            return Err(error);
         }
         let digest = writer.digest().expect("the writer hashes");
         let (work, known) = (Arc::clone(&self.work), digest.clone());
