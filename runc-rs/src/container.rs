@@ -75,6 +75,19 @@ impl Container {
         Ok(Self { entry, state, cgroup })
     }
 
+    /// What is left of a container whose record is missing or cannot be read, to be removed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSuchContainer`] when nothing is.
+    pub(crate) fn remains(root: &Root, id: &ContainerId) -> Result<Self, Error> {
+        let entry = root.entry(id);
+        let found = entry.remains().ok_or(Error::NoSuchContainer)?;
+        Cgroup::load(found.planned).forget();
+        let cgroup = Cgroup::load(found.state.cgroup_paths.clone());
+        Ok(Self { entry, state: found.state, cgroup })
+    }
+
     /// What was recorded.
     pub fn state(&self) -> &State {
         &self.state
@@ -235,22 +248,23 @@ impl Container {
     }
 
     /// Removes all that is left of a container whose processes have ended, and runs its poststop
-    /// hooks. Goes on after an error, and returns the first.
+    /// hooks.
     ///
     /// # Errors
     ///
-    /// [`Error::Cgroup`] when the cgroup still has processes.
+    /// [`Error::Cgroup`] when the cgroup still has processes; then the record stays, so that this
+    /// can be tried again.
     pub fn destroy(self) -> Result<(), Error> {
         // In a shared pid namespace there may be processes that the init has left behind.
         let killed = kill_all(&self.cgroup);
-        let cgroup = self.cgroup.destroy().map_err(Error::from);
+        self.cgroup.destroy()?;
         let hooks = self.run_hooks("poststop", Status::Stopped);
         let entry = self.entry.remove();
         if let Err(error) = hooks {
             // The spec has them logged, not obeyed.
             crate::log::warn(&format!("poststop hooks: {}", sys::error::Chain(&error)));
         }
-        killed.and(cgroup).and(entry)
+        killed.and(entry)
     }
 }
 

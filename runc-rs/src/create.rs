@@ -88,7 +88,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let entry = settings.root.entry(id);
     entry.create()?;
     let mut undo = Undo::new(entry.clone(), cgroup);
-    undo.cgroup().create(spec.linux.resources.as_ref())?;
+    undo.make_cgroup(spec.linux.resources.as_ref())?;
     let fifo = make_fifo(&entry.fifo())?;
     let prepared = prepare_trees(settings, &spec, &bundle)?;
     let (terminal, console) = options.process.console(&spec_process(&spec))?;

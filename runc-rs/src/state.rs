@@ -7,26 +7,41 @@
 //!
 //! | file in `<root>/<id>` | means                                                   |
 //! |-----------------------|---------------------------------------------------------|
+//! | `planned.json`        | these cgroups may have been made                        |
+//! | `creating.json`       | these cgroups are the container's, and what is in them  |
 //! | `state.json`          | the container exists                                    |
 //! | `exec.fifo`           | its init waits for `start`                              |
+//!
+//! The first two, of which the second is the first one renamed, are for `delete --force` after a
+//! `create` that was killed: a group that was only planned may be another container's, so nothing
+//! in it is killed. They stay, for the case that `state.json` cannot be read.
 
 use std::{
     collections::BTreeMap,
     fs, io,
-    io::Write as _,
+    io::{Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::{error::Error, id::ContainerId, spec};
 
 const STATE: &str = "state.json";
 const FIFO: &str = "exec.fifo";
+const PLANNED: &str = "planned.json";
+const CREATING: &str = "creating.json";
+
+/// The most bytes of a record that are read.
+const RECORD_SIZE_MAX: u64 = 32 << 20;
+
+/// The mode of the directories: their content is the runtime's own business.
+const MODE: u32 = 0o700;
 
 /// A container's record.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are runc's")]
 pub struct State {
     pub id: String,
@@ -56,18 +71,37 @@ pub struct Config {
 }
 
 impl State {
-    /// The bundle's path.
+    /// The bundle's path: the last label that says so, since annotations, which may have any name,
+    /// come before it.
     pub fn bundle(&self) -> &str {
-        self.config.labels.iter().find_map(|label| label.strip_prefix("bundle=")).unwrap_or("")
+        let labels = self.config.labels.iter().rev();
+        labels.filter_map(|label| label.strip_prefix("bundle=")).next().unwrap_or("")
     }
 
     /// The annotations of the configuration.
     pub fn annotations(&self) -> BTreeMap<String, String> {
-        let pairs = self.config.labels.iter().filter_map(|label| label.split_once('='));
-        pairs
-            .filter(|(key, _)| *key != "bundle")
+        let labels = &self.config.labels;
+        let bundle = labels.iter().rposition(|label| label.starts_with("bundle="));
+        let annotations = labels.iter().enumerate().filter(|(at, _)| Some(*at) != bundle);
+        annotations
+            .filter_map(|(_, label)| label.split_once('='))
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect()
+    }
+
+    /// What can be understood of a record that is damaged, or somebody else's.
+    fn salvage(text: &[u8]) -> Self {
+        let value: Value = serde_json::from_slice(text).unwrap_or_default();
+        fn part<T: serde::de::DeserializeOwned + Default>(value: &Value) -> T {
+            T::deserialize(value).unwrap_or_default()
+        }
+        Self {
+            init_process_pid: part(&value["init_process_pid"]),
+            init_process_start: part(&value["init_process_start"]),
+            config: part(&value["config"]),
+            cgroup_paths: part(&value["cgroup_paths"]),
+            ..Self::default()
+        }
     }
 }
 
@@ -132,11 +166,11 @@ impl Entry {
         if let Some(root) = self.0.parent() {
             fs::DirBuilder::new()
                 .recursive(true)
-                .mode(0o711)
+                .mode(MODE)
                 .create(root)
                 .map_err(|error| Error::file("mkdir", root, error))?;
         }
-        match fs::DirBuilder::new().mode(0o711).create(&self.0) {
+        match fs::DirBuilder::new().mode(MODE).create(&self.0) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 Err(Error::ContainerExists)
@@ -166,7 +200,7 @@ impl Entry {
     /// [`Error::NoSuchContainer`] when there is none.
     pub fn load(&self) -> Result<State, Error> {
         let path = self.0.join(STATE);
-        let text = match fs::read(&path) {
+        let text = match self.read(STATE) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(Error::NoSuchContainer);
@@ -175,6 +209,41 @@ impl Entry {
         };
         serde_json::from_slice(&text)
             .map_err(|error| Error::file("parse", path, io::Error::other(error)))
+    }
+
+    fn read(&self, name: &str) -> io::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        fs::File::open(self.0.join(name))?.take(RECORD_SIZE_MAX).read_to_end(&mut text)?;
+        Ok(text)
+    }
+
+    /// What there is to remove, however little of it is on record; `None` when there is not even a
+    /// directory.
+    pub(crate) fn remains(&self) -> Option<Remains> {
+        if self.0.symlink_metadata().is_err() {
+            return None;
+        }
+        let mut state = State::salvage(&self.read(STATE).unwrap_or_default());
+        if state.cgroup_paths.is_empty() {
+            let creating = self.read(CREATING).unwrap_or_default();
+            state.cgroup_paths = serde_json::from_slice(&creating).unwrap_or_default();
+        }
+        let planned = self.read(PLANNED).unwrap_or_default();
+        Some(Remains { state, planned: serde_json::from_slice(&planned).unwrap_or_default() })
+    }
+
+    /// Records where cgroups are about to be made.
+    pub(crate) fn plan_cgroups(&self, paths: &BTreeMap<String, PathBuf>) -> Result<(), Error> {
+        let path = self.0.join(PLANNED);
+        let text = serde_json::to_vec(paths)
+            .map_err(|error| Error::file("write", &path, io::Error::other(error)))?;
+        write_private(&path, &text).map_err(|error| Error::file("write", &path, error))
+    }
+
+    /// Records that those cgroups are this container's.
+    pub(crate) fn own_cgroups(&self) -> Result<(), Error> {
+        let path = self.0.join(CREATING);
+        fs::rename(self.0.join(PLANNED), &path).map_err(|error| Error::file("write", path, error))
     }
 
     /// Replaces the record.
@@ -187,15 +256,69 @@ impl Entry {
         let new = self.0.join(".state.json.new");
         let fail = |error| Error::file("write", &path, error);
         let text = serde_json::to_vec(state).map_err(|error| fail(io::Error::other(error)))?;
-        let mut options = fs::OpenOptions::new();
-        let mut file =
-            options.write(true).create(true).truncate(true).mode(0o600).open(&new).map_err(fail)?;
-        file.write_all(&text).map_err(fail)?;
+        write_private(&new, &text).map_err(fail)?;
         fs::rename(&new, &path).map_err(fail)
     }
 
     /// The FIFO's path.
     pub fn fifo(&self) -> PathBuf {
         self.0.join(FIFO)
+    }
+}
+
+fn write_private(path: &Path, text: &[u8]) -> io::Result<()> {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600).open(path)?.write_all(text)
+}
+
+/// What is left of a container whose record is missing or cannot be read.
+pub(crate) struct Remains {
+    /// What is known of it.
+    pub(crate) state: State,
+    /// Cgroups that may have been made, or may be another's.
+    pub(crate) planned: BTreeMap<String, PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn annotations_do_not_pass_for_the_bundle() {
+        let labels = ["bundle=/evil", "bundle=x=/evil", "a=b=c", "bundle=/real"];
+        let state = State {
+            config: Config {
+                labels: labels.iter().map(|&label| label.to_owned()).collect(),
+                ..Config::default()
+            },
+            ..State::default()
+        };
+        assert_eq!(state.bundle(), "/real");
+        let annotations = state.annotations();
+        let pairs: Vec<_> = annotations.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+        assert_eq!(pairs, [("a", "b=c"), ("bundle", "x=/evil")]);
+    }
+
+    #[test]
+    fn salvages_what_it_can() {
+        let paths = BTreeMap::from([("pids".to_owned(), PathBuf::from("/sys/fs/cgroup/pids/x"))]);
+        let whole = r#"{"init_process_pid": 7, "init_process_start": 9, "id": 5,
+            "cgroup_paths": {"pids": "/sys/fs/cgroup/pids/x"}, "config": {"labels": ["bundle=/b"]}}"#;
+        let cases = [
+            ("other types", whole, (7, 9, "/b", paths.clone())),
+            ("null", "null", (0, 0, "", BTreeMap::new())),
+            ("cut short", &whole[..40], (0, 0, "", BTreeMap::new())),
+            ("a list", "[1]", (0, 0, "", BTreeMap::new())),
+            (
+                "pid out of range",
+                r#"{"init_process_pid": 99999999999, "cgroup_paths": {"pids": "/sys/fs/cgroup/pids/x"}}"#,
+                (0, 0, "", paths),
+            ),
+        ];
+        for (case, text, (pid, start, bundle, paths)) in cases {
+            let state = State::salvage(text.as_bytes());
+            assert_eq!((state.init_process_pid, state.init_process_start), (pid, start), "{case}");
+            assert_eq!((state.bundle(), &state.cgroup_paths), (bundle, &paths), "{case}");
+        }
     }
 }

@@ -51,6 +51,15 @@ impl Cgroup {
     }
 }
 
+impl Cgroup {
+    /// Removes those groups that nobody uses, for it is not known whose they are.
+    pub(crate) fn forget(&self) {
+        for group in &self.groups {
+            let _ = rmdir(&group.path);
+        }
+    }
+}
+
 fn remove(path: &std::path::Path, deadline: Instant) -> io::Result<()> {
     let mut pause = PAUSE_MIN;
     loop {

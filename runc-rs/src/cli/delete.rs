@@ -1,9 +1,12 @@
 //! `delete`.
 
+use sys::error::Chain;
+
 use super::flags::{ANYWHERE, Parsed, switch};
 use crate::{
     container::{Container, Status},
     error::Error,
+    log,
     settings::Settings,
 };
 
@@ -14,17 +17,26 @@ pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     let id = super::id(&parsed)?;
     let container = match Container::load(&settings.root, &id) {
         Ok(container) => container,
+        // What a create left that was cut short before there was a record.
         Err(Error::NoSuchContainer) => {
-            // What a create left that was cut short before there was a record.
-            settings.root.entry(&id).remove()?;
-            return if force { Ok(0) } else { Err(Error::NoSuchContainer) };
+            let removed = match Container::remains(&settings.root, &id) {
+                Ok(remains) => remove(remains),
+                Err(error) => Err(error),
+            };
+            return match removed {
+                Ok(()) | Err(Error::NoSuchContainer) if force => Ok(0),
+                Ok(()) => Err(Error::NoSuchContainer),
+                Err(error) => Err(error),
+            };
+        }
+        Err(error) if force => {
+            log::warn(&Chain(&error).to_string());
+            Container::remains(&settings.root, &id)?
         }
         Err(error) => return Err(error),
     };
     if force {
-        let killed = container.kill();
-        container.destroy()?;
-        killed?;
+        remove(container)?;
         return Ok(0);
     }
     match container.status()? {
@@ -38,4 +50,13 @@ pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     }
     container.destroy()?;
     Ok(0)
+}
+
+/// Kills and removes, whatever the status.
+fn remove(container: Container) -> Result<(), Error> {
+    match container.kill() {
+        // What still runs stays on record.
+        Err(error @ Error::Status(_)) => Err(error),
+        killed => container.destroy().and(killed),
+    }
 }

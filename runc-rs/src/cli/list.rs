@@ -2,11 +2,13 @@
 
 use std::os::unix::fs::MetadataExt as _;
 
+use sys::error::Chain;
+
 use super::{
     flags::{ANYWHERE, Parsed, switch, value},
     state::View,
 };
-use crate::{container::Container, error::Error, proc, settings::Settings};
+use crate::{container::Container, error::Error, log, proc, settings::Settings};
 
 pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     let parsed = Parsed::new(words, &[value("format", "f"), switch("quiet", "q")], ANYWHERE)?;
@@ -39,7 +41,11 @@ fn views(settings: &Settings) -> Result<Vec<View>, Error> {
             Ok(container) => container,
             // It is being created or deleted.
             Err(Error::NoSuchContainer) => continue,
-            Err(error) => return Err(error),
+            // One that cannot be read hides no other.
+            Err(error) => {
+                log::warn(&format!("load container {id}: {}", Chain(&error)));
+                continue;
+            }
         };
         let path = settings.root.entry(&id).path().to_owned();
         let uid = path.metadata().map_or(0, |found| found.uid());

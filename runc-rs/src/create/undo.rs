@@ -5,7 +5,10 @@ use std::os::fd::AsFd as _;
 use rustix::process::{Pid, WaitOptions, waitpid};
 use sys::error::Chain;
 
-use crate::{cgroup::Cgroup, container, init::clone::Child, log, state::Entry};
+use crate::{
+    cgroup::Cgroup, container, error::Error, init::clone::Child, log,
+    spec::resources::LinuxResources, state::Entry,
+};
 
 /// Takes away a half-made container when dropped: its process, cgroup and directory.
 pub(super) struct Undo(Option<Parts>);
@@ -13,13 +16,26 @@ pub(super) struct Undo(Option<Parts>);
 struct Parts {
     entry: Entry,
     cgroup: Cgroup,
+    /// Whether the cgroup is this container's. Before that it may be another's with the same path,
+    /// whose processes are nobody's to kill.
+    owns_cgroup: bool,
     process: Option<Child>,
 }
 
 impl Undo {
-    /// Guards a container's directory, which exists, and its cgroup, which may exist.
+    /// Guards a container's directory, which exists; its cgroup is where it is going to be.
     pub(super) fn new(entry: Entry, cgroup: Cgroup) -> Self {
-        Self(Some(Parts { entry, cgroup, process: None }))
+        Self(Some(Parts { entry, cgroup, owns_cgroup: false, process: None }))
+    }
+
+    /// Makes the cgroup, and guards it from then on. What `delete` needs to find it after a crash is
+    /// on record before.
+    pub(super) fn make_cgroup(&mut self, resources: Option<&LinuxResources>) -> Result<(), Error> {
+        let Some(parts) = &mut self.0 else { return Ok(()) };
+        parts.entry.plan_cgroups(&parts.cgroup.paths())?;
+        parts.cgroup.create(resources)?;
+        parts.owns_cgroup = true;
+        parts.entry.own_cgroups()
     }
 
     fn parts(&self) -> &Parts {
@@ -61,13 +77,17 @@ impl Drop for Undo {
         let warn = |what: &str, error: &dyn std::error::Error| {
             log::warn(&format!("clean up {what}: {}", Chain(error)));
         };
-        if let Err(error) = container::kill_all(&parts.cgroup) {
+        if parts.owns_cgroup
+            && let Err(error) = container::kill_all(&parts.cgroup)
+        {
             warn("processes", &error);
         }
         if let Some(pid) = parts.process.as_ref().and_then(|process| Pid::from_raw(process.pid)) {
             let _ = waitpid(Some(pid), WaitOptions::empty());
         }
-        if let Err(error) = parts.cgroup.destroy() {
+        if parts.owns_cgroup
+            && let Err(error) = parts.cgroup.destroy()
+        {
             warn("cgroup", &error);
         }
         if let Err(error) = parts.entry.remove() {

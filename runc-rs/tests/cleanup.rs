@@ -1,0 +1,265 @@
+//! Whatever goes wrong leaves nothing behind, and `delete --force` removes what a crash left, as
+//! root, on the real kernel.
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Stdio},
+    time::Duration,
+};
+
+use serde_json::{Value, json};
+use support::{Bundle, wait_until};
+
+/// Checks that nothing is left of a container; processes that nobody waits for have a while to go.
+fn assert_clean(bundle: &Bundle, case: &str) {
+    wait_until(&format!("{case}: {:?}", bundle.leftovers()), || {
+        bundle.leftovers().iter().all(|left| !left.starts_with("process"))
+    });
+    assert_eq!(bundle.leftovers(), Vec::<String>::new(), "{case}");
+}
+
+fn delete(bundle: &Bundle, case: &str) {
+    let answer = bundle.on("delete", &["--force"]);
+    assert_eq!(answer.status, 0, "{case}: {}", answer.stderr);
+    assert_clean(bundle, case);
+}
+
+/// The container's groups, by controller.
+fn cgroups(bundle: &Bundle) -> BTreeMap<String, PathBuf> {
+    serde_json::from_value(record(bundle)["cgroup_paths"].clone()).expect("paths")
+}
+
+fn record(bundle: &Bundle) -> Value {
+    let text = fs::read(record_path(bundle)).expect("read record");
+    serde_json::from_slice(&text).expect("JSON")
+}
+
+fn record_path(bundle: &Bundle) -> PathBuf {
+    bundle.root().join(&bundle.id).join("state.json")
+}
+
+/// A container that cannot be created because another one has its cgroup takes nothing from that.
+#[test]
+fn cgroup_of_another_container() {
+    let first = Bundle::new("sleep 1000");
+    first.start();
+    for command in ["create", "run"] {
+        let mut second = Bundle::new("true");
+        second.config["linux"]["cgroupsPath"] = json!(format!("/{}", first.id));
+        second.write_config();
+        let answer = second.call(&[command, "-b", second.path_text(), &second.id]);
+        assert_eq!(answer.status, 1, "{command}");
+        assert!(answer.stderr.contains("cgroup is not empty"), "{command}: {}", answer.stderr);
+        assert_eq!(first.state()["status"], "running", "{command}");
+        assert_clean(&second, command);
+        // As if that create had been killed after it planned its cgroups.
+        let entry = second.root().join(&second.id);
+        fs::create_dir_all(&entry).expect("make entry");
+        let paths = serde_json::to_string(&cgroups(&first)).expect("JSON");
+        fs::write(entry.join("planned.json"), paths).expect("write plan");
+        delete(&second, command);
+        assert_eq!(first.state()["status"], "running", "{command}");
+    }
+}
+
+/// What a record may look like after a crash, or when another program wrote it.
+#[test]
+fn records_that_cannot_be_read() {
+    /// What happens to the files of a container that runs.
+    type Damage = fn(&Bundle);
+    let cases: [(&str, Damage); 8] = [
+        ("whole", |_| {}),
+        ("missing", |bundle| fs::remove_file(record_path(bundle)).expect("remove record")),
+        ("empty", |bundle| fs::write(record_path(bundle), "").expect("write record")),
+        ("half", |bundle| {
+            let text = fs::read(record_path(bundle)).expect("read record");
+            fs::write(record_path(bundle), &text[..text.len() / 2]).expect("write record");
+        }),
+        ("other JSON", |bundle| fs::write(record_path(bundle), "[1, null]").expect("write record")),
+        ("a directory", |bundle| {
+            fs::remove_file(record_path(bundle)).expect("remove record");
+            fs::create_dir_all(record_path(bundle).join("x")).expect("make directory");
+        }),
+        ("of runc 1.1", |bundle| {
+            let own = record(bundle);
+            let foreign = json!({
+                "id": own["id"],
+                "init_process_pid": own["init_process_pid"],
+                "init_process_start": own["init_process_start"],
+                "created": own["created"],
+                "config": {
+                    "no_pivot_root": false, "rootfs": "/x", "umask": null, "Hooks": {},
+                    "labels": ["bundle=/no/such"], "cgroups": {"path": "x", "Systemd": false},
+                },
+                "rootless": false,
+                "cgroup_paths": own["cgroup_paths"],
+                "namespace_paths": {"NEWNS": "/proc/1/ns/mnt"},
+                "external_descriptors": ["/dev/null", "/dev/null", "/dev/null"],
+                "intel_rdt_path": "",
+            });
+            fs::write(record_path(bundle), foreign.to_string()).expect("write record");
+        }),
+        ("with other types", |bundle| {
+            let mut own = record(bundle);
+            own["created"] = json!(7);
+            own["rootless"] = json!("no");
+            own["config"] = json!([]);
+            fs::write(record_path(bundle), own.to_string()).expect("write record");
+        }),
+    ];
+    for (case, damage) in cases {
+        let bundle = Bundle::new("sleep 1000");
+        bundle.start();
+        damage(&bundle);
+        let listed = bundle.call(&["list", "-q"]);
+        assert_eq!(listed.status, 0, "{case}: {}", listed.stderr);
+        delete(&bundle, case);
+        let again = bundle.on("delete", &["--force"]);
+        assert_eq!(again.status, 0, "{case}: unknown by now: {}", again.stderr);
+        assert_eq!(bundle.on("delete", &[]).status, 1, "{case}: without force");
+    }
+}
+
+/// Circumstances in which a container is deleted.
+#[test]
+fn deleted_in_every_state() {
+    /// What happens before.
+    type Prepare = fn(&Bundle);
+    let cases: [(&str, Prepare); 6] = [
+        ("created", |bundle| assert_eq!(bundle.create(), 0)),
+        ("paused", |bundle| {
+            bundle.start();
+            assert_eq!(bundle.on("pause", &[]).status, 0);
+        }),
+        ("bundle is gone", |bundle| {
+            bundle.start();
+            fs::remove_file(bundle.path().join("config.json")).expect("remove config");
+            fs::remove_dir_all(bundle.rootfs()).expect("remove rootfs");
+        }),
+        ("init is dead, cgroups are gone", |bundle| {
+            bundle.start();
+            assert_eq!(bundle.on("kill", &["KILL"]).status, 0);
+            bundle.wait_for("stopped");
+            for path in cgroups(bundle).values() {
+                wait_until("group is gone", || {
+                    let _ = fs::remove_dir(path);
+                    !path.exists()
+                });
+            }
+        }),
+        ("with an exec, and groups of its own", |bundle| {
+            bundle.start();
+            let mut exec = bundle.command(&["exec", "-d", &bundle.id, "sleep", "1000"]);
+            // The process keeps them open.
+            exec.stdout(Stdio::null()).stderr(Stdio::null());
+            assert!(exec.status().expect("run exec").success());
+            for path in cgroups(bundle).values() {
+                fs::create_dir_all(path.join("a/b")).expect("make groups");
+            }
+        }),
+        ("pid is somebody else's by now", |bundle| {
+            bundle.start();
+            let mut own = record(bundle);
+            own["init_process_pid"] = json!(std::process::id());
+            fs::write(record_path(bundle), own.to_string()).expect("write record");
+        }),
+    ];
+    for (case, prepare) in cases {
+        let bundle = Bundle::new("sleep 1000");
+        prepare(&bundle);
+        delete(&bundle, case);
+    }
+}
+
+/// Processes that cannot be killed, because a group above theirs is frozen: the record stays until
+/// they are gone.
+#[test]
+fn processes_that_do_not_die_yet() {
+    let freezer = Path::new("/sys/fs/cgroup/freezer");
+    let mut bundle = Bundle::new("sleep 1000");
+    let above = format!("above-{}", bundle.id);
+    bundle.config["linux"]["cgroupsPath"] = json!(format!("/{above}/{}", bundle.id));
+    bundle.start();
+    let groups: Vec<PathBuf> =
+        cgroups(&bundle).values().filter_map(|path| path.parent().map(Path::to_owned)).collect();
+    let (file, frozen, thawed) = if freezer.exists() {
+        (freezer.join(&above).join("freezer.state"), "FROZEN", "THAWED")
+    } else {
+        (groups[0].join("cgroup.freeze"), "1", "0")
+    };
+    fs::write(&file, frozen).expect("freeze");
+    let answer = bundle.on("delete", &["--force"]);
+    fs::write(&file, thawed).expect("thaw");
+    // cgroup v2 kills frozen processes.
+    if freezer.exists() {
+        assert_eq!(answer.status, 1, "{}", answer.stderr);
+        assert!(record_path(&bundle).exists(), "the record stays: {}", answer.stderr);
+    }
+    delete(&bundle, "thawed");
+    for group in groups {
+        let _ = fs::remove_dir(group);
+    }
+}
+
+/// Numbers without pattern, the same in each run.
+struct Draw(u64);
+
+impl Draw {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % end
+    }
+}
+
+/// Starts the program, and kills it after a while.
+fn cut_short(bundle: &Bundle, words: &[&str], after: Duration) {
+    let mut command = bundle.command(words);
+    let mut child: Child =
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("run the program");
+    std::thread::sleep(after);
+    // It may have ended by itself.
+    let _ = child.kill();
+    child.wait().expect("wait");
+}
+
+/// The runtime is killed at any moment of whatever it does.
+#[test]
+fn killed_runtime() {
+    const ROUNDS: u64 = 40;
+    let mut draw = Draw(0x2545_f491_4f6c_dd1d);
+    let hooks = json!({
+        "createRuntime": [{"path": "/bin/true"}],
+        "createContainer": [{"path": "/bin/true"}],
+    });
+    for round in 0..ROUNDS {
+        let after = Duration::from_micros(draw.below(12_000));
+        let mut bundle = Bundle::new("sleep 1000");
+        if round % 2 == 0 {
+            bundle.config["hooks"] = hooks.clone();
+        }
+        bundle.write_config();
+        let id = bundle.id.clone();
+        let (bundle_path, pid_file) = (bundle.path_text(), bundle.path().join("pid"));
+        let pid_file = pid_file.to_str().expect("plain name");
+        let create = ["create", "-b", bundle_path, "--pid-file", pid_file, &id];
+        let run = ["run", "-d", "-b", bundle_path, &id];
+        let (what, words): (_, &[&str]) = match round % 5 {
+            0 | 1 => ("create", &create),
+            2 => ("run", &run),
+            3 => ("exec", &["exec", &id, "sleep", "1000"]),
+            _ => ("delete", &["delete", "--force", &id]),
+        };
+        if matches!(what, "exec" | "delete") {
+            bundle.start();
+        }
+        cut_short(&bundle, words, after);
+        let case = format!("round {round}: {what} killed after {after:?}");
+        delete(&bundle, &case);
+    }
+}
