@@ -4,7 +4,7 @@
 //! [`ExecPlan`]); here it is done, in an order in which each step still has the rights and the
 //! view that it needs. The process is a copy of the runtime with one thread, so it may use the
 //! same code. Its memory is not readable for the container (`PR_SET_DUMPABLE` 0 until the program
-//! runs), it has no descriptor that the program keeps, and it opens nothing by a path that the
+//! runs), it has no descriptors but its plan's, none of which the program keeps, and it opens nothing by a path that the
 //! container could have bent.
 //!
 //! # Handshake
@@ -116,13 +116,30 @@ pub(crate) struct ExecPlan {
 /// Becomes the container's init; never returns.
 pub(crate) fn init(plan: InitPlan, channel: Channel) -> ! {
     let copy = channel.try_clone();
-    finish(copy, init_steps(plan, channel))
+    let mut kept = plan.process.descriptors();
+    kept.extend(plan.prepared.iter().flatten().map(AsFd::as_fd));
+    kept.push(plan.fifo.as_fd());
+    let result = keep_only(&plan.process, kept, [Some(&channel), copy.as_ref()]);
+    finish(copy, result.and_then(|()| init_steps(plan, channel)))
 }
 
 /// Becomes an exec's process; never returns.
 pub(crate) fn exec(plan: ExecPlan, channel: Channel) -> ! {
     let copy = channel.try_clone();
-    finish(copy, exec_steps(plan, channel))
+    let kept = plan.process.descriptors();
+    let result = keep_only(&plan.process, kept, [Some(&channel), copy.as_ref()]);
+    finish(copy, result.and_then(|()| exec_steps(plan, channel)))
+}
+
+/// Lets go of every descriptor of the runtime's but the plan's and the channel.
+fn keep_only<'fd>(
+    plan: &ProcessPlan,
+    mut kept: Vec<BorrowedFd<'fd>>,
+    channels: [Option<&'fd Channel>; 2],
+) -> Result<(), Error> {
+    kept.extend(channels.into_iter().flatten().map(AsFd::as_fd));
+    clone::keep_only(plan.preserved, &kept)
+        .map_err(|error| Error::system("close", "descriptors of the runtime", error))
 }
 
 /// Says what went wrong, to the runtime while it listens, and to whoever reads standard error when
@@ -156,8 +173,8 @@ fn init_steps(mut plan: InitPlan, channel: Channel) -> Result<Infallible, Error>
     if let Some(name) = &plan.process.keyring {
         process::join_keyring(name, plan.created.user)?;
     }
-    namespaces(&plan)?;
     let procfs = Procfs::open()?;
+    namespaces(&plan, &procfs)?;
     let root = prepare_root(&mut plan, &channel)?;
     let console = plan.process.console.take();
     let has_console = console.is_some();
@@ -239,14 +256,14 @@ fn seal_root(plan: &InitPlan, root: BorrowedFd<'_>) -> Result<(), Error> {
     restrict::mask(root, &plan.masked_paths, &plan.mount_label)
 }
 
-fn namespaces(plan: &InitPlan) -> Result<(), Error> {
+fn namespaces(plan: &InitPlan, procfs: &Procfs) -> Result<(), Error> {
     if plan.created.cgroup {
         // Not before now: the namespace shows the cgroup in which it was made as its root.
         sys::namespace::unshare(UnshareFlags::NEWCGROUP)
             .map_err(|error| Error::system("unshare", "cgroup namespace", error))?;
     }
     if plan.created.time {
-        enter_time_namespace(&plan.time_offsets)?;
+        enter_time_namespace(&plan.time_offsets, procfs)?;
     }
     if plan.created.net {
         sys::loopback::set_up().map_err(|error| Error::system("set up", "loopback", error))?;
@@ -263,7 +280,10 @@ fn namespaces(plan: &InitPlan) -> Result<(), Error> {
 
 /// Makes a time namespace. Its clocks can be set until the first process is in it, and unshare(2)
 /// only puts children there, so this process follows by setns(2).
-fn enter_time_namespace(offsets: &BTreeMap<String, spec::TimeOffset>) -> Result<(), Error> {
+fn enter_time_namespace(
+    offsets: &BTreeMap<String, spec::TimeOffset>,
+    procfs: &Procfs,
+) -> Result<(), Error> {
     let fail = |error| Error::system("enter", "time namespace", error);
     sys::namespace::unshare(UnshareFlags::NEWTIME).map_err(fail)?;
     let lines: String = offsets
@@ -271,11 +291,9 @@ fn enter_time_namespace(offsets: &BTreeMap<String, spec::TimeOffset>) -> Result<
         .map(|(clock, offset)| format!("{clock} {} {}\n", offset.secs, offset.nanosecs))
         .collect();
     if !lines.is_empty() {
-        crate::proc::write(rustix::fs::CWD, "/proc/self/timens_offsets", &lines).map_err(fail)?;
+        procfs.write("self/timens_offsets", &lines)?;
     }
-    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::CLOEXEC;
-    let path = "/proc/self/ns/time_for_children";
-    let namespace = rustix::fs::open(path, flags, rustix::fs::Mode::empty()).map_err(fail)?;
+    let namespace = procfs.own_namespace("time_for_children")?;
     let kind = rustix::thread::LinkNameSpaceType::Time;
     rustix::thread::move_into_link_name_space(namespace.as_fd(), Some(kind)).map_err(fail)
 }

@@ -41,6 +41,12 @@ pub(crate) enum Message {
 #[derive(Debug)]
 pub(crate) struct Channel(OwnedFd);
 
+impl AsFd for Channel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl Channel {
     /// Makes both ends.
     pub(crate) fn pair() -> Result<(Self, Self), Errno> {

@@ -32,6 +32,33 @@ pub(crate) struct Child {
     pub(crate) pidfd: OwnedFd,
 }
 
+/// Closes every descriptor but the standard ones, those up to `preserved` after them, and `kept`:
+/// whatever else the runtime has open, now or in a later version of it, is none of the container's.
+///
+/// For a new process only, which goes on in `body` and never comes back to who owned the others.
+///
+/// # Errors
+///
+/// Those of close_range(2).
+pub(crate) fn keep_only(preserved: i32, kept: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<RawFd> = kept.iter().map(AsRawFd::as_raw_fd).collect();
+    kept.sort_unstable();
+    let mut first = 3 + preserved;
+    for fd in kept.into_iter().map(Some).chain([None]) {
+        let last = fd.map_or(libc::c_uint::MAX, |fd| (fd - 1).max(0).cast_unsigned());
+        if first.cast_unsigned() <= last {
+            // SAFETY: the call touches no memory. The owners of what it closes are in frames below
+            // this one, to which this process, a copy that ends in `exit_now`, does not return.
+            let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+            if result < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        first = first.max(fd.map_or(first, |fd| fd + 1));
+    }
+    Ok(())
+}
+
 /// Creates a process that continues here, with a copy of this one's memory.
 ///
 /// The program must have one thread, as this one's have: then the copy is whole, locks included,

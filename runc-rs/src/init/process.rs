@@ -4,7 +4,7 @@
 use std::{
     convert::Infallible,
     ffi::{CStr, CString},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -35,6 +35,13 @@ pub(crate) struct ProcessPlan {
     pub(crate) entrances: Vec<OwnedFd>,
     /// How many of the preserved descriptors are listening sockets, sd_listen_fds(3).
     pub(crate) listen_fds: Option<i32>,
+}
+
+impl ProcessPlan {
+    /// The descriptors that it has.
+    pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        self.entrances.iter().chain(&self.console).map(AsFd::as_fd).collect()
+    }
 }
 
 /// What waits between being ready and the program.
