@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2},
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat, openat2},
     io::{Errno, read as read_fd, write as write_fd},
 };
 
@@ -15,6 +15,9 @@ use crate::{
     error::Error,
     mount::{attach, options::Change},
 };
+
+/// The inode of a procfs's root, in every kernel.
+const ROOT_INODE: u64 = 1;
 
 /// The most bytes read of a file.
 const SIZE_MAX: usize = 4 << 20;
@@ -24,6 +27,19 @@ pub(crate) fn read(directory: impl AsFd, path: &str) -> Result<String, Error> {
     let fail = |error| Error::file("read", path, error);
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = openat(directory, path, flags, Mode::empty()).map_err(fail)?;
+    read_all(file.as_fd()).map_err(fail)
+}
+
+/// Reads the file `path` that a container may have put there: one that is none, such as a FIFO or
+/// a device, is not waited for.
+pub(crate) fn read_regular(path: &str) -> Result<String, Error> {
+    let fail = |error| Error::file("read", path, error);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = openat(CWD, path, flags, Mode::empty()).map_err(fail)?;
+    let mode = fstat(&file).map_err(fail)?.st_mode;
+    if FileType::from_raw_mode(mode) != FileType::RegularFile {
+        return Err(fail(Errno::INVAL));
+    }
     read_all(file.as_fd()).map_err(fail)
 }
 
@@ -71,10 +87,21 @@ impl Procfs {
         let fail = |error| Error::file("open", "/proc", error);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let found = openat(CWD, "/proc", flags, Mode::empty()).map_err(fail)?;
-        if !attach::is_procfs(found.as_fd()).map_err(fail)? {
+        // A directory of a procfs, bound to /proc, would be one of procfs, too.
+        let is_root = fstat(&found).map_err(fail)?.st_ino == ROOT_INODE;
+        if !is_root || !attach::is_procfs(found.as_fd()).map_err(fail)? {
             return Err(fail(Errno::NOTSUP));
         }
         Ok(Self(found))
+    }
+
+    /// Opens one of this process's namespaces.
+    pub(crate) fn own_namespace(&self, name: &str) -> Result<OwnedFd, Error> {
+        let path = format!("self/ns/{name}");
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        // The last step is a magic link, which only this kind of open follows.
+        openat(&self.0, &path, flags, Mode::empty())
+            .map_err(|error| Error::file("open", format!("/proc/{path}"), error))
     }
 
     /// Writes `text` to the file `path` of this procfs and of nothing mounted over it.

@@ -28,6 +28,9 @@ use crate::{
 
 pub use self::wait::Waiter;
 
+/// The most descriptors that a program gets, those for standard streams aside: no process has more.
+const PRESERVED_MAX: i32 = 1 << 20;
+
 /// The options that every process has.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -77,7 +80,12 @@ impl Options {
         if (!self.detach || !terminal) && self.console_socket.is_some() {
             return refuse("cannot use console socket if runc will not detach or allocate tty");
         }
-        match (3..3 + self.preserved()).find(|&number| !sys::descriptors::is_open(number)) {
+        if !(0..=PRESERVED_MAX).contains(&self.preserve_fds)
+            || !(0..=PRESERVED_MAX).contains(&self.preserved())
+        {
+            return Err(Error::Usage(format!("invalid preserve-fds: {}", self.preserve_fds)));
+        }
+        match (3..3 + self.preserved()).find(|&number| !sys::descriptors::is_inherited(number)) {
             None => Ok(()),
             Some(number) => Err(Error::Usage(format!(
                 "unable to stat preserved-fd {} (of {}): no such file or directory",
@@ -122,14 +130,24 @@ impl Options {
     }
 }
 
+/// Writes a file of this process's own making, not one that somebody has put in its place, and
+/// renames it.
 fn write_pid_file(path: &Path, pid: i32) -> Result<(), Error> {
     let fail = |error| Error::file("write", path, error);
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let new = path.with_file_name(format!(".{name}"));
-    let mut options = std::fs::OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).open(&new).map_err(fail)?;
-    write!(file, "{pid}").map_err(fail)?;
-    std::fs::rename(&new, path).map_err(fail)
+    // That of an earlier one which was cut short.
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(fail(error)),
+        _ => {}
+    }
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&new);
+    let written =
+        file.and_then(|mut file| write!(file, "{pid}")).and_then(|()| std::fs::rename(&new, path));
+    written.map_err(|error| {
+        let _ = std::fs::remove_file(&new);
+        fail(error)
+    })
 }
 
 fn connect_to(path: &Path) -> Result<OwnedFd, Error> {

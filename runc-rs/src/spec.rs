@@ -12,7 +12,12 @@ pub mod resources;
 pub mod seccomp;
 mod validate;
 
-use std::{collections::BTreeMap, fs::File, io::Read as _, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Deserializer};
 
@@ -92,11 +97,18 @@ impl Process {
     pub fn load(path: &Path) -> Result<Self, Error> {
         let mut text = Vec::new();
         File::open(path)
-            .and_then(|file| file.take(CONFIG_SIZE_MAX).read_to_end(&mut text))
-            .map_err(|error| Error::Read(Cause(error)))?;
+            .and_then(|file| file.take(CONFIG_SIZE_MAX + 1).read_to_end(&mut text))
+            .map_err(|error| Error::ReadProcess(path.to_owned(), Cause(error)))?;
+        if text.len() as u64 > CONFIG_SIZE_MAX {
+            return Err(Error::ProcessTooLarge(path.to_owned()));
+        }
         let process: Self = serde_json::from_slice(&text).map_err(Error::ParseProcess)?;
-        validate::process(&process)?;
-        Ok(process)
+        match validate::process(&process) {
+            Err(Error::Invalid { field, reason }) => {
+                Err(Error::InvalidProcess { path: path.to_owned(), field, reason })
+            }
+            result => result.map(|()| process),
+        }
     }
 }
 
@@ -129,6 +141,12 @@ pub enum Error {
     /// The file is larger than any configuration.
     #[error("config.json is larger than 16 MiB")]
     TooLarge,
+    /// The file with a process cannot be read.
+    #[error("read process {}", .0.display())]
+    ReadProcess(PathBuf, #[source] Cause),
+    /// The file with a process is larger than any.
+    #[error("process {} is larger than 16 MiB", .0.display())]
+    ProcessTooLarge(PathBuf),
     /// The file is not JSON, or not that of a configuration.
     #[error("parse config.json")]
     Parse(#[source] serde_json::Error),
@@ -138,6 +156,9 @@ pub enum Error {
     /// The file says `null`.
     #[error("config.json: config cannot be null")]
     Null,
+    /// A field of a process has a value that cannot be.
+    #[error("{}: {field}: {reason}", path.display())]
+    InvalidProcess { path: PathBuf, field: String, reason: String },
     /// A field has a value that cannot be.
     #[error("config.json: {field}: {reason}")]
     Invalid { field: String, reason: String },

@@ -27,6 +27,14 @@ pub fn is_open(number: RawFd) -> bool {
     unsafe { libc::fcntl(number, libc::F_GETFD) >= 0 }
 }
 
+/// Says whether this process was started with a descriptor of this number, and hands it on to the
+/// programs that it executes: those that it has opened itself close then.
+pub fn is_inherited(number: RawFd) -> bool {
+    // SAFETY: as in `is_open`.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    flags >= 0 && flags & libc::FD_CLOEXEC == 0
+}
+
 /// One of the standard descriptors; `None` when it is closed.
 pub fn standard(number: RawFd) -> Option<BorrowedFd<'static>> {
     assert!((0..=2).contains(&number), "only 0, 1 and 2 stay open as long as the process");

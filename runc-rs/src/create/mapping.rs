@@ -8,7 +8,7 @@ use std::{
 use rustix::{
     fs::{CWD, Mode, OFlags, openat},
     io::Errno,
-    process::{Pid, WaitOptions, waitpid},
+    process::{Pid, WaitOptions, getpid, getppid, set_parent_process_death_signal, waitpid},
 };
 use sys::mount_attributes::{Attributes, set_attributes};
 
@@ -101,9 +101,10 @@ fn user_namespace(idmap: &IdMap, linux: &Linux) -> Result<OwnedFd, Error> {
     }
     let fail = |error| Error::system("make", "user namespace for mount", error);
     let request = Request { namespaces: NamespaceKind::User.flag(), ..Request::default() };
+    let own = getpid();
     let child = match clone3(&request).map_err(fail)? {
         Side::Parent(child) => child,
-        Side::Child => wait_to_be_killed(),
+        Side::Child => wait_to_be_killed(own),
     };
     let result = write_file(child.pid, "uid_map", &lines(uids))
         .and_then(|()| write_file(child.pid, "gid_map", &lines(gids)))
@@ -115,10 +116,10 @@ fn user_namespace(idmap: &IdMap, linux: &Linux) -> Result<OwnedFd, Error> {
     result
 }
 
-fn wait_to_be_killed() -> ! {
-    // Not longer than its parent lives.
+fn wait_to_be_killed(parent: Pid) -> ! {
+    // Not longer than its parent lives, which may have ended before it could be asked for that.
     let kill = Some(rustix::process::Signal::KILL);
-    if rustix::process::set_parent_process_death_signal(kill).is_err() {
+    if set_parent_process_death_signal(kill).is_err() || getppid() != Some(parent) {
         sys::execute::exit_now(1);
     }
     loop {

@@ -52,7 +52,10 @@ impl Console {
 
     /// Shows the terminal as /dev/console below `root`.
     pub(super) fn mount(&self, root: BorrowedFd<'_>) -> Result<(), Error> {
-        let target = target::make_file(root, "dev/console")?;
+        let target = match target::open_plain(root, "dev/console", OFlags::PATH) {
+            Err(Errno::NOENT) => target::make_file(root, "dev/console"),
+            result => result.map_err(|error| Error::file("open", "/dev/console", error)),
+        }?;
         attach::clone_at(self.peer.as_fd(), false)
             .and_then(|tree| attach::put(tree.as_fd(), target.as_fd()))
             .map_err(|error| Error::file("mount", "/dev/console", error))

@@ -169,11 +169,18 @@ fn links(dev: &OwnedFd) -> Result<(), Error> {
 /// descriptor of a host's file is left.
 pub(super) fn reopen_null() -> Result<(), Error> {
     let fail = |error| Error::file("open", "/dev/null", error);
-    let null = match openat(CWD, "/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()) {
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let null = match openat(CWD, "/dev/null", flags, Mode::empty()) {
         Ok(null) => null,
         Err(_) => return Ok(()),
     };
-    let device = fstat(&null).map_err(fail)?.st_rdev;
+    let own = fstat(&null).map_err(fail)?;
+    let device = own.st_rdev;
+    if FileType::from_raw_mode(own.st_mode) != FileType::CharacterDevice || device != makedev(1, 3)
+    {
+        // What the image has there is no /dev/null.
+        return Ok(());
+    }
     for number in 0..=2 {
         let Some(stream) = sys::descriptors::standard(number) else { continue };
         let found = fstat(stream).map_err(fail)?;

@@ -1,7 +1,7 @@
 //! User, groups and working directory of the process.
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, fchown, fstat, openat},
+    fs::{CWD, FileType, Mode, fchown, fstat, major},
     io::Errno,
     process::{Gid, Uid, chdir, getcwd, umask},
     thread::{set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid},
@@ -73,17 +73,19 @@ fn setgroups_is_denied() -> bool {
     proc::read(CWD, "/proc/self/setgroups").is_ok_and(|text| text.trim() == "deny")
 }
 
-/// Gives the standard streams to the user, so that it can open them again through /dev/stdout.
+/// The major number of the memory devices: /dev/null, /dev/zero, /dev/full and their like.
+const MEMORY: u32 = 1;
+
+/// Gives the standard streams to the user, so that it can open them again through /dev/stdout; not
+/// the host's /dev/null and its kin, which are everybody's. What the container calls /dev/null does
+/// not matter for that.
 fn own_standard_streams(uid: u32) -> Result<(), Error> {
-    let null = openat(CWD, "/dev/null", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-        .and_then(fstat)
-        .map(|found| found.st_rdev)
-        .ok();
     for number in 0..=2 {
         let Some(stream) = sys::descriptors::standard(number) else { continue };
         let fail = |error| Error::system("fchown", format!("standard stream {number}"), error);
         let found = fstat(stream).map_err(fail)?;
-        if found.st_uid == uid || Some(found.st_rdev) == null {
+        let is_device = FileType::from_raw_mode(found.st_mode) == FileType::CharacterDevice;
+        if found.st_uid == uid || (is_device && major(found.st_rdev) == MEMORY) {
             continue;
         }
         match fchown(stream, Some(Uid::from_raw(uid)), None) {

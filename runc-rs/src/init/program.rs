@@ -69,7 +69,7 @@ fn executable(path: &str) -> Result<(), Errno> {
 
 /// Where the user with this number is at home, by the container's own /etc/passwd.
 pub(super) fn home_of(uid: u32) -> String {
-    let text = crate::proc::read(CWD, "/etc/passwd").unwrap_or_default();
+    let text = crate::proc::read_regular("/etc/passwd").unwrap_or_default();
     home_in(&text, uid).unwrap_or_else(|| "/".to_owned())
 }
 

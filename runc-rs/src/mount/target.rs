@@ -67,7 +67,10 @@ pub(crate) fn make_directory(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd
     };
     let mut directory = open(root, "", flags).map_err(fail)?;
     let mut done = String::with_capacity(missing.len());
-    for part in missing.split('/').take(DEPTH_MAX) {
+    if missing.split('/').count() > DEPTH_MAX {
+        return Err(fail(Errno::NAMETOOLONG));
+    }
+    for part in missing.split('/') {
         if !done.is_empty() {
             done.push('/');
         }
@@ -160,6 +163,10 @@ mod tests {
         let error = make_directory(root.as_fd(), "new/file/below").expect_err("file on the way");
         let text = sys::error::Chain(&error).to_string();
         assert_eq!(text, "mkdir /new/file/below: not a directory");
+        let deep = vec!["d"; DEPTH_MAX + 1].join("/");
+        let error = make_directory(root.as_fd(), &deep).expect_err("too deep");
+        assert!(sys::error::Chain(&error).to_string().ends_with("name too long"), "{error}");
+        assert!(!inside.join("d").exists(), "nothing of it was made");
         let plain = open_plain(root.as_fd(), "link", OFlags::PATH).expect_err("link on the way");
         assert_eq!(plain, Errno::LOOP);
     }

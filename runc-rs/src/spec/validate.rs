@@ -58,6 +58,10 @@ pub(super) fn process(process: &Process) -> Check {
             Some(_) => {}
         }
     }
+    let user = &process.user;
+    for id in [user.uid, user.gid].iter().chain(&user.additional_gids) {
+        owner("process.user", *id)?;
+    }
     let mut seen = BTreeSet::new();
     for (at, limit) in process.rlimits.iter().enumerate() {
         let field = format!("process.rlimits[{at}]");
@@ -77,6 +81,11 @@ pub(super) fn process(process: &Process) -> Check {
         }
         _ => Ok(()),
     }
+}
+
+/// To the kernel the highest number is no id but "as it is": the runtime's own.
+fn owner(field: &str, id: u32) -> Check {
+    if id == u32::MAX { Err(invalid(field, "4294967295 is not an id")) } else { Ok(()) }
 }
 
 /// A string that goes to the kernel may not hold the byte that ends it.
@@ -196,6 +205,9 @@ fn devices(linux: &Linux) -> Check {
         if !matches!(device.kind.as_str(), "c" | "u" | "b" | "p") {
             return Err(invalid(field, format!("invalid device type {:?}", device.kind)));
         }
+        for id in [device.uid, device.gid].into_iter().flatten() {
+            owner(&field, id)?;
+        }
     }
     Ok(())
 }
@@ -301,6 +313,14 @@ mod tests {
             ("relative cwd", r#"{"process": {"cwd": "a"}}"#, "Cwd must be an absolute path"),
             ("no args", r#"{"process": {"args": []}}"#, "process.args: args must not be empty"),
             ("bad env", r#"{"process": {"env": ["A"]}}"#, "process.env[0]: invalid environment"),
+            ("root by -1", r#"{"process": {"user": {"uid": 4294967295}}}"#, "is not an id"),
+            ("group by -1", r#"{"process": {"user": {"gid": 4294967295}}}"#, "is not an id"),
+            (
+                "groups by -1",
+                r#"{"process": {"user": {"additionalGids": [1, 4294967295]}}}"#,
+                "process.user: 4294967295 is not an id",
+            ),
+            ("uid past 32 bits", r#"{"process": {"user": {"uid": 4294967296}}}"#, "invalid value"),
             ("null byte", r#"{"process": {"args": ["a\u0000b"]}}"#, "process.args[0]: contains a"),
             (
                 "rlimit",
