@@ -17,6 +17,7 @@
 //! | [`cell`]     | one choice of daemon, shim, runtime and client, ready to be driven |
 //! | [`leaks`]    | what a test has left behind                                        |
 //! | [`stage`]    | the private mount namespace in which all of this happens           |
+//! | [`vm`]       | a throw-away machine with cgroup v2, v1 or systemd                 |
 
 pub mod cell;
 pub mod daemon;
@@ -26,4 +27,5 @@ pub mod process;
 pub mod programs;
 pub mod registry;
 pub mod stage;
+pub mod vm;
 pub mod wait;

@@ -34,7 +34,7 @@ use crate::{
     mount::{self, Source, attach, options},
     proc, process, seccomp,
     settings::Settings,
-    spawn::{Join, spawn},
+    spawn::{Destination, Join, spawn},
     spec::{NamespaceKind, Spec},
     state::{self, Config, State},
     time,
@@ -109,7 +109,8 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let plan = init_plan(&spec, process, &options, (bundle, rootfs), (prepared, fifo, hook_state));
     let body = move |channel| init::init(plan, channel);
     let namespaces = namespaces_of_clone(&spec);
-    let (child, channel) = spawn(&join, namespaces, unified, body)?;
+    let destination = Destination { directory: unified, otherwise: None };
+    let (child, channel) = spawn(&join, namespaces, &destination, body)?;
     undo.add_process(child);
     finish(settings, &spec, &mut state, (&undo, &entry), (&channel, listener.as_ref()))?;
     if let Some(child) = undo.process() {

@@ -22,7 +22,7 @@ use crate::{
     process::{self, Started},
     seccomp,
     settings::Settings,
-    spawn::{Join, spawn},
+    spawn::{Destination, Join, spawn},
     spec::{self, NamespaceKind, Spec},
 };
 
@@ -84,7 +84,10 @@ pub fn exec(
         user_namespace: kinds & NamespaceKind::User.flag() != 0,
     };
     let body = move |channel| init::exec(plan, channel);
-    let (child, channel) = spawn(&join, 0, unified, body)?;
+    let pid = container.state.init_process_pid;
+    let of_init = || container.cgroup.directory_of(pid.cast_unsigned());
+    let destination = Destination { directory: unified, otherwise: Some(&of_init) };
+    let (child, channel) = spawn(&join, 0, &destination, body)?;
     let guard = Ending(Some(child));
     let child = guard.process();
     join_cgroups(&container.cgroup, &options.cgroups, child.pid.cast_unsigned())?;

@@ -38,18 +38,32 @@ pub(crate) enum Join {
     Process(OwnedFd, u32),
 }
 
-/// Starts a process that runs `body` and ends when that returns, and returns it with the runtime's end of the channel.
+/// The v2 cgroup in which a process is started.
+#[derive(Default)]
+pub(crate) struct Destination<'a> {
+    /// Its directory; none is this process's own.
+    pub(crate) directory: Option<BorrowedFd<'a>>,
+    /// Finds another one, for when the first may have no processes because groups below it have
+    /// controllers.
+    pub(crate) otherwise: Option<&'a dyn Fn() -> Option<OwnedFd>>,
+}
+
+/// Starts a process that runs `body` and ends when that returns, and returns it with the
+/// runtime's end of the channel.
+///
+/// A helper is started in the cgroup, too, and hands it on: once it has joined the container's
+/// cgroup namespace, its own group is out of the namespace's sight, and then the kernel has none
+/// but groups below it to move to (`nsdelegate`).
 pub(crate) fn spawn(
     join: &Join,
     namespaces: u32,
-    cgroup: Option<BorrowedFd<'_>>,
+    destination: &Destination<'_>,
     body: impl FnOnce(Channel),
 ) -> Result<(Child, Channel), Error> {
     let fail = |error: io::Error| Error::system("unable to start", "new process", error);
     let (ours, theirs) = Channel::pair().map_err(|error| fail(error.into()))?;
-    let request = Request { namespaces, cgroup, sibling: false };
     if matches!(join, Join::Nothing) {
-        return match clone3(&request).map_err(fail)? {
+        return match clone_into(namespaces, destination).map_err(fail)? {
             Side::Parent(child) => Ok((child, ours)),
             Side::Child => {
                 drop(ours);
@@ -58,7 +72,7 @@ pub(crate) fn spawn(
             }
         };
     }
-    match clone3(&Request::default()).map_err(fail)? {
+    match clone_into(0, destination).map_err(fail)? {
         Side::Parent(helper) => {
             drop(theirs);
             let child = from_helper(&helper, &ours)?;
@@ -66,9 +80,23 @@ pub(crate) fn spawn(
         }
         Side::Child => {
             drop(ours);
-            let request = Request { sibling: true, ..request };
+            let request = Request { namespaces, cgroup: None, sibling: true };
             help(join, &request, theirs, body)
         }
+    }
+}
+
+/// Clones into the cgroup, or into the other one.
+fn clone_into(namespaces: u32, destination: &Destination<'_>) -> io::Result<Side> {
+    let request = Request { namespaces, cgroup: destination.directory, sibling: false };
+    match clone3(&request) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+            let Some(other) = destination.otherwise.and_then(|find| find()) else {
+                return Err(error);
+            };
+            clone3(&Request { cgroup: Some(other.as_fd()), ..request })
+        }
+        result => result,
     }
 }
 

@@ -8,14 +8,20 @@ const PACKAGES: &[(&str, &str)] = &[
     ("containerd", "/usr/bin/containerd"),
     ("containernetworking-plugins", "/usr/lib/cni/bridge"),
     ("crun", "/usr/bin/crun"),
+    ("dbus", "/usr/bin/dbus-daemon"),
     ("docker-registry", "/usr/bin/docker-registry"),
     ("docker.io", "/usr/sbin/dockerd"),
     ("iproute2", "/sbin/ip"),
     ("jq", "/usr/bin/jq"),
     ("runc", "/usr/sbin/runc"),
     ("strace", "/usr/bin/strace"),
+    ("systemd", "/lib/systemd/systemd"),
+    (KERNEL, "/usr/bin/linux.uml"),
     ("util-linux", "/usr/bin/unshare"),
 ];
+
+/// The kernel for virtual machines, unless another one was chosen.
+const KERNEL: &str = "user-mode-linux";
 
 /// Installs what is missing, if that is wished and can be done; gives what is missing still.
 pub(crate) fn satisfy(install: bool) -> Vec<&'static str> {
@@ -46,5 +52,7 @@ pub(crate) fn satisfy(install: bool) -> Vec<&'static str> {
 
 fn missing() -> Vec<&'static str> {
     let absent = |(_, file): &&(&str, &str)| !Path::new(file).exists();
-    PACKAGES.iter().filter(absent).map(|(package, _)| *package).collect()
+    let chosen = std::env::var_os(integration::vm::KERNEL).is_some();
+    let packages = PACKAGES.iter().filter(absent).map(|(package, _)| *package);
+    packages.filter(|package| !(chosen && *package == KERNEL)).collect()
 }

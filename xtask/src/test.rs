@@ -43,6 +43,8 @@ pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Re
     if cells.is_empty() {
         step(&mut sum, "units and crates against the kernel", &mut crates())?;
         step(&mut sum, "examples in the documentation", &mut test(&["--workspace", "--doc"]))?;
+        let mut machines = test(&["--package", "integration", "--test", "vm"]);
+        step(&mut sum, "cgroup v2, v1 and systemd, in virtual machines", &mut machines)?;
     }
     let mut swap = test(&["--package", "integration", "--test", "swap", "--"]);
     for cell in cells {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{CWD, Mode, OFlags, mkdirat, openat},
+    fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2},
     io::{Errno, read, write},
 };
 
@@ -44,6 +44,13 @@ impl Directory {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let fd = openat(&self.fd, name, flags, Mode::empty())?;
         Ok(Self { fd, path: self.path.join(name) })
+    }
+
+    /// Opens a group at any depth below this one.
+    pub(super) fn open_below(&self, path: &Path) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        Ok(openat2(&self.fd, path, flags, Mode::empty(), resolve)?)
     }
 
     /// Opens a file of the group.

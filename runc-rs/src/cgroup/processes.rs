@@ -68,6 +68,23 @@ impl Cgroup {
         Ok((unified, files))
     }
 
+    /// The v2 group in which the process `pid` is, if that is this one or one below it.
+    ///
+    /// A container may move its init, and once it switches controllers on for groups below, no
+    /// process may be in its own any more.
+    pub fn directory_of(&self, pid: u32) -> Option<OwnedFd> {
+        let root = Path::new(super::path::ROOT);
+        let group = self.group("").filter(|_| self.unified)?;
+        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let below = root.join(path).strip_prefix(&group.path).ok()?.to_owned();
+        let own = group.directory().ok()?;
+        if below.as_os_str().is_empty() {
+            return own.as_fd().try_clone_to_owned().ok();
+        }
+        own.open_below(&below).ok()
+    }
+
     /// Moves the process `pid` into the groups `below` these, each of which must exist.
     ///
     /// # Errors

@@ -1,0 +1,226 @@
+//! The runtime's tests, on machines with other cgroups than this one: v2, v1 with every
+//! capability, and systemd.
+//!
+//! `cargo test -p integration --test vm -- [<machine>] [<test>]...`
+//!
+//! The programs are built here and run there (see [`integration::vm`]). A test whose name has
+//! `needs_<feature>` is left out where the machine lacks that, and is counted as skipped; so are
+//! whole machines when there is no kernel for them.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use integration::{
+    programs,
+    vm::{Cgroups, Machine},
+};
+use serde_json::Value;
+
+/// A machine, and the runtime's test programs that run on it.
+struct Suite {
+    cgroups: Cgroups,
+    programs: &'static [&'static str],
+    /// Those for which Debian's kernel is too slow.
+    long: &'static [&'static str],
+}
+
+const SUITES: &[Suite] = &[
+    Suite {
+        cgroups: Cgroups::Unified,
+        programs: &["unified", "cgroup"],
+        long: &["lifecycle", "isolation", "seccomp"],
+    },
+    Suite { cgroups: Cgroups::Legacy, programs: &["cgroup"], long: &["lifecycle"] },
+    Suite { cgroups: Cgroups::Systemd, programs: &["systemd"], long: &[] },
+];
+
+/// What a test may need, and the shell's condition for it.
+const FEATURES: &[(&str, &str)] = &[
+    ("cpuset", "grep -q '^cpuset' /proc/cgroups"),
+    ("rdma", "grep -q '^rdma' /proc/cgroups"),
+    ("misc", "grep -q '^misc' /proc/cgroups"),
+    ("hugetlb", "grep -q '^hugetlb' /proc/cgroups"),
+    ("psi", "cat /proc/pressure/cpu"),
+    ("swap", "test -e /sys/fs/cgroup/init.scope/memory.swap.max"),
+    ("io_weight", "test -e /sys/fs/cgroup/init.scope/io.weight"),
+    ("time", "test -e /proc/self/ns/time"),
+    ("cgroup_kill", "test -e /sys/fs/cgroup/init.scope/cgroup.kill"),
+    ("idmap", "test \"$(uname -r | cut -d. -f1)\" -ge 7"),
+];
+
+/// How many tests there were, of all machines.
+#[derive(Default)]
+struct Sum {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Sum {
+    /// Takes a test program's summary: `test result: ok. 3 passed; 0 failed; 1 ignored; 0
+    /// measured; 2 filtered out; ...`.
+    fn read(&mut self, counts: &str) {
+        for part in counts.split([';', '.']) {
+            let Some((count, what)) = part.trim().split_once(' ') else { continue };
+            let count: usize = count.parse().unwrap_or(0);
+            match what {
+                "passed" => self.passed += count,
+                "failed" => self.failed += count,
+                "ignored" | "filtered out" => self.skipped += count,
+                _ => {}
+            }
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(sum) if sum.failed == 0 => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("vm: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<Sum> {
+    let words: Vec<String> =
+        std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
+    let is_machine = |word: &&String| SUITES.iter().any(|suite| suite.cgroups.name() == **word);
+    let (machines, tests): (Vec<&String>, Vec<&String>) = words.iter().partition(is_machine);
+    let wanted = |suite: &&Suite| {
+        machines.is_empty() || machines.iter().any(|name| **name == suite.cgroups.name())
+    };
+    let mut sum = Sum::default();
+    let mut built = None;
+    for suite in SUITES.iter().filter(wanted) {
+        let name = suite.cgroups.name();
+        let machine = match Machine::new(suite.cgroups, &programs::target()) {
+            Ok(machine) => machine,
+            Err(why) => {
+                let programs = suite.programs.len() + suite.long.len();
+                println!("vm {name}: SKIPPED, {programs} test programs: {why:#}");
+                sum.skipped += programs;
+                continue;
+            }
+        };
+        if built.is_none() {
+            built = Some(build()?);
+        }
+        let start = Instant::now();
+        run_suite(suite, &machine, built.as_ref().expect("was just built"), &tests, &mut sum)?;
+        println!("vm {name}: {:.0} s", start.elapsed().as_secs_f64());
+    }
+    println!(
+        "test result: {}. {} passed; {} failed; {} ignored",
+        if sum.failed == 0 { "ok" } else { "FAILED" },
+        sum.passed,
+        sum.failed,
+        sum.skipped
+    );
+    Ok(sum)
+}
+
+fn run_suite(
+    suite: &Suite,
+    machine: &Machine,
+    built: &BTreeMap<String, PathBuf>,
+    tests: &[&String],
+    sum: &mut Sum,
+) -> Result<()> {
+    let name = suite.cgroups.name();
+    let mut programs = suite.programs.to_owned();
+    if machine.is_debian() {
+        if !suite.long.is_empty() {
+            println!("vm {name}: SKIPPED, too long for Debian's kernel: {}", suite.long.join(" "));
+        }
+        sum.skipped += suite.long.len();
+    } else {
+        programs.extend(suite.long);
+    }
+    let mut ended = 0;
+    let result = machine.run(&script(&programs, built, tests)?, |line| {
+        // Not the words by which whoever runs this program finds its own sum.
+        if let Some((_, counts)) = line.split_once("test result: ") {
+            ended += 1;
+            sum.read(counts);
+            println!("vm {name}: {counts}");
+        } else if !line.is_empty() {
+            println!("vm {name}: {line}");
+        }
+    });
+    if let Err(error) = result {
+        println!("vm {name}: {error:#}");
+        sum.failed += 1;
+    } else if ended != programs.len() {
+        println!("vm {name}: {ended} of {} test programs ended", programs.len());
+        sum.failed += 1;
+    }
+    Ok(())
+}
+
+/// The shell script that runs the programs.
+fn script(
+    programs: &[&str],
+    built: &BTreeMap<String, PathBuf>,
+    tests: &[&String],
+) -> Result<String> {
+    let mut text = "lacks=\nleave_out=\n".to_owned();
+    for (feature, condition) in FEATURES {
+        text += &format!(
+            "({condition}) > /dev/null 2>&1 || \
+             {{ lacks=\"$lacks {feature}\"; leave_out=\"$leave_out --skip needs_{feature}\"; }}\n"
+        );
+    }
+    text += "echo \"Linux $(uname -r), without:$lacks\"\n";
+    for program in programs {
+        let file = built.get(*program).with_context(|| format!("no test program {program}"))?;
+        let words: Vec<String> = tests.iter().map(|word| format!("'{word}'")).collect();
+        text += &format!(
+            "echo {program}\n'{}' --test-threads 2 $leave_out {}\n",
+            file.display(),
+            words.join(" ")
+        );
+    }
+    Ok(text)
+}
+
+/// Builds the runtime's test programs, and says where they are.
+fn build() -> Result<BTreeMap<String, PathBuf>> {
+    let mut command = Command::new(env!("CARGO"));
+    command
+        .args(["test", "--no-run", "--quiet", "--message-format", "json", "--package", "runc-rs"])
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+    let mut names: Vec<&str> =
+        SUITES.iter().flat_map(|suite| [suite.programs, suite.long].concat()).collect();
+    names.sort_unstable();
+    names.dedup();
+    for name in names {
+        command.args(["--test", name]);
+    }
+    let output = command.output().context("start cargo")?;
+    ensure!(
+        output.status.success(),
+        "build the tests: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut built = BTreeMap::new();
+    for line in String::from_utf8(output.stdout)?.lines() {
+        let Ok(message) = serde_json::from_str::<Value>(line) else { continue };
+        let name = message["target"]["name"].as_str();
+        if let (Some(name), Some(file)) = (name, message["executable"].as_str())
+            && message["target"]["kind"][0] == "test"
+        {
+            built.insert(name.to_owned(), PathBuf::from(file));
+        }
+    }
+    Ok(built)
+}
