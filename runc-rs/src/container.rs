@@ -23,7 +23,9 @@ use crate::{
     error::Error,
     hooks,
     id::ContainerId,
+    intel_rdt::{Group, Resctrl},
     proc,
+    spec::IntelRdt,
     state::{Entry, Root, State},
 };
 
@@ -197,6 +199,23 @@ impl Container {
         self.run_hooks("poststart", Status::Running)
     }
 
+    /// Its resctrl group, if it has one.
+    pub(crate) fn resctrl_group(&self) -> Option<Group> {
+        let state = &self.state;
+        let path = state.intel_rdt_path.as_ref()?;
+        let monitoring = state.intel_rdt_mon_path.as_deref();
+        Some(Resctrl::find()?.recorded(path, monitoring, state.intel_rdt_owned))
+    }
+
+    /// Gives its resctrl group other shares, and records them.
+    pub(crate) fn set_shares(&mut self, shares: IntelRdt) -> Result<(), Error> {
+        if let Some(group) = self.resctrl_group() {
+            group.set(&shares)?;
+        }
+        self.state.config.intel_rdt = Some(shares);
+        self.entry.store(&self.state)
+    }
+
     /// Runs poststart or poststop hooks.
     pub(crate) fn run_hooks(&self, point: &'static str, status: Status) -> Result<(), Error> {
         let hooks = match point {
@@ -258,6 +277,7 @@ impl Container {
         // In a shared pid namespace there may be processes that the init has left behind.
         let killed = kill_all(&self.cgroup);
         self.cgroup.destroy()?;
+        self.resctrl_group().map_or(Ok(()), |group| group.remove())?;
         let hooks = self.run_hooks("poststop", Status::Stopped);
         let entry = self.entry.remove();
         if let Err(error) = hooks {

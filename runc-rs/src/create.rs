@@ -4,6 +4,7 @@
 //! order, and [`Undo`] takes them away again, in the other one, when a step fails.
 
 mod mapping;
+mod net_devices;
 mod undo;
 
 use std::{
@@ -31,6 +32,7 @@ use crate::{
         devices,
         rootfs::Entry,
     },
+    intel_rdt::{Group, Resctrl},
     mount::{self, Source, attach, options},
     proc, process, seccomp,
     settings::Settings,
@@ -81,10 +83,15 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
         settings.systemd_cgroup,
         settings.rootless,
     )?;
+    if settings.rootless && !spec.linux.net_devices.is_empty() {
+        let text = "network devices for rootless containers";
+        return Err(Error::Unsupported(text.to_owned()));
+    }
     if spec.linux.namespace(NamespaceKind::User).is_none() {
         process::warn_of_missing_capabilities(&spec_process(&spec));
     }
     let join = open_namespaces(&spec)?;
+    let group = resctrl_group(&spec, id)?;
     let entry = settings.root.entry(id);
     entry.create()?;
     let mut undo = Undo::new(entry.clone(), cgroup);
@@ -99,6 +106,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
         process: spec_process(&spec),
         seccomp,
         personality: spec.linux.personality.clone(),
+        memory_policy: spec.linux.memory_policy.clone(),
         console,
         preserved: options.process.preserved(),
         keyring: (!options.no_new_keyring).then(|| keyring(id)).transpose()?,
@@ -112,6 +120,9 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let destination = Destination { directory: unified, otherwise: None };
     let (child, channel) = spawn(&join, namespaces, &destination, body)?;
     undo.add_process(child);
+    if let Some(group) = group {
+        join_resctrl_group(&mut undo, group, &mut state)?;
+    }
     finish(settings, &spec, &mut state, (&undo, &entry), (&channel, listener.as_ref()))?;
     if let Some(child) = undo.process() {
         options.process.announce(child)?;
@@ -137,6 +148,23 @@ fn finish(
     entry.store(state)?;
     proceed(channel)?;
     attend(channel, spec, state, listener, child)
+}
+
+/// The resctrl group that the configuration asks for.
+fn resctrl_group(spec: &Spec, id: &ContainerId) -> Result<Option<Group>, Error> {
+    let Some(rdt) = &spec.linux.intel_rdt else { return Ok(None) };
+    Ok(Some(Resctrl::check(rdt)?.group(rdt, id)))
+}
+
+fn join_resctrl_group(undo: &mut Undo, group: Group, state: &mut State) -> Result<(), Error> {
+    let group = undo.join_group(group)?;
+    if let Some(rdt) = &state.config.intel_rdt {
+        group.set(rdt)?;
+    }
+    state.intel_rdt_path = Some(group.path.clone());
+    state.intel_rdt_mon_path.clone_from(&group.monitoring);
+    state.intel_rdt_owned = group.owned;
+    Ok(())
 }
 
 fn spec_process(spec: &Spec) -> crate::spec::Process {
@@ -303,10 +331,12 @@ fn first_state(
             hooks: spec.hooks.clone(),
             no_new_keyring,
             systemd: settings.systemd_cgroup,
+            intel_rdt: spec.linux.intel_rdt.clone(),
         },
         rootless: settings.rootless,
         cgroup_paths: BTreeMap::new(),
         namespace_paths: BTreeMap::new(),
+        ..State::default()
     }
 }
 
@@ -333,6 +363,7 @@ fn set_up_process(settings: &Settings, spec: &Spec, child: &Child) -> Result<(),
     if spec.linux.creates(NamespaceKind::User) {
         mapping::write(child.pid, &spec.linux, settings.rootless)?;
     }
+    net_devices::move_all(child.pid, &spec.linux.net_devices)?;
     let score = spec.process.as_ref().and_then(|process| process.oom_score_adj);
     set_oom_score(child.pid, score, settings.rootless)
 }

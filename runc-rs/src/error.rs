@@ -37,6 +37,9 @@ pub enum Error {
     /// The container's cgroup could not be made or changed.
     #[error("cgroup")]
     Cgroup(#[from] crate::cgroup::Error),
+    /// The container's resctrl group could not be made or changed.
+    #[error("{0}")]
+    Resctrl(String),
     /// The seccomp profile could not be compiled.
     #[error("seccomp")]
     Seccomp(#[from] crate::seccomp::Error),

@@ -18,6 +18,7 @@ use crate::{
         self, ExecPlan, ProcessPlan,
         channel::{Channel, Message},
         clone::Child,
+        scheduling::Affinity,
     },
     process::{self, Started},
     seccomp,
@@ -67,6 +68,7 @@ pub fn exec(
     if kinds & NamespaceKind::User.flag() == 0 {
         process::warn_of_missing_capabilities(&described);
     }
+    let affinity = affinity(&described, &spec)?;
     let (terminal, console) = options.process.console(&described)?;
     let oom_score = described.oom_score_adj;
     let (unified, entrances) = container.cgroup.entrances()?;
@@ -75,6 +77,7 @@ pub fn exec(
             process: described,
             seccomp,
             personality: spec.linux.personality.clone(),
+            memory_policy: spec.linux.memory_policy.clone(),
             console,
             preserved: options.process.preserved(),
             keyring: keyring(container)?,
@@ -82,6 +85,7 @@ pub fn exec(
             listen_fds: options.process.listen_fds,
         },
         user_namespace: kinds & NamespaceKind::User.flag() != 0,
+        affinity,
     };
     let body = move |channel| init::exec(plan, channel);
     let pid = container.state.init_process_pid;
@@ -91,11 +95,20 @@ pub fn exec(
     let guard = Ending(Some(child));
     let child = guard.process();
     join_cgroups(&container.cgroup, &options.cgroups, child.pid.cast_unsigned())?;
+    if let Some(group) = container.resctrl_group() {
+        group.add_process(child.pid)?;
+    }
     set_oom_score(child.pid, oom_score, settings.rootless)?;
     proceed(&channel)?;
     attend(&channel, container, listener.as_ref(), child)?;
     options.process.announce(child)?;
     Ok(Started { child: guard.disarm(), terminal })
+}
+
+/// On which CPUs the process runs: what it says itself, or else the container's configuration.
+fn affinity(described: &spec::Process, spec: &Spec) -> Result<Affinity, Error> {
+    let config = spec.process.as_ref().and_then(|process| process.exec_cpu_affinity.as_ref());
+    Affinity::parse(described.exec_cpu_affinity.as_ref().or(config)).map_err(Error::Process)
 }
 
 /// A cgroup below the container's: of one controller, or without one of all.

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use crate::seccomp;
+use crate::{init::scheduling, seccomp};
 
 /// The oldest and the newest version of the runtime-spec that is understood.
 const VERSION_MIN: &str = "1.0.0";
@@ -150,7 +150,8 @@ struct Linux {
     seccomp: Seccomp,
     apparmor: Enabled,
     selinux: Enabled,
-    intel_rdt: Enabled,
+    intel_rdt: IntelRdt,
+    memory_policy: MemoryPolicy,
     mount_extensions: MountExtensions,
     net_devices: Enabled,
 }
@@ -180,6 +181,19 @@ struct Seccomp {
 #[derive(Debug, Serialize)]
 struct Enabled {
     enabled: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct IntelRdt {
+    enabled: bool,
+    schemata: bool,
+    monitoring: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct MemoryPolicy {
+    modes: &'static [&'static str],
+    flags: &'static [&'static str],
 }
 
 #[derive(Debug, Serialize)]
@@ -223,9 +237,13 @@ impl Features {
                 },
                 apparmor: Enabled { enabled: true },
                 selinux: Enabled { enabled: true },
-                intel_rdt: Enabled { enabled: false },
+                intel_rdt: IntelRdt { enabled: true, schemata: true, monitoring: true },
+                memory_policy: MemoryPolicy {
+                    modes: &scheduling::MEMORY_MODE_NAMES,
+                    flags: &scheduling::MEMORY_FLAG_NAMES,
+                },
                 mount_extensions: MountExtensions { idmap: Enabled { enabled: true } },
-                net_devices: Enabled { enabled: false },
+                net_devices: Enabled { enabled: true },
             },
             annotations: Annotations { version: env!("CARGO_PKG_VERSION"), checkpoint: "false" },
             potentially_unsafe_config_annotations: &UNSAFE_ANNOTATIONS,
@@ -257,11 +275,15 @@ mod tests {
             ("/linux/cgroup/v1", serde_json::json!(true)),
             ("/linux/seccomp/knownFlags/0", serde_json::json!("SECCOMP_FILTER_FLAG_TSYNC")),
             ("/linux/mountExtensions/idmap/enabled", serde_json::json!(true)),
-            ("/linux/intelRdt/enabled", serde_json::json!(false)),
+            ("/linux/intelRdt/monitoring", serde_json::json!(true)),
+            ("/linux/memoryPolicy/modes/0", serde_json::json!("MPOL_BIND")),
+            ("/linux/netDevices/enabled", serde_json::json!(true)),
         ];
         for (pointer, want) in cases {
             assert_eq!(document.pointer(pointer), Some(&want), "{pointer}");
         }
         assert!(MOUNT_OPTIONS.is_sorted());
+        assert!(scheduling::MEMORY_MODE_NAMES.is_sorted());
+        assert!(scheduling::MEMORY_FLAG_NAMES.is_sorted());
     }
 }

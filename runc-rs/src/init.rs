@@ -37,7 +37,7 @@ mod program;
 mod restrict;
 pub(crate) mod rlimit;
 pub(crate) mod rootfs;
-mod scheduling;
+pub(crate) mod scheduling;
 pub(crate) mod sysctl;
 
 use std::{
@@ -111,6 +111,8 @@ pub(crate) struct ExecPlan {
     pub(crate) process: ProcessPlan,
     /// Whether the container has a user namespace.
     pub(crate) user_namespace: bool,
+    /// The CPUs on which it runs.
+    pub(crate) affinity: scheduling::Affinity,
 }
 
 /// Becomes the container's init; never returns.
@@ -166,6 +168,7 @@ fn wait_for_runtime(channel: &Channel) -> Result<(), Error> {
 fn init_steps(mut plan: InitPlan, channel: Channel) -> Result<Infallible, Error> {
     process::enter_cgroups(std::mem::take(&mut plan.process.entrances))?;
     wait_for_runtime(&channel)?;
+    scheduling::reset_affinity();
     if plan.created.user {
         become_root()?;
     }
@@ -306,8 +309,10 @@ fn become_root() -> Result<(), Error> {
 }
 
 fn exec_steps(mut plan: ExecPlan, channel: Channel) -> Result<Infallible, Error> {
+    plan.affinity.apply_initial()?;
     process::enter_cgroups(std::mem::take(&mut plan.process.entrances))?;
     wait_for_runtime(&channel)?;
+    plan.affinity.apply_final()?;
     if plan.user_namespace {
         become_root()?;
     }

@@ -26,6 +26,7 @@ pub mod features;
 mod hooks;
 pub mod id;
 mod init;
+mod intel_rdt;
 mod log;
 mod mount;
 mod proc;

@@ -25,9 +25,14 @@ use crate::error::Cause;
 
 pub use self::{
     hooks::{Hook, Hooks},
-    linux::{Device, IdMapping, Linux, Namespace, NamespaceKind, Personality, TimeOffset},
+    linux::{
+        Device, IdMapping, IntelRdt, Linux, MemoryPolicy, Namespace, NamespaceKind, NetDevice,
+        Personality, TimeOffset,
+    },
     mount::Mount,
-    process::{Capabilities, ConsoleSize, IoPriority, Process, Rlimit, Scheduler, User},
+    process::{
+        Capabilities, ConsoleSize, CpuAffinity, IoPriority, Process, Rlimit, Scheduler, User,
+    },
 };
 
 /// The version of the runtime-spec that is understood.

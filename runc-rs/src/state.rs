@@ -54,6 +54,14 @@ pub struct State {
     pub rootless: bool,
     pub cgroup_paths: BTreeMap<String, PathBuf>,
     pub namespace_paths: BTreeMap<String, String>,
+    /// Its resctrl group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intel_rdt_path: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub intel_rdt_mon_path: Option<PathBuf>,
+    /// Whether the group was made for it.
+    #[serde(default)]
+    pub intel_rdt_owned: bool,
 }
 
 /// What a container was made from, so far as later commands need it.
@@ -68,6 +76,8 @@ pub struct Config {
     pub hooks: spec::Hooks,
     pub no_new_keyring: bool,
     pub systemd: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub intel_rdt: Option<spec::IntelRdt>,
 }
 
 impl State {
@@ -100,6 +110,9 @@ impl State {
             init_process_start: part(&value["init_process_start"]),
             config: part(&value["config"]),
             cgroup_paths: part(&value["cgroup_paths"]),
+            intel_rdt_path: part(&value["intel_rdt_path"]),
+            intel_rdt_mon_path: part(&value["intel_rdt_mon_path"]),
+            intel_rdt_owned: part(&value["intel_rdt_owned"]),
             ..Self::default()
         }
     }

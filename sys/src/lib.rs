@@ -1,5 +1,6 @@
 //! Kernel facilities, one file each: mechanism only, and the home of unsafe code.
 
+pub mod affinity;
 pub mod bpf;
 pub mod descriptors;
 pub mod error;
@@ -11,6 +12,7 @@ pub mod mount_attributes;
 pub mod namespace;
 pub mod pidfd;
 pub mod residency;
+pub mod rtnetlink;
 pub mod scheduling;
 pub mod seccomp;
 pub mod signal;

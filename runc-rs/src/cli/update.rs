@@ -4,8 +4,11 @@ use std::{fs::File, io, io::Read as _};
 
 use super::flags::{ANYWHERE, Flag, Parsed, value};
 use crate::{
+    container::Container,
     error::Error,
+    intel_rdt::Resctrl,
     settings::Settings,
+    spec::IntelRdt,
     spec::resources::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPids, LinuxResources},
 };
 
@@ -37,14 +40,8 @@ const SIZE_MAX: u64 = 1 << 20;
 pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     let parsed = Parsed::new(words, &FLAGS, ANYWHERE)?;
     parsed.expect("update", 1, 1)?;
-    let container = super::container(settings, &parsed)?;
-    for (flag, what) in
-        [("l3-cache-schema", "l3 cache schema"), ("mem-bw-schema", "memory bandwidth schema")]
-    {
-        if parsed.value(flag).is_some_and(|text| !text.is_empty()) {
-            return Err(Error::Unsupported(format!("Intel RDT: {what}")));
-        }
-    }
+    let mut container = super::container(settings, &parsed)?;
+    let shares = shares(&parsed, &container)?;
     let mut resources = match parsed.value("resources").filter(|path| !path.is_empty()) {
         Some(path) => read(path)?,
         None => from_flags(&parsed)?,
@@ -52,7 +49,33 @@ pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     // The device rules of a running container are not part of what can be updated.
     resources.devices.clear();
     container.cgroup().apply(&resources)?;
-    Ok(0)
+    match shares {
+        Some(shares) => container.set_shares(shares).map(|()| 0),
+        None => Ok(0),
+    }
+}
+
+/// The shares of cache and memory bandwidth that the container is to have, if they change.
+fn shares(parsed: &Parsed, container: &Container) -> Result<Option<IntelRdt>, Error> {
+    let flag = |name| parsed.value(name).filter(|text| !text.is_empty()).map(str::to_owned);
+    let (cache, bandwidth) = (flag("l3-cache-schema"), flag("mem-bw-schema"));
+    let resctrl = Resctrl::find();
+    let refuse = |text: &str| Err(Error::Resctrl(text.to_owned()));
+    if cache.is_some() && !resctrl.as_ref().is_some_and(Resctrl::has_cache_allocation) {
+        return refuse("Intel RDT/CAT: l3 cache schema is not enabled");
+    }
+    if bandwidth.is_some() && !resctrl.as_ref().is_some_and(Resctrl::has_bandwidth_allocation) {
+        return refuse("Intel RDT/MBA: memory bandwidth schema is not enabled");
+    }
+    if cache.is_none() && bandwidth.is_none() {
+        return Ok(None);
+    }
+    let Some(mut shares) = container.state().config.intel_rdt.clone() else {
+        return refuse("updating a non-existent Intel RDT configuration is not supported");
+    };
+    shares.l3_cache_schema = cache.unwrap_or(shares.l3_cache_schema);
+    shares.mem_bw_schema = bandwidth.unwrap_or(shares.mem_bw_schema);
+    Ok(Some(shares))
 }
 
 fn read(path: &str) -> Result<LinuxResources, Error> {

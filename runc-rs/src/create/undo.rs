@@ -6,7 +6,7 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use sys::error::Chain;
 
 use crate::{
-    cgroup::Cgroup, container, error::Error, init::clone::Child, log,
+    cgroup::Cgroup, container, error::Error, init::clone::Child, intel_rdt::Group, log,
     spec::resources::LinuxResources, state::Entry,
 };
 
@@ -20,12 +20,13 @@ struct Parts {
     /// whose processes are nobody's to kill.
     owns_cgroup: bool,
     process: Option<Child>,
+    group: Option<Group>,
 }
 
 impl Undo {
     /// Guards a container's directory, which exists; its cgroup is where it is going to be.
     pub(super) fn new(entry: Entry, cgroup: Cgroup) -> Self {
-        Self(Some(Parts { entry, cgroup, owns_cgroup: false, process: None }))
+        Self(Some(Parts { entry, cgroup, owns_cgroup: false, process: None, group: None }))
     }
 
     /// Makes the cgroup, and guards it from then on. What `delete` needs to find it after a crash is
@@ -52,6 +53,15 @@ impl Undo {
         if let Some(parts) = &mut self.0 {
             parts.process = Some(process);
         }
+    }
+
+    /// Moves the process to its resctrl group, and guards the group if it was made for this.
+    pub(super) fn join_group(&mut self, group: Group) -> Result<&Group, Error> {
+        let parts = self.0.as_mut().expect("only disarm, which consumes the guard, takes it");
+        let pid = parts.process.as_ref().map_or(0, |process| process.pid);
+        let group = parts.group.insert(group);
+        group.join(pid)?;
+        Ok(group)
     }
 
     /// The process, once there is one.
@@ -89,6 +99,9 @@ impl Drop for Undo {
             && let Err(error) = parts.cgroup.destroy()
         {
             warn("cgroup", &error);
+        }
+        if let Some(Err(error)) = parts.group.as_ref().map(Group::remove) {
+            warn("resctrl group", &error);
         }
         if let Err(error) = parts.entry.remove() {
             warn("directory", &error);

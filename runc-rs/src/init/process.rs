@@ -25,6 +25,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) seccomp: Option<seccomp::Program>,
     /// The execution domain.
     pub(crate) personality: Option<spec::Personality>,
+    /// From which nodes memory comes.
+    pub(crate) memory_policy: Option<spec::MemoryPolicy>,
     /// Where to send the terminal's master; with it, there is a terminal.
     pub(crate) console: Option<OwnedFd>,
     /// How many descriptors, from 3 on, the program gets.
@@ -104,7 +106,7 @@ pub(super) fn run(
         rustix::thread::set_no_new_privs(true)
             .map_err(|error| Error::system("set", "no_new_privs", error))?;
     }
-    scheduling::apply(process, plan.personality.as_ref())?;
+    scheduling::apply(process, plan.personality.as_ref(), plan.memory_policy.as_ref())?;
     // Without no_new_privs a filter needs a capability that is about to go; with it, the filter
     // comes as late as possible, so that it need not allow what is done before.
     let late = process.no_new_privileges;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{nullable, resources::LinuxResources, seccomp::LinuxSeccomp};
 
@@ -35,10 +35,48 @@ pub struct Linux {
     pub personality: Option<Personality>,
     #[serde(deserialize_with = "nullable")]
     pub time_offsets: BTreeMap<String, TimeOffset>,
-    pub intel_rdt: Option<serde_json::Value>,
+    pub intel_rdt: Option<IntelRdt>,
     #[serde(deserialize_with = "nullable")]
-    pub net_devices: BTreeMap<String, serde_json::Value>,
-    pub memory_policy: Option<serde_json::Value>,
+    pub net_devices: BTreeMap<String, NetDevice>,
+    pub memory_policy: Option<MemoryPolicy>,
+}
+
+/// The share of caches and memory bandwidth, by the resctrl filesystem.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+#[expect(missing_docs, reason = "the runtime-spec describes the fields")]
+pub struct IntelRdt {
+    #[serde(rename = "closID", deserialize_with = "nullable")]
+    pub clos_id: String,
+    #[serde(deserialize_with = "nullable")]
+    pub schemata: Vec<String>,
+    #[serde(deserialize_with = "nullable")]
+    pub l3_cache_schema: String,
+    #[serde(deserialize_with = "nullable")]
+    pub mem_bw_schema: String,
+    #[serde(deserialize_with = "nullable")]
+    pub enable_monitoring: bool,
+}
+
+/// A network interface to move into the container; without a name it keeps its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the runtime-spec describes the fields")]
+pub struct NetDevice {
+    #[serde(deserialize_with = "nullable")]
+    pub name: String,
+}
+
+/// From which NUMA nodes memory comes, by name (`MPOL_BIND`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the runtime-spec describes the fields")]
+pub struct MemoryPolicy {
+    pub mode: String,
+    #[serde(deserialize_with = "nullable")]
+    pub nodes: String,
+    #[serde(deserialize_with = "nullable")]
+    pub flags: Vec<String>,
 }
 
 /// A range of ids and where it is mapped to.

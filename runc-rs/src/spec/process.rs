@@ -32,6 +32,20 @@ pub struct Process {
     #[serde(deserialize_with = "nullable")]
     pub selinux_label: String,
     pub io_priority: Option<IoPriority>,
+    #[serde(rename = "execCPUAffinity")]
+    pub exec_cpu_affinity: Option<CpuAffinity>,
+}
+
+/// The CPUs on which an exec runs, as lists (`0-3,7`): before it is in the container's cgroup, and
+/// from then on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+#[expect(missing_docs, reason = "the runtime-spec describes the fields")]
+pub struct CpuAffinity {
+    #[serde(deserialize_with = "nullable")]
+    pub initial: String,
+    #[serde(deserialize_with = "nullable")]
+    pub r#final: String,
 }
 
 /// The size of a terminal, in characters.

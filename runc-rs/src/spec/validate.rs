@@ -3,6 +3,8 @@
 //! Each failed check names the field and the reason, and no check looks at the system: what depends
 //! on it (sources that exist, features of the kernel) is found out when it is used, and undone.
 
+mod linux;
+
 use std::collections::BTreeSet;
 
 use super::{Error, Linux, NamespaceKind, Process, Spec};
@@ -23,7 +25,7 @@ pub(super) fn spec(spec: &Spec) -> Check {
         Some(root) if !root.path.is_empty() => text("root.path", &root.path)?,
         _ => return Err(invalid("root.path", "must not be empty")),
     }
-    supported(&spec.linux)?;
+    linux::linux(&spec.linux)?;
     namespaces(&spec.linux)?;
     names(spec)?;
     mounts(spec)?;
@@ -79,7 +81,7 @@ pub(super) fn process(process: &Process) -> Check {
         Some(score) if !(-1000..=1000).contains(&score) => {
             Err(invalid("process.oomScoreAdj", "is not between -1000 and 1000"))
         }
-        _ => Ok(()),
+        _ => linux::process(process),
     }
 }
 
@@ -91,20 +93,6 @@ fn owner(field: &str, id: u32) -> Check {
 /// A string that goes to the kernel may not hold the byte that ends it.
 fn text(field: &str, text: &str) -> Check {
     if text.contains('\0') { Err(invalid(field, "contains a null byte")) } else { Ok(()) }
-}
-
-/// Refuses what this runtime does not do: a container without a limit that it was to have, or
-/// without a device, would be a surprise.
-fn supported(linux: &Linux) -> Check {
-    let asked = [
-        ("linux.intelRdt", linux.intel_rdt.is_some()),
-        ("linux.netDevices", !linux.net_devices.is_empty()),
-        ("linux.memoryPolicy", linux.memory_policy.is_some()),
-    ];
-    match asked.into_iter().find(|(_, asked)| *asked) {
-        Some((field, _)) => Err(invalid(field, "is not supported")),
-        None => Ok(()),
-    }
 }
 
 fn namespaces(linux: &Linux) -> Check {
@@ -279,7 +267,7 @@ fn sysctls(linux: &Linux) -> Check {
 mod tests {
     use super::*;
 
-    fn check(change: &str) -> Result<(), String> {
+    pub(super) fn check(change: &str) -> Result<(), String> {
         let mut value: serde_json::Value = serde_json::json!({
             "ociVersion": "1.0.2",
             "process": {"cwd": "/", "args": ["sh"], "env": ["A=b"]},
@@ -353,13 +341,6 @@ mod tests {
                 "masked paths",
                 r#"{"linux": {"namespaces": [], "maskedPaths": ["/proc"]}}"#,
                 "unable to restrict sys entries without a private MNT namespace",
-            ),
-            ("RDT", r#"{"linux": {"intelRdt": {}}}"#, "linux.intelRdt: is not supported"),
-            ("no devices to move", r#"{"linux": {"netDevices": {}}}"#, ""),
-            (
-                "device to move",
-                r#"{"linux": {"netDevices": {"eth0": {}}}}"#,
-                "linux.netDevices: is not supported",
             ),
             ("sysctl", r#"{"linux": {"sysctl": {"vm.x": "1"}}}"#, "is not in a separate kernel"),
             ("host net", r#"{"linux": {"sysctl": {"net.x": "1"}}}"#, "not allowed in host network"),

@@ -18,9 +18,9 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
 
 const BUSYBOX: &str = "/bin/busybox";
 
-const APPLETS: [&str; 19] = [
+const APPLETS: [&str; 20] = [
     "sh", "cat", "true", "id", "mount", "env", "sleep", "hostname", "ls", "readlink", "touch",
-    "tty", "stty", "grep", "stat", "pwd", "umask", "mkdir", "kill",
+    "tty", "stty", "grep", "stat", "pwd", "umask", "mkdir", "kill", "head",
 ];
 
 static COUNT: AtomicU32 = AtomicU32::new(0);
