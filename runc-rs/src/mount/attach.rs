@@ -32,6 +32,9 @@ pub(crate) struct Mounter<'a> {
     pub(crate) cgroup_namespace: bool,
 }
 
+/// `SYSFS_MAGIC`.
+const SYSFS_MAGIC: i64 = 0x6265_6572;
+
 /// Files of /proc that may be mounted over: what lxcfs shows in its own way.
 const PROC_FILES: [&str; 10] = [
     "proc/cpuinfo",
@@ -93,7 +96,25 @@ impl Mounter<'_> {
             }
             result => result,
         }
-        .map_err(|error| Error::file("set mount attributes of", &plan.destination, error))
+        .map_err(|error| Error::file("set mount attributes of", &plan.destination, error))?;
+        self.close_sysfs(plan, tree)
+    }
+
+    /// Makes read-only what is mounted in a sysfs that is bound read-only. What a container without
+    /// rights gets as /sys is the host's, with the host's cgroups in it, and "ro" is for its top
+    /// alone (CVE-2023-25809).
+    fn close_sysfs(&self, plan: &MountPlan, tree: BorrowedFd<'_>) -> Result<(), Error> {
+        let recursive = matches!(plan.source, Source::Bind { recursive: true, .. });
+        if !(recursive && plan.options.attributes.is_readonly()) {
+            return Ok(());
+        }
+        let found = rustix::fs::fstatfs(tree).map_err(|error| self.fail(plan, error))?;
+        if found.f_type != SYSFS_MAGIC {
+            return Ok(());
+        }
+        let attributes = Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() };
+        set_attributes(tree, true, &attributes)
+            .map_err(|error| Error::file("make read-only", &plan.destination, error))
     }
 
     fn attach_filesystem(&self, plan: &MountPlan, kind: &str, name: &str) -> Result<(), Error> {
