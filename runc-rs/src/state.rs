@@ -30,6 +30,7 @@ use serde_json::Value;
 use crate::{error::Error, id::ContainerId, spec};
 
 const STATE: &str = "state.json";
+const NEW: &str = ".state.json.new";
 const FIFO: &str = "exec.fifo";
 const PLANNED: &str = "planned.json";
 const CREATING: &str = "creating.json";
@@ -198,6 +199,13 @@ impl Entry {
     ///
     /// [`Error::System`] when something stays.
     pub fn remove(&self) -> Result<(), Error> {
+        // By name first: that takes no descriptor, the lack of which may be why this is removed.
+        for name in [CREATING, PLANNED, NEW, STATE, FIFO] {
+            let _ = fs::remove_file(self.0.join(name));
+        }
+        if fs::remove_dir(&self.0).is_ok() {
+            return Ok(());
+        }
         match fs::remove_dir_all(&self.0) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::file("remove", &self.0, error))
@@ -266,7 +274,7 @@ impl Entry {
     /// [`Error::System`] when it cannot be written; then the old one is still there.
     pub fn store(&self, state: &State) -> Result<(), Error> {
         let path = self.0.join(STATE);
-        let new = self.0.join(".state.json.new");
+        let new = self.0.join(NEW);
         let fail = |error| Error::file("write", &path, error);
         let text = serde_json::to_vec(state).map_err(|error| fail(io::Error::other(error)))?;
         write_private(&new, &text).map_err(fail)?;

@@ -7,7 +7,7 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::Duration,
 };
 
@@ -203,6 +203,281 @@ fn processes_that_do_not_die_yet() {
     for group in groups {
         let _ = fs::remove_dir(group);
     }
+}
+
+/// A step that fails: its name, what is changed, the call, and what the error says.
+struct Failure {
+    case: &'static str,
+    change: fn(&mut Bundle),
+    /// The command and its flags.
+    words: &'static [&'static str],
+    error: &'static str,
+}
+
+const CREATE: &[&str] = &["create"];
+const RUN: &[&str] = &["run"];
+
+fn hook(script: &str) -> Value {
+    json!([{"path": "/bin/sh", "args": ["sh", "-c", script], "timeout": 1}])
+}
+
+fn mounts(bundle: &mut Bundle) -> &mut Vec<Value> {
+    bundle.config["mounts"].as_array_mut().expect("a list")
+}
+
+/// In the order in which `create` comes by.
+const FAILURES: [Failure; 22] = [
+    Failure {
+        case: "seccomp that cannot be compiled",
+        change: |bundle| {
+            bundle.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_NONE"});
+        },
+        words: CREATE,
+        error: "seccomp",
+    },
+    Failure {
+        case: "device rule",
+        change: |bundle| {
+            bundle.config["linux"]["resources"]["devices"] =
+                json!([{"allow": true, "type": "c", "major": -7, "access": "r"}]);
+        },
+        words: CREATE,
+        error: "cgroup",
+    },
+    Failure {
+        case: "limit that is refused",
+        change: |bundle| {
+            bundle.config["linux"]["resources"]["cpu"] = json!({"cpus": "9999"});
+        },
+        words: CREATE,
+        error: "cgroup",
+    },
+    Failure {
+        case: "source of an idmapped mount",
+        change: |bundle| {
+            let ids = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
+            mounts(bundle).push(json!({
+                "source": "/no/such", "destination": "/tmp", "options": ["bind"],
+                "uidMappings": ids, "gidMappings": ids,
+            }));
+        },
+        words: CREATE,
+        error: "no such file or directory",
+    },
+    Failure {
+        case: "console socket that is not there",
+        change: |bundle| bundle.config["process"]["terminal"] = json!(true),
+        words: &["create", "--console-socket", "/no/such"],
+        error: "connect to /no/such: no such file or directory",
+    },
+    Failure {
+        case: "mappings that overlap",
+        change: |bundle| {
+            let ids = json!([{"containerID": 0, "hostID": 5, "size": 9},
+                             {"containerID": 3, "hostID": 90, "size": 9}]);
+            bundle.config["linux"]["uidMappings"] = ids.clone();
+            bundle.config["linux"]["gidMappings"] = ids;
+            let namespaces = bundle.config["linux"]["namespaces"].as_array_mut();
+            namespaces.expect("a list").push(json!({"type": "user"}));
+        },
+        words: CREATE,
+        error: "uid_map: invalid argument",
+    },
+    Failure {
+        case: "last mount",
+        change: |bundle| {
+            mounts(bundle)
+                .push(json!({"source": "/tmp", "destination": "/a/b/c", "options": ["bind"]}));
+            mounts(bundle)
+                .push(json!({"source": "x", "destination": "/tmp", "type": "no-such-fs"}));
+        },
+        words: CREATE,
+        error: "no such device",
+    },
+    Failure {
+        case: "prestart hook",
+        change: |bundle| bundle.config["hooks"]["prestart"] = hook("exit 3"),
+        words: CREATE,
+        error: "prestart hook #0: exit status 3",
+    },
+    Failure {
+        case: "createRuntime hook",
+        change: |bundle| bundle.config["hooks"]["createRuntime"] = hook("exit 3"),
+        words: CREATE,
+        error: "createRuntime hook #0: exit status 3",
+    },
+    Failure {
+        case: "createRuntime hook that hangs",
+        change: |bundle| bundle.config["hooks"]["createRuntime"] = hook("exec sleep 1000"),
+        words: CREATE,
+        error: "createRuntime hook #0: timeout of 1 s exceeded",
+    },
+    Failure {
+        case: "createContainer hook",
+        change: |bundle| bundle.config["hooks"]["createContainer"] = hook("exit 3"),
+        words: CREATE,
+        error: "createContainer hook #0: exit status 3",
+    },
+    Failure {
+        case: "createContainer hook that hangs",
+        change: |bundle| bundle.config["hooks"]["createContainer"] = hook("exec sleep 1000"),
+        words: CREATE,
+        error: "createContainer hook #0: timeout of 1 s exceeded",
+    },
+    Failure {
+        case: "terminal without devpts",
+        change: |bundle| {
+            bundle.config["process"]["terminal"] = json!(true);
+            mounts(bundle).retain(|mount| mount["destination"] != "/dev/pts");
+        },
+        words: RUN,
+        error: "make console",
+    },
+    Failure {
+        case: "sysctl",
+        change: |bundle| {
+            bundle.config["linux"]["sysctl"] = json!({"net.ipv4.ip_forward": "x"});
+        },
+        words: CREATE,
+        error: "ip_forward",
+    },
+    Failure {
+        case: "working directory",
+        change: |bundle| bundle.config["process"]["cwd"] = json!("/bin/busybox"),
+        words: CREATE,
+        error: "not a directory",
+    },
+    Failure {
+        case: "program",
+        change: |bundle| bundle.config["process"]["args"] = json!(["/no/such"]),
+        words: CREATE,
+        error: "no such file or directory",
+    },
+    Failure {
+        case: "seccomp agent that is not there",
+        change: |bundle| {
+            bundle.config["linux"]["seccomp"] = json!({
+                "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/no/such",
+                "syscalls": [{"names": ["getcwd"], "action": "SCMP_ACT_NOTIFY"}],
+            });
+        },
+        words: CREATE,
+        error: "connect to /no/such",
+    },
+    Failure {
+        case: "pidfd socket that is not there",
+        change: |_| {},
+        words: &["create", "--pidfd-socket", "/no/such"],
+        error: "connect to /no/such",
+    },
+    Failure {
+        case: "pid file that cannot be written",
+        change: |_| {},
+        words: &["create", "--pid-file", "/no/such/pid"],
+        error: "write /no/such/pid: no such file or directory",
+    },
+    Failure {
+        case: "startContainer hook",
+        change: |bundle| {
+            bundle.config["hooks"]["startContainer"] = json!([{"path": "/bin/no-such"}]);
+        },
+        words: RUN,
+        error: "startContainer hook #0",
+    },
+    Failure {
+        case: "program of no format",
+        change: |bundle| bundle.config["process"]["args"] = json!(["/etc/text"]),
+        words: RUN,
+        error: "exec format error",
+    },
+    Failure {
+        case: "poststart hook",
+        change: |bundle| {
+            bundle.config["hooks"]["poststart"] = hook("exit 3");
+            bundle.config["process"]["args"] = json!(["sleep", "1000"]);
+        },
+        words: RUN,
+        error: "poststart hook #0: exit status 3",
+    },
+];
+
+#[test]
+fn failures_leave_nothing() {
+    for Failure { case, change, words, error } in FAILURES {
+        let mut bundle = Bundle::new("true");
+        let text = bundle.rootfs().join("etc/text");
+        fs::write(&text, "no program").expect("write file");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(text, mode).expect("chmod");
+        change(&mut bundle);
+        bundle.write_config();
+        let files = files(&bundle);
+        let words = [words, &["-b", bundle.path_text(), &bundle.id]].concat();
+        let answer = bundle.call(&words);
+        assert_ne!(answer.status, 0, "{case}");
+        assert!(answer.stderr.contains(error), "{case}: {}", answer.stderr);
+        assert_clean(&bundle, case);
+        assert_eq!(self::files(&bundle), files, "{case}");
+        // The id is free again, and the next one is not hindered.
+        assert_eq!(bundle.on("state", &[]).status, 1, "{case}");
+    }
+}
+
+/// The names in the bundle's directory, but for the root that commands make there.
+fn files(bundle: &Bundle) -> Vec<std::ffi::OsString> {
+    let entries = fs::read_dir(bundle.path()).expect("read bundle");
+    let mut names: Vec<_> = entries.map(|entry| entry.expect("read entry").file_name()).collect();
+    names.retain(|name| name != "state");
+    names.sort();
+    names
+}
+
+/// A script that ends in a call of the program; its arguments are the script's.
+fn call_from(bundle: &Bundle, script: &str) -> support::Answer {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", script, "sh"]);
+    command.arg(&bundle.program).arg("--root").arg(bundle.root());
+    command.args(["run", "-b", bundle.path_text(), &bundle.id]).stdin(Stdio::null());
+    support::Answer::new(command.output().expect("run the script"))
+}
+
+/// A state directory with ever more room: for the directory, the plan, the FIFO, the record.
+#[test]
+fn full_disk() {
+    let mut succeeded = false;
+    for inodes in 1..8 {
+        let bundle = Bundle::new("true");
+        bundle.write_config();
+        fs::create_dir(bundle.root()).expect("make root");
+        let script = format!(
+            "mount -t tmpfs -o nr_inodes={inodes} none {0} || exit 90; \"$@\"; s=$?; \
+             [ -z \"$(ls -A {0})\" ] || exit 91; exit $s",
+            bundle.root().display()
+        );
+        let answer = call_from(&bundle, &script);
+        succeeded = answer.status == 0;
+        assert!(matches!(answer.status, 0 | 1), "{inodes}: {} {}", answer.status, answer.stderr);
+        let full = answer.stderr.contains("no space left on device");
+        assert_eq!(full, answer.status == 1, "{inodes}: {}", answer.stderr);
+        assert_clean(&bundle, &format!("{inodes} inodes"));
+    }
+    assert!(succeeded, "seven inodes are enough");
+}
+
+/// Ever more descriptors.
+#[test]
+fn too_few_descriptors() {
+    let mut succeeded = false;
+    for limit in (3..16).chain((16..128).step_by(9)) {
+        let bundle = Bundle::new("true");
+        bundle.write_config();
+        let answer = call_from(&bundle, &format!("ulimit -Sn {limit}; exec \"$@\""));
+        succeeded = answer.status == 0;
+        let told = succeeded || !answer.stderr.is_empty();
+        assert!(told, "{limit}: {} without a word", answer.status);
+        assert_clean(&bundle, &format!("{limit} descriptors"));
+    }
+    assert!(succeeded, "so many descriptors are enough");
 }
 
 /// Numbers without pattern, the same in each run.
