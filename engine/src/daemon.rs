@@ -39,6 +39,7 @@ use tonic::transport::Server;
 
 use crate::{
     config::{Config, Level, Paths},
+    durability::Syncer,
     error::Error,
     events::Exchange,
     gc::Scheduler,
@@ -68,6 +69,7 @@ pub struct Daemon {
     runtime: Arc<Runtime>,
     routes: Routes,
     gc: Scheduler,
+    syncer: Syncer,
     stop: CancellationToken,
     /// Held for as long as the daemon lives; see [`lock`].
     _locks: [File; 2],
@@ -89,7 +91,7 @@ impl Daemon {
 
         let events = Exchange::default();
         let state = State::open(paths, &config.gc, events.clone())?;
-        let gc = state.gc.clone();
+        let (gc, syncer) = (state.gc.clone(), state.syncer.clone());
         let uuid = services::server_uuid(&paths.root)?;
         let introspection = services::Introspection::new(plugins::list(&paths.root), uuid);
         let streams = Arc::<Streams>::default();
@@ -151,6 +153,7 @@ impl Daemon {
             runtime,
             routes,
             gc,
+            syncer,
             stop,
             _locks: locks,
         };
@@ -194,6 +197,10 @@ impl Daemon {
         let drain = async {
             let result = serving.await;
             self.runtime.close().await;
+            let synced = tokio::task::spawn_blocking(move || self.syncer.stop()).await;
+            if let Err(error) = synced {
+                tracing::warn!(%error, "snapshots may not be durable");
+            }
             result
         };
         let drained = tokio::time::timeout(DRAIN_TIMEOUT, drain).await;

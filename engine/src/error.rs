@@ -122,9 +122,10 @@ impl From<snapshotter::Error> for Error {
                 "requested snapshot {} not active or view",
                 key.name()
             )),
-            E::WrongKind { .. } | E::OtherParent { .. } => {
+            E::WrongKind { .. } | E::OtherParent { .. } | E::Suspect { .. } => {
                 Self::FailedPrecondition(error.to_string())
             }
+            E::Fill { .. } => Self::FailedPrecondition(sys::error::Chain(&error).to_string()),
             E::OtherNamespace { .. } => Self::InvalidArgument(error.to_string()),
             E::Unsupported { .. } => Self::NotImplemented(error.to_string()),
             E::File { operation, path, source } => Self::File { operation, path, source },

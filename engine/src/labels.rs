@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 /// The largest label, in bytes of key and value together.
 pub const LABEL_LEN_MAX: usize = 4096;
 
+/// The label of a compressed layer with the digest of what is in it.
+pub const LABEL_UNCOMPRESSED: &str = "containerd.io/uncompressed";
+
 /// How much of a key an error shows, in bytes.
 const KEY_SHOWN_MAX: usize = 64;
 

@@ -7,7 +7,7 @@
 //! | line    | modules                                                | may                  |
 //! |---------|--------------------------------------------------------|----------------------|
 //! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`mod@reference`] | neither I/O nor async |
-//! | state   | [`content`], [`diff`], [`gc`], [`metadata`]             | block, no tokio      |
+//! | state   | [`content`], [`diff`], [`durability`], [`gc`], [`metadata`] | block, no tokio      |
 //! | work    | [`events`], [`registry`], [`runtime`], [`streaming`], [`transfer`] | async                |
 //! | surface | [`services`]                                           | async; tonic and the wire's types |
 //! | wiring  | [`config`], [`daemon`]                                 | everything           |
@@ -17,6 +17,7 @@ pub mod content;
 pub mod daemon;
 pub mod diff;
 pub mod digest;
+pub mod durability;
 pub mod error;
 pub mod events;
 pub mod field_mask;

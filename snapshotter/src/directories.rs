@@ -9,6 +9,9 @@
 //! records. A directory that was seen first is pending second, or has its record third, or is an
 //! orphan.
 //!
+//! None of this is about the machine: when that stops without warning, a directory may be missing
+//! whose record is there, or lack what was in it. See [`Store`](crate::Store).
+//!
 //! Numbers are not stored: they go on from the highest directory and the highest record.
 
 use std::{
@@ -18,6 +21,8 @@ use std::{
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
+
+use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
 
 use crate::{Error, records::Records};
 
@@ -63,6 +68,36 @@ impl Directories {
         let mut private = fs::DirBuilder::new();
         private.mode(0o700).create(&path).map_err(Error::file("create directory", &path))?;
         Ok(pending)
+    }
+
+    /// Whether there is a directory `id`.
+    pub(crate) fn exists(&self, id: u64) -> bool {
+        self.path(id).symlink_metadata().is_ok()
+    }
+
+    /// Makes the directory `id`, which has a record but was lost with the machine.
+    pub(crate) fn restore(&self, id: u64) -> Result<PathBuf, Error> {
+        let path = self.path(id);
+        let mut private = fs::DirBuilder::new();
+        private.mode(0o700).create(&path).map_err(Error::file("create directory", &path))?;
+        Ok(path)
+    }
+
+    /// Puts `new` in the place of the directory `id`, which goes. Both it and `new` are on disk
+    /// when this returns, with all that was written to this filesystem before.
+    pub(crate) fn replace(&self, id: u64, new: Pending<'_>) -> Result<(), Error> {
+        self.sync()?;
+        let (from, to) = (new.path(), self.path(id));
+        let flags = if self.exists(id) { RenameFlags::EXCHANGE } else { RenameFlags::NOREPLACE };
+        renameat_with(CWD, &from, CWD, &to, flags).map_err(Error::file("replace", to))?;
+        drop(new);
+        self.sync()
+    }
+
+    /// Writes all that is on the filesystem to disk.
+    pub(crate) fn sync(&self) -> Result<(), Error> {
+        let directory = fs::File::open(&self.path).map_err(Error::file("open", &self.path))?;
+        syncfs(directory).map_err(Error::file("sync", &self.path))
     }
 
     /// Deletes the directory `id` with all that is in it, if it is there.

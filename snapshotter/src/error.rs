@@ -42,6 +42,15 @@ pub enum Error {
     #[error("snapshot {key}: {feature} is not supported")]
     Unsupported { key: Key, feature: &'static str },
 
+    /// The snapshot was committed shortly before the machine stopped without warning, so that its
+    /// files may be incomplete, and it could not be made anew.
+    #[error("snapshot {key} was not on disk yet when the machine stopped: unpack it again")]
+    Suspect { key: Key },
+
+    /// What was to fill a snapshot's directory failed.
+    #[error("fill snapshot {key}")]
+    Fill { key: Key, source: Box<dyn std::error::Error + Send + Sync> },
+
     /// The kernel refused a file operation; `operation` is its verb, as in "rename".
     #[error("{operation} {}", path.display())]
     File { operation: &'static str, path: PathBuf, source: io::Error },

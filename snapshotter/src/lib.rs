@@ -60,7 +60,8 @@ pub type Labels = BTreeMap<String, String>;
 ///
 /// - **Atomic.** A call that returns an error has changed nothing that a later call can see.
 /// - **Crash-safe.** After a crash, the call that was cut short has either happened or not;
-///   `cleanup` frees the disk space that it may have left behind.
+///   `cleanup` frees the disk space that it may have left behind. After one of the machine,
+///   [`suspects`](Self::suspects) tells which snapshots may lack files.
 /// - **Concurrent.** Calls on different keys may overlap. Of calls that race for one key, the
 ///   results are those of some order of them.
 /// - **Blocking.** Calls wait for the disk. Async callers use a blocking thread.
@@ -174,6 +175,41 @@ pub trait Snapshotter: Send + Sync {
     /// - `NotFound`: no snapshot has `key`.
     fn usage(&self, key: &Key) -> Result<Usage, Error>;
 
+    /// Writes the files of all committed snapshots to disk, and notes that.
+    ///
+    /// Waits for the disk, with what others have written to it. Until it was called, a committed
+    /// snapshot is as safe as a file that was not synced: a crash of this program does it no harm,
+    /// one of the machine makes it one of the [`suspects`](Self::suspects).
+    ///
+    /// # Errors
+    ///
+    /// - `File`: the disk failed; nothing was noted.
+    fn sync(&self) -> Result<(), Error>;
+
+    /// The committed snapshots that may have lost files when the machine stopped, each after its
+    /// parent.
+    ///
+    /// They refuse to be the parent of anything, and what is on top of them to be mounted, until
+    /// they were [renewed](Self::renew).
+    ///
+    /// # Errors
+    ///
+    /// - `Database`: only.
+    fn suspects(&self) -> Result<Vec<Info>, Error>;
+
+    /// Lets `fill` write the files of the committed snapshot `name` anew, as if into an active one
+    /// with the same parent, and puts them in the place of those that are there.
+    ///
+    /// For suspects, before anything uses them: whoever has the old files mounted keeps them.
+    /// Durable when this returns.
+    ///
+    /// # Errors
+    ///
+    /// - `NotFound`, `WrongKind`: `name` is not a committed snapshot.
+    /// - `Suspect`: one below it is suspect still.
+    /// - `Fill`: `fill` failed; nothing was changed.
+    fn renew(&self, name: &Key, fill: &mut Fill<'_>) -> Result<(), Error>;
+
     /// Frees the disk space of removed snapshots and of calls that were cut short.
     ///
     /// # Errors
@@ -181,6 +217,10 @@ pub trait Snapshotter: Send + Sync {
     /// - `File`: something could not be deleted; the rest was.
     fn cleanup(&self) -> Result<(), Error>;
 }
+
+/// What [`Snapshotter::renew`] writes, to what the mounts show.
+pub type Fill<'a> =
+    dyn FnMut(&[Mount]) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + 'a;
 
 /// What [`Snapshotter::update`] does to labels.
 pub type EditLabels<'a> = dyn FnMut(&mut Labels) + Send + 'a;

@@ -19,6 +19,7 @@
 //! | `created` | nanoseconds since 1970                                                  |
 //! | `updated` | nanoseconds since 1970                                                  |
 //! | `usage`   | `{"inodes": n, "bytes": n}`, of committed snapshots only                |
+//! | `unsynced`| the boot ID of the machine when it was committed, until its files are known to be on disk; absent: they are |
 //!
 //! Fields that a reader does not know are ignored; new ones must have a default.
 //!
@@ -74,6 +75,8 @@ pub(crate) struct Record {
     pub(crate) updated: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) usage: Option<Usage>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unsynced: Option<String>,
 }
 
 impl Record {
@@ -125,17 +128,20 @@ pub(crate) struct Commit<'a> {
 pub(crate) struct Records {
     transactions: Arc<dyn Transactions>,
     snapshotter: &'static str,
+    /// The machine's boot ID.
+    boot: String,
 }
 
 impl Records {
     pub(crate) fn open(
         transactions: Arc<dyn Transactions>,
         snapshotter: &'static str,
+        boot: String,
     ) -> Result<Self, Error> {
         if open_read(&transactions.read()?)?.is_none() {
             transactions.write(&mut create_tables)?;
         }
-        Ok(Self { transactions, snapshotter })
+        Ok(Self { transactions, snapshotter, boot })
     }
 
     /// The record of `key`.
@@ -143,11 +149,29 @@ impl Records {
         self.view()?.get(key)
     }
 
+    /// Whether the snapshot of `record` may have lost files: it was committed before the machine
+    /// was last started, and is not known to have been on disk by then.
+    pub(crate) fn is_suspect(&self, record: &Record) -> bool {
+        record.unsynced.as_ref().is_some_and(|boot| *boot != self.boot)
+    }
+
+    /// How many snapshots are below `key`.
+    pub(crate) fn depth(&self, key: &Key) -> Result<usize, Error> {
+        let view = self.view()?;
+        let mut depth = 0;
+        let mut next = view.get(key)?.parent_key(key);
+        while let Some(key) = next {
+            depth += 1;
+            next = view.get(&key)?.parent_key(&key);
+        }
+        Ok(depth)
+    }
+
     /// The record of `key`, and the ids of all below it, nearest first.
     pub(crate) fn get_chain(&self, key: &Key) -> Result<(Record, Vec<u64>), Error> {
         let view = self.view()?;
         let record = view.get(key)?;
-        let chain = view.chain(record.parent_key(key))?;
+        let chain = self.chain(&view, record.parent_key(key))?;
         Ok((record, chain))
     }
 
@@ -158,17 +182,46 @@ impl Records {
         if let Some(parent) = parent {
             need_kind(parent, &view.get(parent)?, Kind::Committed)?;
         }
-        view.chain(parent.cloned())
+        self.chain(&view, parent.cloned())
+    }
+
+    /// The ids of `next` and all below it. There is none with a suspect among them: what would be
+    /// seen on top of it is wrong.
+    fn chain(&self, view: &View, mut next: Option<Key>) -> Result<Vec<u64>, Error> {
+        let mut ids = Vec::new();
+        while let Some(key) = next {
+            let record = view.get(&key)?;
+            if self.is_suspect(&record) {
+                return Err(Error::Suspect { key });
+            }
+            next = record.parent_key(&key);
+            ids.push(record.id);
+        }
+        Ok(ids)
     }
 
     /// All ids, in no order.
     pub(crate) fn ids(&self) -> Result<Vec<u64>, Error> {
-        let mut ids = Vec::new();
-        self.view()?.walk(None, &mut |_, record| {
-            ids.push(record.id);
+        Ok(self.select(|record| Some(record.id))?.into_iter().map(|(_, id)| id).collect())
+    }
+
+    /// What `choose` makes of the records that it wants, in the order of their keys.
+    pub(crate) fn select<T>(
+        &self,
+        mut choose: impl FnMut(Record) -> Option<T>,
+    ) -> Result<Vec<(Key, T)>, Error> {
+        let mut chosen = Vec::new();
+        self.view()?.walk(None, &mut |key, record| {
+            chosen.extend(choose(record).map(|value| (key, value)));
             ControlFlow::Continue(())
         })?;
-        Ok(ids)
+        Ok(chosen)
+    }
+
+    /// Notes that the files of these snapshots are on disk. One that was removed meanwhile, or
+    /// made anew under its key, is passed over.
+    pub(crate) fn note_synced(&self, synced: &[(Key, u64)]) -> Result<(), Error> {
+        self.change(&mut |tables| synced.iter().try_for_each(|(key, id)| tables.synced(key, *id)))
     }
 
     pub(crate) fn walk(
@@ -184,7 +237,7 @@ impl Records {
     }
 
     pub(crate) fn commit(&self, commit: &Commit<'_>) -> Result<(), Error> {
-        self.change(&mut |tables| tables.commit(commit))
+        self.change(&mut |tables| tables.commit(commit, &self.boot))
     }
 
     /// Removes the record of `key`, and returns it.
@@ -247,16 +300,6 @@ impl View {
         get(&self.table, self.snapshotter, key)
     }
 
-    fn chain(&self, mut next: Option<Key>) -> Result<Vec<u64>, Error> {
-        let mut ids = Vec::new();
-        while let Some(key) = next {
-            let record = self.get(&key)?;
-            next = record.parent_key(&key);
-            ids.push(record.id);
-        }
-        Ok(ids)
-    }
-
     fn walk(
         &self,
         namespace: Option<&str>,
@@ -298,11 +341,12 @@ impl Tables<'_> {
             created: now,
             updated: now,
             usage: None,
+            unsynced: None,
         };
         self.insert(new.key, &record, parent)
     }
 
-    fn commit(&mut self, commit: &Commit<'_>) -> Result<(), Error> {
+    fn commit(&mut self, commit: &Commit<'_>, boot: &str) -> Result<(), Error> {
         let Commit { name, key, .. } = *commit;
         if name.namespace() != key.namespace() {
             return Err(Error::OtherNamespace { key: name.clone(), other: key.clone() });
@@ -326,6 +370,7 @@ impl Tables<'_> {
             created: now,
             updated: now,
             usage: Some(commit.usage),
+            unsynced: Some(boot.to_owned()),
         };
         // The link to the parent, if `key` had one, is overwritten: the id is the same.
         self.insert(name, &record, parent)?;
@@ -356,6 +401,17 @@ impl Tables<'_> {
         record.updated = now();
         self.put(key, &record)?;
         Ok(record)
+    }
+
+    fn synced(&mut self, key: &Key, id: u64) -> Result<(), Error> {
+        match self.get(key) {
+            Ok(mut record) if record.id == id => {
+                record.unsynced = None;
+                self.put(key, &record)
+            }
+            Ok(_) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 
     fn get(&self, key: &Key) -> Result<Record, Error> {

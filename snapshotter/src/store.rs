@@ -1,4 +1,17 @@
 //! The snapshotter, for every layout of directories.
+//!
+//! # When the machine stops without warning
+//!
+//! Records are on disk when a call returns, files are not: to wait for them would make an unpack
+//! several times slower. So a committed snapshot's record notes in which boot of the machine that
+//! happened, until [`sync`](Snapshotter::sync) has written the files, which is done soon after and
+//! makes nobody wait. A snapshot that still has such a note after the machine was started again is
+//! *suspect*: it cannot be a parent, nor can what is on top of it be mounted, until it was filled
+//! anew ([`renew`](Snapshotter::renew)). A crash of this program alone loses no files and makes no
+//! suspects.
+//!
+//! An active snapshot's files are as durable as whoever writes them makes them. Should even its
+//! directory be lost, it is there again, empty, when the snapshotter is opened.
 
 use std::{
     ops::ControlFlow,
@@ -7,7 +20,7 @@ use std::{
 };
 
 use crate::{
-    EditLabels, Error, Info, Key, Kind, Labels, Mount, Snapshotter, Transactions, Usage,
+    EditLabels, Error, Fill, Info, Key, Kind, Labels, Mount, Snapshotter, Transactions, Usage,
     directories::Directories,
     layout::Layout,
     records::{Commit, New, Record, Records},
@@ -19,6 +32,8 @@ pub struct Store<L> {
     layout: L,
     records: Records,
     directories: Directories,
+    /// Called when there is something to [`sync`](Snapshotter::sync).
+    on_commit: Box<dyn Fn() + Send + Sync>,
 }
 
 impl<L: Layout> Store<L> {
@@ -37,15 +52,57 @@ impl<L: Layout> Store<L> {
         transactions: Arc<dyn Transactions>,
         layout: L,
     ) -> Result<Self, Error> {
+        let path = Path::new("/proc/sys/kernel/random/boot_id");
+        let boot = std::fs::read_to_string(path).map_err(Error::file("read", path))?;
+        Self::open_in_boot(root, transactions, layout, boot.trim())
+    }
+
+    /// [`open`](Self::open), on a machine whose boot ID is `boot`.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn open_in_boot(
+        root: &Path,
+        transactions: Arc<dyn Transactions>,
+        layout: L,
+        boot: &str,
+    ) -> Result<Self, Error> {
         if root.to_str().is_none_or(|root| root.contains([':', ',', '\\'])) {
             let source = std::io::Error::other("the path cannot be part of mount options");
             return Err(Error::File { operation: "use", path: root.to_owned(), source });
         }
-        let records = Records::open(transactions, L::NAME)?;
+        let records = Records::open(transactions, L::NAME, boot.to_owned())?;
         let directories = Directories::open(root.join("snapshots"), &records)?;
-        let store = Self { layout, records, directories };
+        let store = Self { layout, records, directories, on_commit: Box::new(|| {}) };
         store.cleanup()?;
+        store.restore_lost()?;
         Ok(store)
+    }
+
+    /// Has `notice` called, briefly, whenever there is something new to [`sync`](Snapshotter::sync).
+    #[must_use]
+    pub fn on_commit(mut self, notice: impl Fn() + Send + Sync + 'static) -> Self {
+        self.on_commit = Box::new(notice);
+        self
+    }
+
+    /// Makes directories of active snapshots and views that were lost with the machine.
+    fn restore_lost(&self) -> Result<(), Error> {
+        let lost = |record: Record| {
+            let lost = record.kind != Kind::Committed && !self.directories.exists(record.id);
+            lost.then_some(record)
+        };
+        for (key, record) in self.records.select(lost)? {
+            let parent =
+                record.parent.as_deref().map(|parent| Key::stored(key.namespace(), parent));
+            // On top of a suspect it stays away, and is filled when that was renewed.
+            let Ok(chain) = self.records.parent_chain(parent.as_ref()) else { continue };
+            let path = self.directories.restore(record.id)?;
+            let below = chain.first().map(|id| self.directories.path(*id));
+            self.layout.fill(&path, record.kind, below.as_deref())?;
+        }
+        Ok(())
     }
 
     fn create(
@@ -92,7 +149,9 @@ impl<L: Layout> Store<L> {
                 .adopt(&self.directories.path(record.id), &self.directories.path(below.id))?;
         }
         let usage = self.disk_usage(record.id)?;
-        self.records.commit(&Commit { name, key, parent, labels, usage })
+        self.records.commit(&Commit { name, key, parent, labels, usage })?;
+        (self.on_commit)();
+        Ok(())
     }
 
     fn disk_usage(&self, id: u64) -> Result<Usage, Error> {
@@ -180,6 +239,47 @@ impl<L: Layout> Snapshotter for Store<L> {
             (Kind::Active, _) => self.disk_usage(record.id),
             (_, usage) => Ok(usage.unwrap_or_default()),
         }
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        let unsynced = |record: Record| {
+            (record.unsynced.is_some() && !self.records.is_suspect(&record)).then_some(record.id)
+        };
+        let unsynced = self.records.select(unsynced)?;
+        if unsynced.is_empty() {
+            return Ok(());
+        }
+        self.directories.sync()?;
+        self.records.note_synced(&unsynced)
+    }
+
+    fn suspects(&self) -> Result<Vec<Info>, Error> {
+        let suspects = |record: Record| self.records.is_suspect(&record).then_some(record);
+        let mut suspects = self
+            .records
+            .select(suspects)?
+            .into_iter()
+            .map(|(key, record)| Ok((self.records.depth(&key)?, self.info(key, record))))
+            .collect::<Result<Vec<_>, Error>>()?;
+        suspects.sort_by_key(|(depth, _)| *depth);
+        Ok(suspects.into_iter().map(|(_, info)| info).collect())
+    }
+
+    fn renew(&self, name: &Key, fill: &mut Fill<'_>) -> Result<(), Error> {
+        let (record, chain) = self.records.get_chain(name)?;
+        if record.kind != Kind::Committed {
+            let (actual, needed) = (record.kind, Kind::Committed);
+            return Err(Error::WrongKind { key: name.clone(), actual, needed });
+        }
+        let parents = self.paths(&chain);
+        let pending = self.directories.create()?;
+        let below = parents.first().map(PathBuf::as_path);
+        self.layout.fill(&pending.path(), Kind::Active, below)?;
+        fill(&self.layout.mounts(Kind::Active, &pending.path(), &parents))
+            .map_err(|source| Error::Fill { key: name.clone(), source })?;
+        self.directories.replace(record.id, pending)?;
+        self.records.note_synced(&[(name.clone(), record.id)])?;
+        self.restore_lost()
     }
 
     fn cleanup(&self) -> Result<(), Error> {

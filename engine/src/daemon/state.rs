@@ -20,6 +20,7 @@ use snapshotter::{Copies, Native, Overlay, OverlayOptions, Snapshotter, Transact
 use crate::{
     config::{self, Paths},
     content,
+    durability::{self, Syncer},
     error::Error,
     events::Exchange,
     gc::{Collected, Collector, Scheduler, Snapshotters},
@@ -32,25 +33,39 @@ pub(super) struct State {
     pub(super) content: content::Store,
     pub(super) snapshotters: Arc<Snapshotters>,
     pub(super) gc: Scheduler,
+    pub(super) syncer: Syncer,
 }
 
 impl State {
     pub(super) fn open(paths: &Paths, gc: &config::Gc, events: Exchange) -> Result<Self, Error> {
         let metadata = metadata::Store::open(&paths.root.join("metadata.redb"))?;
         let content = content::Store::open(&paths.root.join("content"), metadata.clone())?;
-        let snapshotters = Arc::new(snapshotters(&paths.root.join("snapshots"), &metadata)?);
+        let syncer = Syncer::default();
+        let root = paths.root.join("snapshots");
+        let snapshotters = Arc::new(snapshotters(&root, &metadata, &syncer)?);
+        durability::recover(&content, &snapshotters)?;
+        syncer.start(Arc::clone(&snapshotters));
         let report = move |collected: &Collected| publish(&events, collected);
         let collector = Collector::new(content.clone(), Arc::clone(&snapshotters), report);
         let gc = Scheduler::start(gc.clone(), collector);
-        Ok(Self { metadata, content, snapshotters, gc })
+        Ok(Self { metadata, content, snapshotters, gc, syncer })
     }
 }
 
-fn snapshotters(root: &Path, metadata: &metadata::Store) -> Result<Snapshotters, Error> {
+fn snapshotters(
+    root: &Path,
+    metadata: &metadata::Store,
+    syncer: &Syncer,
+) -> Result<Snapshotters, Error> {
     let records: Arc<dyn Transactions> = Arc::new(metadata.clone());
+    let notice = || {
+        let syncer = syncer.clone();
+        move || syncer.note_commit()
+    };
     let overlay =
-        Overlay::open(&root.join("overlayfs"), Arc::clone(&records), OverlayOptions::default())?;
-    let native = Native::open(&root.join("native"), records, Copies)?;
+        Overlay::open(&root.join("overlayfs"), Arc::clone(&records), OverlayOptions::default())?
+            .on_commit(notice());
+    let native = Native::open(&root.join("native"), records, Copies)?.on_commit(notice());
     Ok(Snapshotters::from([
         ("overlayfs".to_owned(), Arc::new(overlay) as Arc<dyn Snapshotter>),
         ("native".to_owned(), Arc::new(native)),

@@ -10,12 +10,12 @@ use bytes::{Buf, Bytes};
 use snapshotter::{Key, Mount, Snapshotter};
 use tokio::sync::mpsc;
 
-use super::{Error, InvalidImage, Work, plan, progress::ingest_ref};
+use super::{Error, InvalidImage, Work, progress::ingest_ref};
 use crate::{
     content,
     diff::{self, Applied, Limits},
     digest::Digest,
-    labels::Labels,
+    labels::{LABEL_UNCOMPRESSED, Labels},
     oci::Descriptor,
     registry,
 };
@@ -129,7 +129,7 @@ impl Worker {
                 if let (Some(Ok(got)), Some(want)) = (&applied, &diff_id)
                     && got.diff_id == *want
                 {
-                    labels.insert(plan::LABEL_UNCOMPRESSED.to_owned(), want.to_string());
+                    labels.insert(LABEL_UNCOMPRESSED.to_owned(), want.to_string());
                 }
                 rest.map_err(|source| Error::Fetch { what: ingest_ref(&layer), source })?;
                 tee.ingest.commit(layer.size, Some(&layer.digest), labels)?;

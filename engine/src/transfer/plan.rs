@@ -12,9 +12,6 @@ use crate::{
 /// The label of a configuration with the chain ID of its unpacked layers, by snapshotter.
 const LABEL_GC_SNAPSHOT: &str = "containerd.io/gc.ref.snapshot.";
 
-/// The label of a compressed layer with the digest of what is in it.
-pub(super) const LABEL_UNCOMPRESSED: &str = "containerd.io/uncompressed";
-
 /// The label of a committed snapshot with the chain ID of what is in it.
 pub(super) const LABEL_SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 
