@@ -175,9 +175,7 @@ fn open_log(global: &Parsed) -> Result<(), Error> {
         }
     };
     let path = global.value("log").filter(|path| !path.is_empty()).map(Path::new);
-    // `--debug` is taken, for callers pass it; there is nothing that only it would show.
-    global.is_on("debug")?;
-    log::open(path, format)
+    log::open(path, format, global.is_on("debug")?)
 }
 
 fn settings(global: &Parsed) -> Result<Settings, Error> {
@@ -194,6 +192,7 @@ fn settings(global: &Parsed) -> Result<Settings, Error> {
     };
     Ok(Settings {
         root: Root::new(root),
+        root_is_named: global.value("root").is_some_and(|root| !root.is_empty()),
         systemd_cgroup: global.is_on("systemd-cgroup")?,
         rootless,
     })

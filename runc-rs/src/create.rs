@@ -33,6 +33,7 @@ use crate::{
         rootfs::Entry,
     },
     intel_rdt::{Group, Resctrl},
+    log,
     mount::{self, Source, attach, options},
     proc, process, seccomp,
     settings::Settings,
@@ -75,7 +76,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let bundle = std::path::absolute(&options.bundle)
         .map_err(|error| Error::file("resolve", &options.bundle, error))?;
     let rootfs = find_rootfs(&bundle, &spec)?;
-    let seccomp = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let seccomp = process::filter(&spec)?;
     let listener = seccomp.as_ref().and_then(|program| program.listener.clone());
     let cgroup = Cgroup::plan(
         spec.linux.cgroups_path.as_deref(),
@@ -87,9 +88,8 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
         let text = "network devices for rootless containers";
         return Err(Error::Unsupported(text.to_owned()));
     }
-    if spec.linux.namespace(NamespaceKind::User).is_none() {
-        process::warn_of_missing_capabilities(&spec_process(&spec));
-    }
+    let has_user = spec.linux.namespace(NamespaceKind::User).is_some();
+    process::warn_of_missing_capabilities(&spec_process(&spec), has_user);
     let join = open_namespaces(&spec)?;
     let group = resctrl_group(&spec, id)?;
     let entry = settings.root.entry(id);
@@ -97,7 +97,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let mut undo = Undo::new(entry.clone(), cgroup);
     undo.make_cgroup(spec.linux.resources.as_ref())?;
     let fifo = make_fifo(&entry.fifo())?;
-    let prepared = prepare_trees(settings, &spec, &bundle)?;
+    let prepared = prepare_trees(settings, &spec, (&bundle, &rootfs))?;
     let (terminal, console) = options.process.console(&spec_process(&spec))?;
     let mut state = first_state(settings, id, &spec, (&bundle, &rootfs), options.no_new_keyring);
     state.cgroup_paths = undo.cgroup().paths();
@@ -108,6 +108,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
         personality: spec.linux.personality.clone(),
         memory_policy: spec.linux.memory_policy.clone(),
         console,
+        relayed: terminal.is_some(),
         preserved: options.process.preserved(),
         keyring: (!options.no_new_keyring).then(|| keyring(id)).transpose()?,
         entrances,
@@ -119,6 +120,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let namespaces = namespaces_of_clone(&spec);
     let destination = Destination { directory: unified, otherwise: None };
     let (child, channel) = spawn(&join, namespaces, &destination, body)?;
+    log::debug(&format!("nsexec container setup: init is process {}", child.pid));
     undo.add_process(child);
     if let Some(group) = group {
         join_resctrl_group(&mut undo, group, &mut state)?;
@@ -147,6 +149,7 @@ fn finish(
     state.namespace_paths = namespace_paths(child.pid);
     entry.store(state)?;
     proceed(channel)?;
+    log::debug("child process in init()");
     attend(channel, spec, state, listener, child)
 }
 
@@ -231,12 +234,12 @@ fn make_fifo(path: &Path) -> Result<OwnedFd, Error> {
 fn prepare_trees(
     settings: &Settings,
     spec: &Spec,
-    bundle: &Path,
+    (bundle, rootfs): (&Path, &Path),
 ) -> Result<Vec<Option<OwnedFd>>, Error> {
     // Without root's rights it is the other way round: only in the new namespace can it be done.
     let new_user = spec.linux.creates(NamespaceKind::User) && !settings.rootless;
     let mut trees = Vec::new();
-    for mount in plans(spec) {
+    for mount in plans(spec, rootfs) {
         trees.push(match &mount.source {
             Source::Bind { path, recursive, idmap } if new_user || idmap.is_some() => {
                 let tree = attach::clone_tree(&bundle.join(path), *recursive)?;
@@ -257,9 +260,10 @@ fn prepare_trees(
     Ok(trees)
 }
 
-fn plans(spec: &Spec) -> Vec<mount::MountPlan> {
+fn plans(spec: &Spec, rootfs: &Path) -> Vec<mount::MountPlan> {
     // Those that make no sense were refused when the configuration was read.
-    spec.mounts.iter().filter_map(|mount| mount::plan(mount).ok()).collect()
+    let plans = spec.mounts.iter().filter_map(|mount| mount::plan(mount).ok());
+    plans.map(|plan| plan.below(rootfs)).collect()
 }
 
 fn init_plan(
@@ -270,7 +274,7 @@ fn init_plan(
     (prepared, fifo, state): (Vec<Option<OwnedFd>>, OwnedFd, hooks::State),
 ) -> InitPlan {
     let linux = &spec.linux;
-    let mounts = plans(spec);
+    let mounts = plans(spec, &rootfs);
     let foreign_dev = mounts
         .iter()
         .any(|mount| mount.destination == "dev" && matches!(mount.source, Source::Bind { .. }));
@@ -379,9 +383,12 @@ pub(crate) fn set_oom_score(pid: i32, score: Option<i32>, rootless: bool) -> Res
     }
 }
 
-/// Lets the process go on.
+/// Lets the process go on. One that does not listen any more has said why, which is read next.
 pub(crate) fn proceed(channel: &Channel) -> Result<(), Error> {
-    channel.send(&Message::Proceed).map_err(|error| Error::system("talk to", "init", error))
+    match channel.send(&Message::Proceed) {
+        Err(rustix::io::Errno::PIPE) => Ok(()),
+        result => result.map_err(|error| Error::system("talk to", "init", error)),
+    }
 }
 
 /// Does what the init asks for, until it is ready.
@@ -394,7 +401,10 @@ fn attend(
 ) -> Result<(), Error> {
     loop {
         match process::next(channel, child)? {
-            Message::Ready => return Ok(()),
+            Message::Ready => {
+                log::debug("init: closing the pipe to signal completion");
+                return Ok(());
+            }
             Message::Hooks => {
                 let hooks_state = state_for_hooks(state);
                 let directory = PathBuf::from(state.bundle());

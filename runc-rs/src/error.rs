@@ -40,9 +40,15 @@ pub enum Error {
     /// The container's resctrl group could not be made or changed.
     #[error("{0}")]
     Resctrl(String),
+    /// A process could not be put into the groups that were asked for.
+    #[error("adding pid {pid} to cgroups")]
+    Join { pid: u32, source: crate::cgroup::Error },
     /// The seccomp profile could not be compiled.
     #[error("seccomp")]
     Seccomp(#[from] crate::seccomp::Error),
+    /// Nobody listens where the seccomp profile says that an agent does.
+    #[error("failed to connect with seccomp agent specified in the seccomp profile {}", path.display())]
+    SeccompAgent { path: std::path::PathBuf, source: Box<Error> },
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] crate::hooks::Error),

@@ -20,6 +20,7 @@ use crate::{
         clone::Child,
         scheduling::Affinity,
     },
+    log,
     process::{self, Started},
     seccomp,
     settings::Settings,
@@ -62,16 +63,19 @@ pub fn exec(
         return refuse("cannot exec in a stopped container");
     };
     let spec = Spec::load(Path::new(container.state.bundle()))?;
-    let seccomp = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let seccomp = process::filter(&spec)?;
     let listener = seccomp.as_ref().and_then(|program| program.listener.clone());
     let (join, kinds) = namespaces_of(init, container.state.init_process_pid)?;
-    if kinds & NamespaceKind::User.flag() == 0 {
-        process::warn_of_missing_capabilities(&described);
-    }
     let affinity = affinity(&described, &spec)?;
+    let has_user = kinds & NamespaceKind::User.flag() != 0;
+    process::warn_of_missing_capabilities(&described, has_user);
     let (terminal, console) = options.process.console(&described)?;
     let oom_score = described.oom_score_adj;
-    let (unified, entrances) = container.cgroup.entrances()?;
+    let (unified, mut entrances) = container.cgroup.entrances()?;
+    if !options.cgroups.is_empty() {
+        // Else the process would come in by itself after it was put where it is to be.
+        entrances.clear();
+    }
     let plan = ExecPlan {
         process: ProcessPlan {
             process: described,
@@ -79,19 +83,21 @@ pub fn exec(
             personality: spec.linux.personality.clone(),
             memory_policy: spec.linux.memory_policy.clone(),
             console,
+            relayed: terminal.is_some(),
             preserved: options.process.preserved(),
             keyring: keyring(container)?,
             entrances,
             listen_fds: options.process.listen_fds,
         },
-        user_namespace: kinds & NamespaceKind::User.flag() != 0,
         affinity,
+        user_namespace: has_user,
     };
     let body = move |channel| init::exec(plan, channel);
     let pid = container.state.init_process_pid;
     let of_init = || container.cgroup.directory_of(pid.cast_unsigned());
     let destination = Destination { directory: unified, otherwise: Some(&of_init) };
     let (child, channel) = spawn(&join, 0, &destination, body)?;
+    log::debug(&format!("nsexec container setup: exec is process {}", child.pid));
     let guard = Ending(Some(child));
     let child = guard.process();
     join_cgroups(&container.cgroup, &options.cgroups, child.pid.cast_unsigned())?;
@@ -100,6 +106,7 @@ pub fn exec(
     }
     set_oom_score(child.pid, oom_score, settings.rootless)?;
     proceed(&channel)?;
+    log::debug("child process in init()");
     attend(&channel, container, listener.as_ref(), child)?;
     options.process.announce(child)?;
     Ok(Started { child: guard.disarm(), terminal })
@@ -121,13 +128,19 @@ pub struct SubCgroup {
 }
 
 fn join_cgroups(cgroup: &Cgroup, below: &[SubCgroup], pid: u32) -> Result<(), Error> {
-    for SubCgroup { controller, path } in below {
-        match controller {
-            None => cgroup.join_below(path, pid)?,
-            Some(controller) => cgroup.join_controller_below(controller, path, pid)?,
-        }
+    if below.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let join = || {
+        if !cgroup.is_unified() {
+            cgroup.join(pid)?;
+        }
+        below.iter().try_for_each(|SubCgroup { controller, path }| match controller {
+            None => cgroup.join_below(path, pid),
+            Some(controller) => cgroup.join_controller_below(controller, path, pid),
+        })
+    };
+    join().map_err(|source| Error::Join { pid, source })
 }
 
 fn keyring(container: &Container) -> Result<Option<CString>, Error> {
@@ -167,7 +180,10 @@ fn attend(
             Message::Listener(fd) => {
                 process::send_listener(listener, &fd, &container.state, child.pid)?;
             }
-            Message::Ready => break,
+            Message::Ready => {
+                log::debug("setns_init: about to exec");
+                break;
+            }
             message => return Err(process::unexpected(&message)),
         }
     }

@@ -87,11 +87,54 @@ pub(crate) fn run_all(
     Ok(())
 }
 
+/// What Go calls each signal, by its number.
+const SIGNALS: [&str; 32] = [
+    "signal 0",
+    "hangup",
+    "interrupt",
+    "quit",
+    "illegal instruction",
+    "trace/breakpoint trap",
+    "aborted",
+    "bus error",
+    "floating point exception",
+    "killed",
+    "user defined signal 1",
+    "segmentation fault",
+    "user defined signal 2",
+    "broken pipe",
+    "alarm clock",
+    "terminated",
+    "stack fault",
+    "child exited",
+    "continued",
+    "stopped (signal)",
+    "stopped",
+    "stopped (tty input)",
+    "stopped (tty output)",
+    "urgent I/O condition",
+    "CPU time limit exceeded",
+    "file size limit exceeded",
+    "virtual timer expired",
+    "profiling timer expired",
+    "window changed",
+    "I/O possible",
+    "power failure",
+    "bad system call",
+];
+
 /// In Go's words.
 fn describe(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal: {signal}"),
+        (None, Some(signal)) => {
+            let core = if status.core_dumped() { " (core dumped)" } else { "" };
+            let name = usize::try_from(signal).ok().and_then(|number| SIGNALS.get(number));
+            match name {
+                Some(name) => format!("signal: {name}{core}"),
+                None => format!("signal: signal {signal}{core}"),
+            }
+        }
         (None, None) => status.to_string(),
     }
 }
@@ -121,6 +164,8 @@ impl Running {
         }
         let variables = hook.env.as_deref().or(environment).unwrap_or_default();
         let variables = variables.iter().filter_map(|variable| variable.split_once('='));
+        // `run` blocks signals to read them; a hook shall be killable.
+        sys::signal::unblock_all_for(&mut command);
         let child = command
             .env_clear()
             .envs(variables)

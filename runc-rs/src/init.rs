@@ -169,6 +169,9 @@ fn init_steps(mut plan: InitPlan, channel: Channel) -> Result<Infallible, Error>
     process::enter_cgroups(std::mem::take(&mut plan.process.entrances))?;
     wait_for_runtime(&channel)?;
     scheduling::reset_affinity();
+    if plan.created.time {
+        enter_time_namespace(&plan.time_offsets)?;
+    }
     if plan.created.user {
         become_root()?;
     }
@@ -177,12 +180,12 @@ fn init_steps(mut plan: InitPlan, channel: Channel) -> Result<Infallible, Error>
         process::join_keyring(name, plan.created.user)?;
     }
     let procfs = Procfs::open()?;
-    namespaces(&plan, &procfs)?;
+    namespaces(&plan)?;
     let root = prepare_root(&mut plan, &channel)?;
     let console = plan.process.console.take();
     let has_console = console.is_some();
     if let Some(socket) = console {
-        let terminal = Console::new(root.as_fd(), plan.process.process.console_size)?;
+        let terminal = Console::new(root.as_fd(), &plan.process)?;
         if plan.entry != Entry::Chroot {
             terminal.mount(root.as_fd())?;
         }
@@ -205,11 +208,14 @@ fn init_steps(mut plan: InitPlan, channel: Channel) -> Result<Infallible, Error>
 /// Makes the container's root below the old one, and everything in it, and runs the hooks that
 /// come then.
 fn prepare_root(plan: &mut InitPlan, channel: &Channel) -> Result<OwnedFd, Error> {
-    let mounted = plan.entry != Entry::Chroot;
-    let root = if mounted {
-        rootfs::prepare(&plan.rootfs, plan.propagation)?
-    } else {
-        rootfs::open_path(&plan.rootfs).map_err(|error| Error::file("open", &plan.rootfs, error))?
+    // Without a mount namespace of its own a container leaves its mounts behind, but where its
+    // configuration has some, it gets them.
+    let mounted = plan.entry != Entry::Chroot || !plan.mounts.is_empty();
+    let root = match (plan.entry, mounted) {
+        (Entry::Chroot, false) => rootfs::open_path(&plan.rootfs)
+            .map_err(|error| Error::file("open", &plan.rootfs, error))?,
+        (Entry::Chroot, true) => rootfs::mount_on_itself(&plan.rootfs)?,
+        _ => rootfs::prepare(&plan.rootfs, plan.propagation)?,
     };
     let mounter = Mounter {
         root: root.as_fd(),
@@ -232,7 +238,7 @@ fn prepare_root(plan: &mut InitPlan, channel: &Channel) -> Result<OwnedFd, Error
     }
     plan.state.pid = rustix::process::getpid().as_raw_nonzero().get();
     let hooks = &plan.hooks.create_container;
-    hooks::run_all("createContainer", hooks, &plan.state, None, &plan.bundle)?;
+    hooks::run_all("createContainer", hooks, &plan.state, None, &plan.rootfs)?;
     target::make_directory(root.as_fd(), &target::clean(&plan.process.process.cwd))?;
     Ok(root)
 }
@@ -259,14 +265,11 @@ fn seal_root(plan: &InitPlan, root: BorrowedFd<'_>) -> Result<(), Error> {
     restrict::mask(root, &plan.masked_paths, &plan.mount_label)
 }
 
-fn namespaces(plan: &InitPlan, procfs: &Procfs) -> Result<(), Error> {
+fn namespaces(plan: &InitPlan) -> Result<(), Error> {
     if plan.created.cgroup {
         // Not before now: the namespace shows the cgroup in which it was made as its root.
         sys::namespace::unshare(UnshareFlags::NEWCGROUP)
             .map_err(|error| Error::system("unshare", "cgroup namespace", error))?;
-    }
-    if plan.created.time {
-        enter_time_namespace(&plan.time_offsets, procfs)?;
     }
     if plan.created.net {
         sys::loopback::set_up().map_err(|error| Error::system("set up", "loopback", error))?;
@@ -283,16 +286,17 @@ fn namespaces(plan: &InitPlan, procfs: &Procfs) -> Result<(), Error> {
 
 /// Makes a time namespace. Its clocks can be set until the first process is in it, and unshare(2)
 /// only puts children there, so this process follows by setns(2).
-fn enter_time_namespace(
-    offsets: &BTreeMap<String, spec::TimeOffset>,
-    procfs: &Procfs,
-) -> Result<(), Error> {
+///
+/// This comes before the process becomes its user namespace's root: its files in /proc belong to the
+/// user that the runtime is, and a procfs of the namespace's own has none of that user's.
+fn enter_time_namespace(offsets: &BTreeMap<String, spec::TimeOffset>) -> Result<(), Error> {
     let fail = |error| Error::system("enter", "time namespace", error);
     sys::namespace::unshare(UnshareFlags::NEWTIME).map_err(fail)?;
     let lines: String = offsets
         .iter()
         .map(|(clock, offset)| format!("{clock} {} {}\n", offset.secs, offset.nanosecs))
         .collect();
+    let procfs = Procfs::mounted()?;
     if !lines.is_empty() {
         procfs.write("self/timens_offsets", &lines)?;
     }
@@ -322,7 +326,7 @@ fn exec_steps(mut plan: ExecPlan, channel: Channel) -> Result<Infallible, Error>
     }
     if let Some(socket) = plan.process.console.take() {
         let root = rootfs::open_path("/").map_err(|error| Error::file("open", "/", error))?;
-        let terminal = Console::new(root.as_fd(), plan.process.process.console_size)?;
+        let terminal = Console::new(root.as_fd(), &plan.process)?;
         terminal.hand_over(socket.as_fd())?;
         console::take_control()?;
     }

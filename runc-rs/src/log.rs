@@ -33,6 +33,8 @@ struct Log {
     /// The file; none is standard error.
     file: Option<File>,
     format: Format,
+    /// Whether what is only for finding errors is written, too.
+    debug: bool,
 }
 
 #[derive(Serialize)]
@@ -47,7 +49,7 @@ struct Entry<'a> {
 /// # Errors
 ///
 /// [`Error::System`] when the file cannot be opened for appending.
-pub(crate) fn open(path: Option<&Path>, format: Format) -> Result<(), Error> {
+pub(crate) fn open(path: Option<&Path>, format: Format, debug: bool) -> Result<(), Error> {
     let open = |path: &Path| {
         let mut options = OpenOptions::new();
         options.append(true).create(true).mode(0o644).open(path)
@@ -56,7 +58,7 @@ pub(crate) fn open(path: Option<&Path>, format: Format) -> Result<(), Error> {
         .map(|path| open(path).map_err(|error| Error::file("open", path, error)))
         .transpose()?;
     // A second log is never opened.
-    let _ = LOG.set(Log { file, format });
+    let _ = LOG.set(Log { file, format, debug });
     Ok(())
 }
 
@@ -71,6 +73,13 @@ pub(crate) fn error(text: &str) {
 /// Logs what went wrong without the command failing for it.
 pub(crate) fn warn(text: &str) {
     write("warning", text);
+}
+
+/// Logs a step, where that was asked for. People grep for some of these, so they are runc's words.
+pub(crate) fn debug(text: &str) {
+    if LOG.get().is_some_and(|log| log.debug) {
+        write("debug", text);
+    }
 }
 
 fn write(level: &str, text: &str) {

@@ -30,6 +30,20 @@ pub(crate) struct MountPlan {
     pub(crate) options: Options,
 }
 
+impl MountPlan {
+    /// The same, its destination taken from `rootfs` on where it is the host's path of something
+    /// in there: some configurations have it so.
+    pub(crate) fn below(mut self, rootfs: &std::path::Path) -> Self {
+        let inside = std::path::Path::new("/").join(&self.destination);
+        if let Ok(inside) = inside.strip_prefix(rootfs)
+            && !inside.as_os_str().is_empty()
+        {
+            self.destination = inside.to_string_lossy().into_owned();
+        }
+        self
+    }
+}
+
 /// What is mounted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
@@ -106,6 +120,21 @@ mod tests {
             source: source.to_owned(),
             options: options.iter().map(|&option| option.to_owned()).collect(),
             ..spec::Mount::default()
+        }
+    }
+
+    #[test]
+    fn destinations_on_the_host() {
+        let cases = [
+            ("a path of the container's", "/bundle", "a/c"),
+            ("a path in the rootfs", "/a", "c"),
+            ("a path that begins like it", "/a/", "c"),
+            ("the rootfs itself", "/a/c", "a/c"),
+            ("a longer name", "/a/cc", "a/c"),
+        ];
+        for (case, rootfs, want) in cases {
+            let planned = plan(&described("proc", "", &[])).expect(case);
+            assert_eq!(planned.below(std::path::Path::new(rootfs)).destination, want, "{case}");
         }
     }
 

@@ -84,6 +84,11 @@ impl Procfs {
         if let Ok(own) = attach::new_filesystem("proc", "proc", &[], &[], change) {
             return Ok(Self(own));
         }
+        Self::mounted()
+    }
+
+    /// Takes the one at /proc, after a look that it is one.
+    pub(crate) fn mounted() -> Result<Self, Error> {
         let fail = |error| Error::file("open", "/proc", error);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let found = openat(CWD, "/proc", flags, Mode::empty()).map_err(fail)?;

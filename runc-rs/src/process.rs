@@ -159,8 +159,15 @@ fn connect_to(path: &Path) -> Result<OwnedFd, Error> {
     Ok(socket)
 }
 
-/// Warns of capabilities that a process is not going to get.
-pub(crate) fn warn_of_missing_capabilities(process: &spec::Process) {
+/// Warns of capabilities that a process is not going to get. In a user namespace `permitted` is
+/// not known beforehand, so nothing is said of it.
+pub(crate) fn warn_of_missing_capabilities(process: &spec::Process, new_user: bool) {
+    for name in capability::not_ambient(process.capabilities.as_ref()) {
+        log::warn(&format!("can't raise ambient capability {name}: operation not permitted"));
+    }
+    if new_user {
+        return;
+    }
     let missing = capability::missing(process.capabilities.as_ref());
     if !missing.is_empty() {
         log::warn(&format!("ignoring unavailable capabilities: {}", missing.join(", ")));
@@ -184,6 +191,15 @@ pub(crate) fn next(channel: &Channel, child: &Child) -> Result<Message, Error> {
 /// The error of a message that does not belong where it came.
 pub(crate) fn unexpected(message: &Message) -> Error {
     Error::Process(format!("unexpected message {message:?}"))
+}
+
+/// The filter that a configuration asks for.
+pub(crate) fn filter(spec: &spec::Spec) -> Result<Option<seccomp::Program>, Error> {
+    let program = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    if let Some(program) = &program {
+        log::debug(&format!("seccomp filter flags: {}", program.flags));
+    }
+    Ok(program)
 }
 
 /// What the receiver of a seccomp listener is told, runtime-spec `config-linux.md`, "Container
@@ -225,7 +241,10 @@ pub(crate) fn send_listener(
     };
     let text = serde_json::to_vec(&told)
         .map_err(|error| Error::system("write", "seccomp state", std::io::Error::other(error)))?;
-    let socket = connect_to(&listener.path)?;
+    let socket = connect_to(&listener.path).map_err(|error| Error::SeccompAgent {
+        path: listener.path.clone(),
+        source: Box::new(error),
+    })?;
     channel::send_with(socket.as_fd(), &text, Some(fd.as_fd()))
         .map_err(|error| Error::file("send seccomp listener to", &listener.path, error))
 }

@@ -36,7 +36,7 @@ use sys::{
     mount_attributes::{Attributes, set_attributes},
 };
 
-use crate::error::Error;
+use crate::{error::Error, log};
 
 const OWN: &str = "/proc/self/exe";
 
@@ -59,6 +59,7 @@ pub fn seal() -> Result<(), Error> {
             Err(error) => return Err(fail(error)),
         }
     }
+    log::debug("runc exeseal: using /proc/self/exe clone");
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(fail)
 }
 

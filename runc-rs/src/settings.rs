@@ -9,6 +9,8 @@ use crate::state::Root;
 pub struct Settings {
     /// Where containers are recorded.
     pub root: Root,
+    /// Whether that place was named, so that it must exist to be read.
+    pub root_is_named: bool,
     /// Whether cgroups are made by systemd.
     pub systemd_cgroup: bool,
     /// Whether to do without what only root may, as far as that is possible.

@@ -143,14 +143,10 @@ impl Root {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the directory cannot be read; one that does not exist has none.
+    /// [`Error::System`] when the directory cannot be read, or does not exist.
     pub fn ids(&self) -> Result<Vec<ContainerId>, Error> {
         let fail = |error| Error::file("read", &self.0, error);
-        let entries = match fs::read_dir(&self.0) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(fail(error)),
-        };
+        let entries = fs::read_dir(&self.0).map_err(fail)?;
         let mut names = Vec::new();
         for entry in entries {
             let name = entry.map_err(fail)?.file_name();

@@ -89,6 +89,32 @@ pub fn unblock_all() {
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()) };
 }
 
+/// Has a program begin with no signal blocked, whatever this thread has blocked.
+pub fn unblock_all_for(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt as _;
+    let unblock = || {
+        unblock_all();
+        Ok(())
+    };
+    // SAFETY: between fork and exec this makes one system call and touches nothing of the parent's.
+    unsafe { command.pre_exec(unblock) };
+}
+
+/// Has each of `signals` end this process with status 128 and its number, as the default would.
+///
+/// The first process of a pid namespace needs this: the kernel keeps from it all signals but
+/// `KILL` whose disposition is the default.
+pub fn end_on(signals: &[i32]) {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: _exit may be called in a handler, and takes any number.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    for &signal in signals {
+        // SAFETY: `end` has the type of a handler, and calls only what signal-safety(7) lists.
+        unsafe { libc::signal(signal, end as *const () as libc::sighandler_t) };
+    }
+}
+
 /// Gives all signals their default disposition, for a program that is about to be run: it would
 /// keep those that are ignored.
 ///

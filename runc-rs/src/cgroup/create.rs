@@ -103,16 +103,12 @@ impl Cgroup {
         set: &DeviceSet,
         mut made: Made,
     ) -> Result<(), Error> {
-        let mut devices_are_new = false;
+        let (mut devices_are_new, mut some_are_old) = (false, false);
         for group in &self.groups {
             match make_legacy(group, &mut made) {
                 Ok(new) => {
-                    if group.has("devices") {
-                        devices_are_new = new;
-                        if !new {
-                            self.check_unused()?;
-                        }
-                    }
+                    some_are_old |= !new;
+                    devices_are_new |= new && group.has("devices");
                 }
                 Err(error) => match error {
                     Error::File { source, .. } | Error::Write { source, .. }
@@ -123,6 +119,9 @@ impl Cgroup {
                     error => return Err(error),
                 },
             }
+        }
+        if some_are_old {
+            self.check_unused()?;
         }
         self.limit_legacy(resources)?;
         match self.set_devices(set, devices_are_new) {

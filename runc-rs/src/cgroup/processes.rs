@@ -111,7 +111,12 @@ impl Cgroup {
         pid: u32,
     ) -> Result<(), Error> {
         let controller = if controller == "systemd" { "name=systemd" } else { controller };
-        let directory = self.controller(controller)?;
+        let directory = match self.controller(controller) {
+            Err(Error::NoController { controller }) => {
+                return Err(Error::Resources(format!("unknown controller {controller}")));
+            }
+            result => result?,
+        };
         join_in(directory.path(), below, &pid.to_string())
     }
 
@@ -140,7 +145,12 @@ impl Cgroup {
             return if self.unified { Ok(()) } else { self.thaw() };
         }
         let frozen = self.freeze().is_ok();
-        let result = self.pids(true).map(|pids| {
+        let pids = match self.pids(true) {
+            // Half of the groups may be removed already, by a runtime that did not come further.
+            Err(Error::File { source, .. }) if is_gone(&source) => Ok(Vec::new()),
+            result => result,
+        };
+        let result = pids.map(|pids| {
             for pid in pids {
                 // It may be gone since; and there is nothing to do about one that is not ours.
                 let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);

@@ -86,7 +86,11 @@ fn change(process: &mut Process, parsed: &Parsed) -> Result<(), Error> {
         let sets = process.capabilities.get_or_insert_default();
         sets.bounding.extend(added.iter().cloned());
         sets.effective.extend(added.iter().cloned());
-        sets.permitted.extend(added);
+        sets.permitted.extend(added.iter().cloned());
+        // Ambient ones must be inheritable, too, so this is of use only where some are.
+        if !sets.inheritable.is_empty() {
+            sets.ambient.extend(added);
+        }
         // Not the inheritable set: with it, files could hand capabilities on (CVE-2022-29162).
     }
     process.terminal = parsed.is_on("tty")?;

@@ -36,6 +36,10 @@ pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
 
 fn views(settings: &Settings) -> Result<Vec<View>, Error> {
     let mut views = Vec::new();
+    // The default place comes into being with the first container.
+    if !settings.root_is_named && !settings.root.path().exists() {
+        return Ok(views);
+    }
     for id in settings.root.ids()? {
         let container = match Container::load(&settings.root, &id) {
             Ok(container) => container,

@@ -126,13 +126,19 @@ impl Sets {
 /// of this process.
 pub(crate) fn missing(described: Option<&spec::Capabilities>) -> Vec<&'static str> {
     let own = capabilities(None).map_or(u64::MAX, |sets| sets.permitted.bits());
-    let asked = Sets::new(described).permitted & !own;
-    NAMES
-        .iter()
-        .enumerate()
-        .filter(|(number, _)| asked & (1 << number) != 0)
-        .map(|(_, name)| *name)
-        .collect()
+    names(Sets::new(described).permitted & !own)
+}
+
+/// The names of those capabilities that are to be ambient but cannot, since they are not permitted
+/// and inheritable as well.
+pub(crate) fn not_ambient(described: Option<&spec::Capabilities>) -> Vec<&'static str> {
+    let sets = Sets::new(described);
+    names(sets.ambient & !(sets.permitted & sets.inheritable))
+}
+
+fn names(bits: u64) -> Vec<&'static str> {
+    let numbered = NAMES.iter().enumerate();
+    numbered.filter(|(number, _)| bits & (1 << number) != 0).map(|(_, name)| *name).collect()
 }
 
 fn bits(names: &[String]) -> u64 {
@@ -146,6 +152,26 @@ fn number(name: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ambient_ones_that_cannot_be() {
+        let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let all: &[&str] = &["CAP_CHOWN", "CAP_KILL"];
+        let cases = [
+            ("all can", all, all, vec![]),
+            ("not inheritable", &["CAP_KILL"], all, vec!["CAP_CHOWN"]),
+            ("not permitted", all, &["CAP_CHOWN"], vec!["CAP_KILL"]),
+        ];
+        for (case, inheritable, permitted, want) in cases {
+            let described = spec::Capabilities {
+                inheritable: set(inheritable),
+                permitted: set(permitted),
+                ambient: set(all),
+                ..spec::Capabilities::default()
+            };
+            assert_eq!(not_ambient(Some(&described)), want, "{case}");
+        }
+    }
 
     #[test]
     fn numbers() {

@@ -12,10 +12,10 @@ use rustix::{
     process::{ioctl_tiocsctty, setsid},
     pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt},
     stdio::{dup2_stderr, dup2_stdin, dup2_stdout},
-    termios::{Winsize, tcsetwinsize},
+    termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize},
 };
 
-use super::channel;
+use super::{channel, process::ProcessPlan};
 use crate::{
     error::Error,
     mount::{attach, target},
@@ -32,20 +32,20 @@ pub(super) struct Console {
 
 impl Console {
     /// Makes a terminal from the devpts below `root`.
-    pub(super) fn new(
-        root: BorrowedFd<'_>,
-        size: Option<spec::ConsoleSize>,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(root: BorrowedFd<'_>, plan: &ProcessPlan) -> Result<Self, Error> {
         let fail = |error| Error::system("make", "console from /dev/pts/ptmx", error);
         let master = open_multiplexer(root).map_err(fail)?;
         unlockpt(&master).map_err(fail)?;
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
         let peer = ioctl_tiocgptpeer(&master, flags).map_err(fail)?;
-        if let Some(spec::ConsoleSize { height, width }) = size
+        if let Some(spec::ConsoleSize { height, width }) = plan.process.console_size
             && (height, width) != (0, 0)
         {
             let size = Winsize { ws_row: height, ws_col: width, ws_xpixel: 0, ws_ypixel: 0 };
             tcsetwinsize(&master, size).map_err(fail)?;
+        }
+        if plan.relayed {
+            bare_line_ends(&master).map_err(fail)?;
         }
         Ok(Self { master, peer })
     }
@@ -70,6 +70,14 @@ impl Console {
         dup2_stdout(&self.peer).map_err(fail)?;
         dup2_stderr(&self.peer).map_err(fail)
     }
+}
+
+/// Has a terminal pass line ends on as they are, so that what the runtime writes to a file or a
+/// pipe is what the program wrote.
+fn bare_line_ends(master: &OwnedFd) -> Result<(), Errno> {
+    let mut modes = tcgetattr(master)?;
+    modes.output_modes &= !OutputModes::ONLCR;
+    tcsetattr(master, OptionalActions::Now, &modes)
 }
 
 fn open_multiplexer(root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {

@@ -29,6 +29,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) memory_policy: Option<spec::MemoryPolicy>,
     /// Where to send the terminal's master; with it, there is a terminal.
     pub(crate) console: Option<OwnedFd>,
+    /// Whether the runtime passes what the terminal shows on.
+    pub(crate) relayed: bool,
     /// How many descriptors, from 3 on, the program gets.
     pub(crate) preserved: i32,
     /// The name of the session keyring; none keeps the runtime's.
@@ -107,6 +109,9 @@ pub(super) fn run(
             .map_err(|error| Error::system("set", "no_new_privs", error))?;
     }
     scheduling::apply(process, plan.personality.as_ref(), plan.memory_policy.as_ref())?;
+    // Before the filter, which need not allow this.
+    sys::descriptors::close_on_exec_from(3 + plan.preserved)
+        .map_err(|error| Error::system("close", "descriptors", error))?;
     // Without no_new_privs a filter needs a capability that is about to go; with it, the filter
     // comes as late as possible, so that it need not allow what is done before.
     let late = process.no_new_privileges;
@@ -122,14 +127,15 @@ pub(super) fn run(
     let path = program::find(&process.args[0], &environment)?;
     let arguments = Strings::new(c_strings(&process.args)?);
     let strings = Strings::new(c_strings(&environment)?);
-    sys::descriptors::close_on_exec_from(3 + plan.preserved)
-        .map_err(|error| Error::system("close", "descriptors", error))?;
     if late {
         load_filter(plan, &channel)?;
     }
     channel.send(&Message::Ready).map_err(|error| Error::system("send", "readiness", error))?;
     drop(channel);
     if let Some(gate) = gate {
+        // Whoever wants to be rid of a container that was never started may ask kindly.
+        sys::signal::end_on(&[libc::SIGHUP, libc::SIGINT, libc::SIGTERM]);
+        sys::signal::unblock_all();
         wait_for_start(&gate.fifo)?;
         drop(gate.fifo);
         let cwd = PathBuf::from(&process.cwd);

@@ -4,7 +4,10 @@
 //! superblock per directory is most of what masking costs. A masked file shows /dev/null, which
 //! was opened from the host and checked to be the device (CVE-2025-31133).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    collections::BTreeSet,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, fstat, major, minor, openat},
@@ -21,9 +24,13 @@ use crate::{
 pub(super) fn mask(root: BorrowedFd<'_>, paths: &[String], label: &str) -> Result<(), Error> {
     let mut null = None;
     let mut empty: Option<OwnedFd> = None;
+    let mut done = BTreeSet::new();
     for path in paths {
         let fail = |error| Error::file("mask", path, error);
         let clean = target::clean(path);
+        if !done.insert(clean.clone()) {
+            continue;
+        }
         let target = match target::open(root, &clean, OFlags::PATH) {
             Ok(target) => target,
             Err(Errno::NOENT | Errno::NOTDIR) => continue,

@@ -26,7 +26,7 @@ pub(crate) enum Entry {
     Pivot,
     /// The new root is moved over the old one, for hosts that run from an initial ramdisk.
     Move,
-    /// There is no mount namespace, so nothing is mounted.
+    /// There is no mount namespace of its own.
     Chroot,
 }
 
@@ -44,6 +44,12 @@ pub(super) fn prepare(path: &Path, propagation: Propagation) -> Result<OwnedFd, 
     if kind == libc::MS_SHARED {
         make_parent_private(path)?;
     }
+    mount_on_itself(path)
+}
+
+/// Makes `path` a mount of its own; returns its descriptor.
+pub(super) fn mount_on_itself(path: &Path) -> Result<OwnedFd, Error> {
+    let fail = |error: Errno| Error::file("prepare rootfs", path, error);
     let tree = attach::clone_tree(path, true)?;
     let target = open_path(path).map_err(fail)?;
     attach::put(tree.as_fd(), target.as_fd()).map_err(fail)?;

@@ -119,13 +119,11 @@ impl Mounter<'_> {
 
     fn attach_filesystem(&self, plan: &MountPlan, kind: &str, name: &str) -> Result<(), Error> {
         let strict = matches!(kind, "proc" | "sysfs");
+        let mode = self.mode_of_tmpfs(plan, kind);
         let target = if strict { self.plain_directory(plan)? } else { self.target(plan, true)? };
         self.check(plan, target.as_fd(), None)?;
         let mut data = plan.options.data.clone();
-        if kind == "tmpfs" && !data.iter().any(|option| option.starts_with("mode=")) {
-            let mode = rustix::fs::fstat(&target).map_err(|error| self.fail(plan, error))?.st_mode;
-            data.push(format!("mode={:04o}", mode & 0o7777));
-        }
+        data.extend(mode);
         if !self.label.is_empty() && !strict && kind != "mqueue" {
             data.push(format!("context={}", self.label));
         }
@@ -144,6 +142,18 @@ impl Mounter<'_> {
         }
         put(tree.as_fd(), target.as_fd()).map_err(|error| self.fail(plan, error))?;
         self.finish(plan, tree.as_fd())
+    }
+
+    /// The option that gives a tmpfs the mode of the directory that it hides, where there is one and
+    /// no mode is asked for. Elsewhere it gets the kernel's default, 1777.
+    fn mode_of_tmpfs(&self, plan: &MountPlan, kind: &str) -> Option<String> {
+        let asked = || plan.options.data.iter().any(|option| option.starts_with("mode="));
+        if kind != "tmpfs" || asked() {
+            return None;
+        }
+        let hidden = target::open(self.root, &plan.destination, OFlags::PATH).ok()?;
+        let mode = rustix::fs::fstat(hidden).ok()?.st_mode & 0o7777;
+        Some(format!("mode={mode:04o}"))
     }
 
     /// Applies what comes after a mount is in place: propagation and recursive attributes.

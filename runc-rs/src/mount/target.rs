@@ -12,6 +12,9 @@ use crate::error::Error;
 /// The most path components that are made for a mount: more than any real path has.
 const DEPTH_MAX: usize = 128;
 
+/// The most links that lead to what does not exist on one path, path_resolution(7).
+const LINKS_MAX: usize = 40;
+
 /// Drops empty components and `.`, and resolves `..` by text, as clients expect of a destination;
 /// the result is relative to the root.
 pub(crate) fn clean(path: &str) -> String {
@@ -62,7 +65,7 @@ pub(crate) fn make_directory(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd
     let fail = |error| Error::file("mkdir", format!("/{path}"), error);
     let flags = OFlags::PATH | OFlags::DIRECTORY;
     let missing = match open(root, path, flags) {
-        Err(Errno::NOENT) => path,
+        Err(Errno::NOENT) => through_links(root, path).map_err(fail)?,
         result => return result.map_err(fail),
     };
     let mut directory = open(root, "", flags).map_err(fail)?;
@@ -70,7 +73,7 @@ pub(crate) fn make_directory(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd
     if missing.split('/').count() > DEPTH_MAX {
         return Err(fail(Errno::NAMETOOLONG));
     }
-    for part in missing.split('/') {
+    for part in missing.split('/').filter(|part| !part.is_empty()) {
         if !done.is_empty() {
             done.push('/');
         }
@@ -98,7 +101,8 @@ pub(crate) fn make_file(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Err
         Err(Errno::NOENT) => {}
         result => return result.map_err(fail),
     }
-    let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let path = through_links(root, path).map_err(fail)?;
+    let (parent, name) = path.rsplit_once('/').unwrap_or(("", &path));
     let parent = make_directory(root, parent)?;
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
@@ -106,6 +110,44 @@ pub(crate) fn make_file(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Err
         Err(error) => return Err(fail(error)),
     }
     open_plain(parent.as_fd(), name, OFlags::PATH).map_err(fail)
+}
+
+/// The path to make instead of `path`, on which there are links to what does not exist: what they
+/// lead to is made, as when somebody in the container wrote there.
+fn through_links(root: BorrowedFd<'_>, path: &str) -> Result<String, Errno> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS_MAX {
+        match behind_first_link(root, &path)? {
+            Some(next) => path = next,
+            None => return Ok(path),
+        }
+    }
+    Err(Errno::LOOP)
+}
+
+/// `path` with the first link that leads nowhere replaced by its text; `None` when there is none.
+fn behind_first_link(root: BorrowedFd<'_>, path: &str) -> Result<Option<String>, Errno> {
+    let ends = path.match_indices('/').map(|(at, _)| at).chain([path.len()]);
+    for end in ends {
+        let (before, rest) = path.split_at(end);
+        match open(root, before, OFlags::PATH) {
+            Ok(_) => continue,
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
+        }
+        let link = match open(root, before, OFlags::PATH | OFlags::NOFOLLOW) {
+            Ok(link) => link,
+            // Nothing at all, so nothing can be behind it.
+            Err(Errno::NOENT) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let text = rustix::fs::readlinkat(&link, "", Vec::new())?;
+        let text = text.to_str().map_err(|_| Errno::ILSEQ)?;
+        let parent = before.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let parent = if text.starts_with('/') { "" } else { parent };
+        return Ok(Some(format!("{parent}/{text}{rest}")));
+    }
+    Ok(None)
 }
 
 /// Says whether both descriptors refer to the same file in the same mount.
@@ -141,6 +183,32 @@ mod tests {
         ];
         for (path, want) in cases {
             assert_eq!(clean(path), want, "{path:?}");
+        }
+    }
+
+    #[test]
+    fn what_links_lead_to_is_made() {
+        let cases = [
+            ("absolute", vec![("/far/away", "link")], "link/x", Some("far/away/x")),
+            ("relative", vec![("near", "link")], "link/x", Some("near/x")),
+            ("last", vec![("/far/away", "link")], "link", Some("far/away")),
+            ("chain", vec![("/two/x", "one"), ("three", "two")], "one/y", Some("three/x/y")),
+            ("upwards", vec![("../../up", "link")], "link/x", Some("up/x")),
+            ("itself", vec![("link", "link")], "link", None),
+            ("around", vec![("/two", "one"), ("/one", "two")], "one/x", None),
+        ];
+        for (case, links, path, want) in cases {
+            let top = tempfile::tempdir().expect("temporary directory");
+            for (text, link) in links {
+                std::os::unix::fs::symlink(text, top.path().join(link)).expect("make link");
+            }
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = rustix::fs::open(top.path(), flags, Mode::empty()).expect("open root");
+            let made = make_file(root.as_fd(), path);
+            assert_eq!(made.is_ok(), want.is_some(), "{case}: {made:?}");
+            if let Some(want) = want {
+                assert!(top.path().join(want).is_file(), "{case}");
+            }
         }
     }
 

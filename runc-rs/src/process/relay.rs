@@ -8,7 +8,10 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::{Errno, read, write},
-    termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr, tcsetwinsize},
+    termios::{
+        OptionalActions, OutputModes, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr,
+        tcsetwinsize,
+    },
 };
 
 use crate::error::Error;
@@ -37,6 +40,8 @@ impl Relay {
             let now = tcgetattr(stdin).map_err(fail)?;
             let mut raw = now.clone();
             raw.make_raw();
+            // Lines still end as this terminal wants it: the other one, below, sends them bare.
+            raw.output_modes |= OutputModes::OPOST;
             tcsetattr(stdin, OptionalActions::Now, &raw).map_err(fail)?;
             saved = Some(now);
         }

@@ -165,9 +165,6 @@ fn mounts(spec: &Spec) -> Check {
             "unable to restrict sys entries without a private MNT namespace",
         ));
     }
-    if !private && !spec.mounts.is_empty() {
-        return Err(invalid("mounts", "unable to mount without a private MNT namespace"));
-    }
     for (at, mount) in spec.mounts.iter().enumerate() {
         let field = format!("mounts[{at}]");
         if mount.destination.is_empty() {

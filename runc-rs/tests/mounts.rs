@@ -1,0 +1,132 @@
+//! Where mounts end up and what they look like, as root, on the real kernel.
+
+mod support;
+
+use std::{fs, os::unix::fs::symlink};
+
+use serde_json::{Value, json};
+use support::Bundle;
+
+/// Adds a mount to a configuration.
+fn add(bundle: &mut Bundle, mount: Value) {
+    bundle.config["mounts"].as_array_mut().expect("a list").push(mount);
+}
+
+#[test]
+fn mode_of_a_tmpfs() {
+    let cases = [
+        ("of a directory that was not there", None, vec![], "1777"),
+        ("of the directory that it hides", Some(0o710), vec![], "710"),
+        ("as asked for", Some(0o710), vec!["mode=0456"], "456"),
+    ];
+    for (case, hidden, options, want) in cases {
+        let mut bundle = Bundle::new("stat -c %a /new");
+        if let Some(mode) = hidden {
+            let path = bundle.rootfs().join("new");
+            fs::create_dir(&path).expect("make directory");
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(mode);
+            fs::set_permissions(&path, mode).expect("set mode");
+        }
+        let mount =
+            json!({"type": "tmpfs", "source": "tmpfs", "destination": "/new", "options": options});
+        add(&mut bundle, mount);
+        let answer = bundle.run();
+        assert_eq!(answer.stdout.trim(), want, "{case}: {}", answer.stderr);
+    }
+}
+
+#[test]
+fn targets_behind_links_that_lead_nowhere() {
+    let cases = [
+        ("the last component", "/far/away", "link", "/link", "/far/away"),
+        ("one on the way", "/far", "link", "/link/x/y", "/far/x/y"),
+        ("out of the root", "../../../far", "link", "/link/x", "/far/x"),
+    ];
+    for (case, text, link, destination, at) in cases {
+        for file in [true, false] {
+            let mut bundle = Bundle::new(&format!("cat {at} 2>/dev/null || cat {at}/file"));
+            symlink(text, bundle.rootfs().join(link)).expect("make link");
+            let source = bundle.path().join("source");
+            fs::create_dir(&source).expect("make source");
+            fs::write(source.join("file"), "content").expect("write source");
+            let source = if file { source.join("file") } else { source };
+            add(
+                &mut bundle,
+                json!({"source": source, "destination": destination, "options": ["bind"]}),
+            );
+            let answer = bundle.run();
+            assert_eq!(answer.stdout, "content", "{case}, file {file}: {}", answer.stderr);
+        }
+    }
+}
+
+/// Sources may be what earlier mounts have put into the root, and destinations the host's paths.
+#[test]
+fn what_is_mounted_already_is_mounted_again() {
+    let mut bundle = Bundle::new("cat /final/x/file");
+    let rootfs = bundle.rootfs();
+    for name in ["a/x", "b"] {
+        fs::create_dir_all(bundle.path().join(name)).expect("make source");
+    }
+    fs::write(bundle.path().join("b/file"), "inner").expect("write source");
+    add(&mut bundle, json!({"source": "a", "destination": "/mnt", "options": ["bind"]}));
+    add(&mut bundle, json!({"source": "b", "destination": "/mnt/x", "options": ["bind"]}));
+    let (source, destination) = (rootfs.join("mnt"), rootfs.join("final"));
+    add(&mut bundle, json!({"source": source, "destination": destination, "options": ["rbind"]}));
+    let answer = bundle.run();
+    assert_eq!(answer.stdout, "inner", "{}", answer.stderr);
+}
+
+#[test]
+fn a_path_is_masked_once() {
+    let mut bundle = Bundle::new("grep -c ' /tmp ' /proc/self/mounts");
+    bundle.config["linux"]["maskedPaths"] = json!(["/tmp", "/tmp/", "//tmp"]);
+    let answer = bundle.run();
+    assert_eq!(answer.stdout, "1\n", "{}", answer.stderr);
+}
+
+#[test]
+fn masked_directories_share_a_filesystem() {
+    let mut bundle = Bundle::new("stat -c %d /tmp /root");
+    bundle.config["linux"]["maskedPaths"] = json!(["/tmp", "/root"]);
+    let answer = bundle.run();
+    let devices: Vec<_> = answer.stdout.lines().collect();
+    assert!(devices.len() == 2 && devices[0] == devices[1], "{answer:?}");
+}
+
+#[test]
+fn procfs_and_sysfs_only_on_directories() {
+    for name in ["proc", "sys"] {
+        let bundle = Bundle::new("true");
+        fs::remove_dir(bundle.rootfs().join(name)).expect("remove directory");
+        symlink("/elsewhere", bundle.rootfs().join(name)).expect("make link");
+        let answer = bundle.run();
+        assert_eq!(answer.status, 1, "{name}");
+        let want = "must be mounted on ordinary directory";
+        assert!(answer.stderr.contains(want), "{name}: {}", answer.stderr);
+    }
+}
+
+#[test]
+fn without_a_mount_namespace() {
+    // In a mount namespace that is made for this, so that what stays mounted goes with it.
+    let mut bundle = Bundle::new("cat /new/file; cat /root/made-by-hook");
+    let source = bundle.path().join("source");
+    fs::create_dir(&source).expect("make source");
+    fs::write(source.join("file"), "content\n").expect("write source");
+    add(&mut bundle, json!({"source": source, "destination": "/new", "options": ["bind"]}));
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().expect("a list");
+    namespaces.retain(|namespace| namespace["type"] != "mount");
+    for list in ["maskedPaths", "readonlyPaths"] {
+        bundle.config["linux"][list] = json!([]);
+    }
+    let hook = format!("echo hook > {}/root/made-by-hook", bundle.rootfs().display());
+    bundle.config["hooks"] =
+        json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", hook]}]});
+    bundle.write_config();
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "--propagation", "private"]).arg(&bundle.program);
+    command.arg("--root").arg(bundle.root()).args(["run", "-b", bundle.path_text(), &bundle.id]);
+    let answer = support::Answer::new(command.output().expect("run unshare"));
+    assert_eq!(answer.stdout, "content\nhook\n", "{}", answer.stderr);
+}
