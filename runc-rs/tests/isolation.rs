@@ -109,12 +109,12 @@ fn user_namespace() {
 #[test]
 fn mounts_stay_inside() {
     let cases = [
-        ("absolute link", "/inside", 0, ""),
-        ("link past the root", "/../../inside", 0, ""),
-        ("link to nothing", "/../../outside", 1, "too many levels of symbolic links"),
+        ("absolute link", "/inside", "inside"),
+        ("link past the root", "/../../inside", "inside"),
+        ("link to nothing", "/../../outside", "outside"),
     ];
-    for (case, to, status, stderr) in cases {
-        let mut bundle = Bundle::new("cat /inside/deep/f");
+    for (case, to, at) in cases {
+        let mut bundle = Bundle::new(&format!("cat /{at}/deep/f"));
         let outside = bundle.path().join("outside");
         fs::create_dir(&outside).expect("make outside");
         fs::create_dir(bundle.rootfs().join("inside")).expect("make inside");
@@ -125,8 +125,7 @@ fn mounts_stay_inside() {
         let mount = json!({"source": source, "destination": "/link/deep", "options": ["bind"]});
         bundle.config["mounts"].as_array_mut().expect("a list").push(mount);
         let answer = bundle.run();
-        assert_eq!(answer.status, status, "{case}: {}", answer.stderr);
-        assert!(answer.stderr.contains(stderr), "{case}: {}", answer.stderr);
+        assert_eq!(answer.stdout, "content\n", "{case}: {}", answer.stderr);
         assert_eq!(fs::read_dir(&outside).expect("read outside").count(), 0, "{case}");
     }
 }
