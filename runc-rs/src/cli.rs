@@ -8,6 +8,7 @@ mod delete;
 mod events;
 mod exec;
 mod flags;
+mod help;
 mod kill;
 mod list;
 mod pause;
@@ -46,40 +47,8 @@ const GLOBAL: [Flag; 8] = [
     switch("help", "h"),
 ];
 
-/// What `--help` says.
-const USAGE: &str = "\
-NAME:
-   runc-rs - an OCI runtime with runc's command line
-
-USAGE:
-   runc-rs [global options] command [command options] [arguments...]
-
-COMMANDS:
-   create   create a container
-   delete   delete any resources held by the container
-   events   display container events such as OOM notifications, cpu, memory, and IO usage statistics
-   exec     execute new process inside the container
-   features show what this runtime can do
-   kill     send a signal (default: SIGTERM) to the container's init process
-   list     list containers started with the given root
-   pause    suspend all processes inside the container
-   ps       display the processes running inside a container
-   resume   resume all processes that have been previously paused
-   run      create and run a container
-   spec     create a new specification file
-   start    execute the user defined process in a created container
-   state    output the state of a container
-   update   update container resource constraints
-
-GLOBAL OPTIONS:
-   --debug             enable debug logging
-   --log path          write logs to this file instead of standard error
-   --log-format value  'text' (default) or 'json'
-   --root path         where the state of containers is kept (default: /run/runc)
-   --systemd-cgroup    have systemd make the cgroups
-   --rootless value    ignore cgroup permission errors ('true', 'false', or 'auto')
-   --version, -v       print the version
-";
+/// The status for a command that there is not.
+const NO_SUCH_COMMAND: i32 = 3;
 
 /// Runs the command in this process's arguments, and returns its exit status.
 pub fn main() -> i32 {
@@ -87,15 +56,36 @@ pub fn main() -> i32 {
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
     let global = match Parsed::new(&words, &GLOBAL, 1) {
         Ok(global) => global,
-        Err(error) => return fail(&error, 1),
+        Err(error) => return explain(&error, ""),
     };
+    let command = global.arguments.first().map_or("", String::as_str);
     match dispatch(&global) {
         Ok(status) => status,
-        Err(error) => {
-            let command = global.arguments.first().map_or("", String::as_str);
-            fail(error.as_ref(), if command == "exec" { 255 } else { 1 })
-        }
+        Err(error) => match error.downcast_ref::<Error>() {
+            Some(error @ (Error::Help | Error::CommandLine(_))) => explain(error, command),
+            Some(error @ Error::NoSuchCommand(_)) => fail(error, NO_SUCH_COMMAND),
+            _ => fail(error.as_ref(), if command == "exec" { 255 } else { 1 }),
+        },
     }
+}
+
+/// Shows how a command is written, to somebody who asked or who got it wrong.
+fn explain(error: &Error, command: &str) -> i32 {
+    let name = program_name();
+    let text = help::command(&name, command).unwrap_or_else(|| help::program(&name));
+    if matches!(error, Error::Help) {
+        return write_out(&text).map_or_else(|error| fail(&error, 1), |()| 0);
+    }
+    // The error is told in any case.
+    let _ = write_out(&format!("Incorrect Usage: {error}\n\n{text}"));
+    fail(error, 1)
+}
+
+/// What this program was called by.
+fn program_name() -> String {
+    let path = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    path.file_name()
+        .map_or_else(|| "runc-rs".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
 fn fail(error: &dyn std::error::Error, status: i32) -> i32 {
@@ -120,16 +110,29 @@ fn dispatch(global: &Parsed) -> Result<i32, Box<dyn std::error::Error>> {
     open_log(global)?;
     let settings = settings(global)?;
     let Some((command, words)) = global.arguments.split_first() else {
-        return print(USAGE);
+        return Err(Error::Help.into());
     };
-    let prefixed = |prefix| move |source| Failed { prefix, source };
+    if global.is_on("help")? || words.first().is_some_and(|word| word == "--help" || word == "-h") {
+        return help_for(if global.is_on("help")? { None } else { Some(command) });
+    }
+    let prefixed = |prefix| {
+        move |source| -> Box<dyn std::error::Error> {
+            match source {
+                Error::Help | Error::CommandLine(_) => source.into(),
+                source => Failed { prefix, source }.into(),
+            }
+        }
+    };
     match command.as_str() {
         "create" => Ok(create::run(&settings, words).map_err(prefixed("runc create failed"))?),
         "run" => Ok(run::run(&settings, words).map_err(prefixed("runc run failed"))?),
         "exec" => Ok(exec::run(&settings, words).map_err(prefixed("exec failed"))?),
         "start" => Ok(run::start(&settings, words)?),
         "delete" => Ok(delete::run(&settings, words)?),
-        "features" => print(&Features::detect().to_json()),
+        "features" => {
+            Parsed::new(words, &[], flags::ANYWHERE)?.expect("features", 0, 0)?;
+            print(&Features::detect().to_json())
+        }
         "events" => Ok(events::run(&settings, words)?),
         "kill" => Ok(kill::run(&settings, words)?),
         "list" => Ok(list::run(&settings, words)?),
@@ -139,9 +142,21 @@ fn dispatch(global: &Parsed) -> Result<i32, Box<dyn std::error::Error>> {
         "spec" => Ok(spec::run(words)?),
         "state" => Ok(state::run(&settings, words)?),
         "update" => Ok(update::run(&settings, words)?),
-        "help" | "h" => print(USAGE),
+        "help" | "h" => help_for(words.first()),
         "checkpoint" | "restore" => Err(Error::Unsupported(command.clone()).into()),
-        _ => Err(Error::Usage(format!("No help topic for '{command}'")).into()),
+        _ => Err(Error::NoSuchCommand(command.clone()).into()),
+    }
+}
+
+/// Prints help for a command, or for all of them.
+fn help_for(command: Option<&String>) -> Outcome {
+    let name = program_name();
+    match command {
+        None => print(&help::program(&name)),
+        Some(command) => match help::command(&name, command) {
+            Some(text) => print(&text),
+            None => Err(Error::NoSuchCommand(command.clone()).into()),
+        },
     }
 }
 

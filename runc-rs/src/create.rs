@@ -16,6 +16,8 @@ use std::{
     time::SystemTime,
 };
 
+use sys::error::Chain;
+
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, openat};
 
 use self::undo::Undo;
@@ -29,13 +31,13 @@ use crate::{
         self, Created, InitPlan, ProcessPlan,
         channel::{Channel, Message},
         clone::Child,
-        devices,
+        devices, rlimit,
         rootfs::Entry,
     },
     intel_rdt::{Group, Resctrl},
     log,
     mount::{self, Source, attach, options},
-    proc, process, seccomp,
+    notify, proc, process, seccomp,
     settings::Settings,
     spawn::{Destination, Join, spawn},
     spec::{NamespaceKind, Spec},
@@ -52,6 +54,8 @@ pub struct Options {
     pub process: process::Options,
     /// Move the root instead of exchanging it.
     pub no_pivot: bool,
+    /// Give the container a socket to say that it is ready, sd_notify(3).
+    pub notify: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
 }
@@ -71,7 +75,11 @@ pub struct New {
 ///
 /// Any [`Error`]; nothing is left of the container then.
 pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result<New, Error> {
-    let spec = Spec::load(&options.bundle)?;
+    let mut spec = Spec::load(&options.bundle)?;
+    let entry = settings.root.entry(id);
+    if options.notify {
+        notify::add_to(&mut spec, &entry);
+    }
     options.process.check(spec.process.as_ref().is_some_and(|process| process.terminal))?;
     let bundle = std::path::absolute(&options.bundle)
         .map_err(|error| Error::file("resolve", &options.bundle, error))?;
@@ -90,12 +98,15 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     }
     let has_user = spec.linux.namespace(NamespaceKind::User).is_some();
     process::warn_of_missing_capabilities(&spec_process(&spec), has_user);
+    process::check_labels(&spec_process(&spec))?;
     let join = open_namespaces(&spec)?;
     let group = resctrl_group(&spec, id)?;
-    let entry = settings.root.entry(id);
     entry.create()?;
     let mut undo = Undo::new(entry.clone(), cgroup);
     undo.make_cgroup(spec.linux.resources.as_ref())?;
+    if options.notify {
+        notify::make_directory(&entry)?;
+    }
     let fifo = make_fifo(&entry.fifo())?;
     let prepared = prepare_trees(settings, &spec, (&bundle, &rootfs))?;
     let (terminal, console) = options.process.console(&spec_process(&spec))?;
@@ -181,16 +192,25 @@ fn keyring(id: &ContainerId) -> Result<CString, Error> {
 
 /// The root filesystem's absolute path, without symlinks.
 fn find_rootfs(bundle: &Path, spec: &Spec) -> Result<PathBuf, Error> {
-    let path = bundle.join(spec.root.as_ref().map_or("", |root| root.path.as_str()));
+    let named = spec.root.as_ref().map_or("", |root| root.path.as_str());
+    let path = bundle.join(named);
     let fail = |error| Error::file("invalid rootfs: stat", &path, error);
     let found = path.metadata().map_err(fail)?;
     if !found.is_dir() {
         return Err(fail(io::Error::from_raw_os_error(libc::ENOTDIR)));
     }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let root = openat(CWD, &path, flags, Mode::empty()).map_err(|error| fail(error.into()))?;
-    use std::os::fd::AsRawFd as _;
-    let real = std::fs::read_link(format!("/proc/self/fd/{}", root.as_raw_fd())).map_err(fail)?;
+    let real = |path: &Path| {
+        use std::os::fd::AsRawFd as _;
+        let opened = openat(CWD, path, flags, Mode::empty()).map_err(|error| fail(error.into()))?;
+        std::fs::read_link(format!("/proc/self/fd/{}", opened.as_raw_fd())).map_err(fail)
+    };
+    // The bundle may be behind a link, but what it says may not lead elsewhere.
+    let said = real(bundle)?.join(named);
+    let real = real(&path)?;
+    if real != Path::new("/").join(mount::target::clean(&said.to_string_lossy())) {
+        return Err(Error::Usage("invalid rootfs: not an absolute path, or a symlink".to_owned()));
+    }
     if real == Path::new("/") {
         return Err(Error::Process("invalid rootfs: cannot be the root of the host".to_owned()));
     }
@@ -367,6 +387,9 @@ fn set_up_process(settings: &Settings, spec: &Spec, child: &Child) -> Result<(),
     if spec.linux.creates(NamespaceKind::User) {
         mapping::write(child.pid, &spec.linux, settings.rootless)?;
     }
+    if spec.linux.namespace(NamespaceKind::User).is_some() {
+        rlimit::raise(child.pid, &spec_process(spec).rlimits)?;
+    }
     net_devices::move_all(child.pid, &spec.linux.net_devices)?;
     let score = spec.process.as_ref().and_then(|process| process.oom_score_adj);
     set_oom_score(child.pid, score, settings.rootless)
@@ -409,13 +432,16 @@ fn attend(
                 let hooks_state = state_for_hooks(state);
                 let directory = PathBuf::from(state.bundle());
                 let hooks = &spec.hooks;
-                hooks::run_all("prestart", &hooks.prestart, &hooks_state, None, &directory)?;
-                let create = &hooks.create_runtime;
-                hooks::run_all("createRuntime", create, &hooks_state, None, &directory)?;
+                let run = |point, hooks| {
+                    hooks::run_all(point, hooks, &hooks_state, None, &directory)
+                        .map_err(|error| Error::Process(Chain(&error).to_string()))
+                };
+                run("prestart", &hooks.prestart)?;
+                run("createRuntime", &hooks.create_runtime)?;
                 proceed(channel)?;
             }
             Message::Listener(fd) => {
-                process::send_listener(listener, &fd, state, child.pid)?;
+                process::send_listener(listener, &fd, (state, "creating"), child.pid)?;
             }
             message => return Err(process::unexpected(&message)),
         }

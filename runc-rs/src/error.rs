@@ -16,6 +16,15 @@ pub enum Error {
     /// The command line cannot be understood.
     #[error("{0}")]
     Usage(String),
+    /// Flags or arguments are not those of the command.
+    #[error("{0}")]
+    CommandLine(String),
+    /// Somebody asks how a command is written.
+    #[error("help was asked for")]
+    Help,
+    /// There is no command with this name.
+    #[error("No help topic for '{0}'")]
+    NoSuchCommand(String),
     /// No container in the root directory has this id.
     #[error("container does not exist")]
     NoSuchContainer,

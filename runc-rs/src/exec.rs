@@ -18,6 +18,7 @@ use crate::{
         self, ExecPlan, ProcessPlan,
         channel::{Channel, Message},
         clone::Child,
+        rlimit,
         scheduling::Affinity,
     },
     log,
@@ -66,11 +67,12 @@ pub fn exec(
     let seccomp = process::filter(&spec)?;
     let listener = seccomp.as_ref().and_then(|program| program.listener.clone());
     let (join, kinds) = namespaces_of(init, container.state.init_process_pid)?;
+    process::check_labels(&described)?;
     let affinity = affinity(&described, &spec)?;
     let has_user = kinds & NamespaceKind::User.flag() != 0;
     process::warn_of_missing_capabilities(&described, has_user);
     let (terminal, console) = options.process.console(&described)?;
-    let oom_score = described.oom_score_adj;
+    let (oom_score, limits) = (described.oom_score_adj, described.rlimits.clone());
     let (unified, mut entrances) = container.cgroup.entrances()?;
     if !options.cgroups.is_empty() {
         // Else the process would come in by itself after it was put where it is to be.
@@ -103,6 +105,9 @@ pub fn exec(
     join_cgroups(&container.cgroup, &options.cgroups, child.pid.cast_unsigned())?;
     if let Some(group) = container.resctrl_group() {
         group.add_process(child.pid)?;
+    }
+    if kinds & NamespaceKind::User.flag() != 0 {
+        rlimit::raise(child.pid, &limits)?;
     }
     set_oom_score(child.pid, oom_score, settings.rootless)?;
     proceed(&channel)?;
@@ -178,7 +183,7 @@ fn attend(
     loop {
         match process::next(channel, child)? {
             Message::Listener(fd) => {
-                process::send_listener(listener, &fd, &container.state, child.pid)?;
+                process::send_listener(listener, &fd, (&container.state, "running"), child.pid)?;
             }
             Message::Ready => {
                 log::debug("setns_init: about to exec");

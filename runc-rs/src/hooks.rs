@@ -54,7 +54,9 @@ pub enum Error {
     #[error("error running {point} hook #{number}: {status}, stdout: {stdout}, stderr: {stderr}")]
     Exit { point: &'static str, number: usize, status: String, stdout: String, stderr: String },
     /// The program was killed, for it took longer than it may.
-    #[error("error running {point} hook #{number}: timeout of {seconds} s exceeded")]
+    #[error(
+        "error running {point} hook #{number}: hook ran past specified timeout of {seconds}.0s"
+    )]
     Timeout { point: &'static str, number: usize, seconds: i64 },
 }
 

@@ -154,7 +154,7 @@ fn finish(channel: Option<Channel>, result: Result<Infallible, Error>) -> ! {
         let line = format!("{text}\n");
         let _ = rustix::io::write(rustix::stdio::stderr(), line.as_bytes());
     }
-    sys::execute::exit_now(1)
+    sys::execute::exit_now(255)
 }
 
 /// Waits until the runtime has done its part; when it is gone, so is this process.

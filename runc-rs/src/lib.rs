@@ -29,6 +29,7 @@ mod init;
 mod intel_rdt;
 mod log;
 mod mount;
+mod notify;
 mod proc;
 pub mod process;
 pub mod seal;

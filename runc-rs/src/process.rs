@@ -159,6 +159,20 @@ fn connect_to(path: &Path) -> Result<OwnedFd, Error> {
     Ok(socket)
 }
 
+/// Checks that a label that is asked for can be set.
+pub(crate) fn check_labels(process: &spec::Process) -> Result<(), Error> {
+    const SELINUX_MAGIC: u64 = 0xf97c_ff8c;
+    let enabled = || {
+        let found = rustix::fs::statfs("/sys/fs/selinux");
+        found.is_ok_and(|found| u64::try_from(found.f_type) == Ok(SELINUX_MAGIC))
+    };
+    if process.selinux_label.is_empty() || enabled() {
+        return Ok(());
+    }
+    let text = "selinux label is specified in config, but selinux is disabled or not supported";
+    Err(Error::Usage(text.to_owned()))
+}
+
 /// Warns of capabilities that a process is not going to get. In a user namespace `permitted` is
 /// not known beforehand, so nothing is said of it.
 pub(crate) fn warn_of_missing_capabilities(process: &spec::Process, new_user: bool) {
@@ -219,7 +233,7 @@ struct ListenerState<'a> {
 pub(crate) fn send_listener(
     listener: Option<&seccomp::Listener>,
     fd: &OwnedFd,
-    state: &State,
+    (state, status): (&State, &'static str),
     pid: i32,
 ) -> Result<(), Error> {
     let Some(listener) = listener else {
@@ -233,7 +247,7 @@ pub(crate) fn send_listener(
         state: serde_json::json!({
             "ociVersion": state.config.version,
             "id": state.id,
-            "status": "creating",
+            "status": status,
             "pid": state.init_process_pid,
             "bundle": state.bundle(),
             "annotations": state.annotations(),

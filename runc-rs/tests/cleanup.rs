@@ -310,7 +310,7 @@ const FAILURES: [Failure; 22] = [
         case: "createRuntime hook that hangs",
         change: |bundle| bundle.config["hooks"]["createRuntime"] = hook("exec sleep 1000"),
         words: CREATE,
-        error: "createRuntime hook #0: timeout of 1 s exceeded",
+        error: "createRuntime hook #0: hook ran past specified timeout of 1.0s",
     },
     Failure {
         case: "createContainer hook",
@@ -322,7 +322,7 @@ const FAILURES: [Failure; 22] = [
         case: "createContainer hook that hangs",
         change: |bundle| bundle.config["hooks"]["createContainer"] = hook("exec sleep 1000"),
         words: CREATE,
-        error: "createContainer hook #0: timeout of 1 s exceeded",
+        error: "createContainer hook #0: hook ran past specified timeout of 1.0s",
     },
     Failure {
         case: "terminal without devpts",

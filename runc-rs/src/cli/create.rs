@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::flags::{ANYWHERE, Flag, Parsed, switch, value};
-use crate::{create, error::Error, seal, settings::Settings};
+use crate::{create, error::Error, notify, seal, settings::Settings};
 
 /// The flags that `create` and `run` have in common.
 pub(super) const FLAGS: [Flag; 7] = [
@@ -30,6 +30,7 @@ pub(super) fn options(parsed: &Parsed, detach: bool) -> Result<create::Options, 
     Ok(create::Options {
         bundle: PathBuf::from(bundle),
         process: super::process_options(parsed, detach)?,
+        notify: notify::host_socket().is_some(),
         no_pivot: parsed.is_on("no-pivot")?,
         no_new_keyring: parsed.is_on("no-new-keyring")?,
     })

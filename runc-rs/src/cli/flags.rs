@@ -69,15 +69,17 @@ impl Parsed {
             let known =
                 |flag: &&Flag| name == flag.name || (!flag.short.is_empty() && name == flag.short);
             let Some(flag) = flags.iter().find(known) else {
-                return Err(Error::Usage(format!("flag provided but not defined: -{name}")));
+                if matches!(name, "help" | "h") {
+                    return Err(Error::Help);
+                }
+                return Err(Error::CommandLine(format!("flag provided but not defined: -{name}")));
             };
             let value = match (flag.kind, inline) {
                 (Kind::Switch, None) => "true".to_owned(),
                 (_, Some(value)) => value,
-                (Kind::Value, None) => words
-                    .next()
-                    .cloned()
-                    .ok_or_else(|| Error::Usage(format!("flag needs an argument: -{name}")))?,
+                (Kind::Value, None) => words.next().cloned().ok_or_else(|| {
+                    Error::CommandLine(format!("flag needs an argument: -{name}"))
+                })?,
             };
             parsed.flags.push((flag.name, value));
         }
@@ -118,7 +120,7 @@ impl Parsed {
         let count = self.arguments.len();
         let wrong = |how: &str, number: usize| {
             let text = format!("runc: {command:?} requires {how} {number} argument(s)");
-            Err(Error::Usage(text))
+            Err(Error::CommandLine(text))
         };
         match () {
             () if least == most && count != least => wrong("exactly", least),
@@ -130,7 +132,7 @@ impl Parsed {
 }
 
 fn invalid(name: &str, text: &str) -> Error {
-    Error::Usage(format!("invalid value {text:?} for flag -{name}"))
+    Error::CommandLine(format!("invalid value {text:?} for flag -{name}: parse error"))
 }
 
 #[cfg(test)]
@@ -179,6 +181,8 @@ mod tests {
         let cases = [
             ("--nothing", "flag provided but not defined: -nothing"),
             ("-b", "flag needs an argument: -b"),
+            ("--help", "help was asked for"),
+            ("id -h", "help was asked for"),
         ];
         for (text, want) in cases {
             let error = Parsed::new(&words(text), &FLAGS, ANYWHERE).expect_err(text);

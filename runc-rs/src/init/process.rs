@@ -64,7 +64,11 @@ fn set_labels(process: &spec::Process, procfs: &Procfs) -> Result<(), Error> {
         let text = format!("exec {}", process.apparmor_profile);
         procfs
             .write("thread-self/attr/apparmor/exec", &text)
-            .or_else(|_| procfs.write("thread-self/attr/exec", &text))?;
+            .or_else(|_| procfs.write("thread-self/attr/exec", &text))
+            .map_err(|error| {
+                let text = sys::error::Chain(&error).to_string();
+                Error::Process(format!("unable to apply apparmor profile: {text}"))
+            })?;
     }
     if process.selinux_label.is_empty() {
         return Ok(());

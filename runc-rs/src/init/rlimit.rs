@@ -1,6 +1,6 @@
 //! Resource limits, setrlimit(2).
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit, setrlimit};
 
 use crate::{error::Error, spec};
 
@@ -26,6 +26,24 @@ const RESOURCES: [(&str, Resource); 16] = [
 /// The resource that the runtime-spec calls `name`.
 pub(crate) fn resource(name: &str) -> Option<Resource> {
     RESOURCES.iter().find(|(known, _)| *known == name).map(|&(_, resource)| resource)
+}
+
+/// Raises the hard limits of a process that is about to lower all limits itself, but not able to
+/// raise any: in a user namespace nobody is.
+pub(crate) fn raise(pid: i32, limits: &[spec::Rlimit]) -> Result<(), Error> {
+    let infinity = |limit: Option<u64>| limit.unwrap_or(u64::MAX);
+    for limit in limits {
+        let Some(resource) = resource(&limit.kind) else { continue };
+        let now = getrlimit(resource);
+        if limit.hard <= infinity(now.maximum) {
+            continue;
+        }
+        let maximum = (limit.hard != u64::MAX).then_some(limit.hard);
+        let new = Rlimit { current: now.current, maximum };
+        prlimit(Pid::from_raw(pid), resource, new)
+            .map_err(|error| Error::system("error setting rlimit", &limit.kind, error))?;
+    }
+    Ok(())
 }
 
 /// Sets the limits of this process.

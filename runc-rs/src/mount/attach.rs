@@ -9,8 +9,9 @@ use rustix::{
     fs::{CWD, OFlags},
     io::Errno,
     mount::{
-        FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-        fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+        FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags,
+        fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag, fsconfig_set_string, fsmount,
+        fsopen, fspick, move_mount, open_tree,
     },
 };
 use sys::mount_attributes::{Attributes, set_attributes};
@@ -53,6 +54,9 @@ impl Mounter<'_> {
     /// Makes one mount. `prepared` is its detached tree, where somebody with more rights made it.
     pub(crate) fn mount(&self, plan: &MountPlan, prepared: Option<OwnedFd>) -> Result<(), Error> {
         match &plan.source {
+            Source::Bind { .. } | Source::Filesystem { .. } if plan.options.remount => {
+                self.remount(plan)
+            }
             Source::Bind { path, recursive, .. } => {
                 let tree = match prepared {
                     Some(tree) => tree,
@@ -154,6 +158,23 @@ impl Mounter<'_> {
         let hidden = target::open(self.root, &plan.destination, OFlags::PATH).ok()?;
         let mode = rustix::fs::fstat(hidden).ok()?.st_mode & 0o7777;
         Some(format!("mode={mode:04o}"))
+    }
+
+    /// Changes a mount that is there already: its attributes and, unless it is called a bind mount,
+    /// its filesystem's options.
+    fn remount(&self, plan: &MountPlan) -> Result<(), Error> {
+        let fail = |error: Errno| self.fail(plan, error);
+        let mounted = target::open(self.root, &plan.destination, OFlags::PATH).map_err(fail)?;
+        let options = &plan.options;
+        let own = matches!(plan.source, Source::Filesystem { .. });
+        if own && !(options.superblock.is_empty() && options.data.is_empty()) {
+            let flags = FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC;
+            let context = fspick(mounted.as_fd(), "", flags).map_err(fail)?;
+            configure(context.as_fd(), &options.superblock, &options.data).map_err(fail)?;
+            fsconfig_reconfigure(context.as_fd()).map_err(fail)?;
+        }
+        self.set_bind_attributes(plan, mounted.as_fd())?;
+        self.finish(plan, mounted.as_fd())
     }
 
     /// Applies what comes after a mount is in place: propagation and recursive attributes.
@@ -322,19 +343,25 @@ pub(crate) fn new_filesystem(
     if !name.is_empty() {
         fsconfig_set_string(context.as_fd(), "source", name)?;
     }
-    for flag in flags {
-        fsconfig_set_flag(context.as_fd(), *flag)?;
-    }
-    for option in data {
-        match option.split_once('=') {
-            Some((key, value)) => fsconfig_set_string(context.as_fd(), key, value)?,
-            None => fsconfig_set_flag(context.as_fd(), option.as_str())?,
-        }
-    }
+    configure(context.as_fd(), flags, data)?;
     fsconfig_create(context.as_fd())?;
     let bits = u32::try_from(attributes.set).map_err(|_| Errno::INVAL)?;
     let bits = MountAttrFlags::from_bits_retain(bits);
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, bits)
+}
+
+/// Tells a filesystem its flags and options.
+fn configure(context: BorrowedFd<'_>, flags: &[&str], data: &[String]) -> Result<(), Errno> {
+    for flag in flags {
+        fsconfig_set_flag(context, *flag)?;
+    }
+    for option in data {
+        match option.split_once('=') {
+            Some((key, value)) => fsconfig_set_string(context, key, value)?,
+            None => fsconfig_set_flag(context, option.as_str())?,
+        }
+    }
+    Ok(())
 }
 
 /// Says whether a file is in a procfs.

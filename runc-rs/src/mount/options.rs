@@ -14,6 +14,8 @@ pub(crate) struct Options {
     /// Changes of propagation, in order.
     pub(crate) propagation: Vec<Propagation>,
     pub(crate) bind: Option<Bind>,
+    /// Change the mount that is there instead of making one.
+    pub(crate) remount: bool,
     pub(crate) idmap: Option<IdMapKind>,
     /// Fill the new tmpfs with what it hides.
     pub(crate) copy_up: bool,
@@ -111,14 +113,13 @@ const ATTRIBUTES: [(&str, Effect); 18] = [
 const SUPERBLOCK: [&str; 6] = ["sync", "dirsync", "lazytime", "mand", "iversion", "silent"];
 
 /// Options that only undo one of [`SUPERBLOCK`], or say nothing.
-const SUPERBLOCK_OFF: [(&str, &str); 7] = [
+const SUPERBLOCK_OFF: [(&str, &str); 6] = [
     ("async", "sync"),
     ("nolazytime", "lazytime"),
     ("nomand", "mand"),
     ("noiversion", "iversion"),
     ("loud", "silent"),
     ("defaults", ""),
-    ("remount", ""),
 ];
 
 const PROPAGATION: [(&str, u64); 4] = [
@@ -146,6 +147,7 @@ fn apply(parsed: &mut Options, option: &str) {
         "idmap" => parsed.idmap = Some(IdMapKind::One),
         "ridmap" => parsed.idmap = Some(IdMapKind::Recursive),
         "tmpcopyup" => parsed.copy_up = true,
+        "remount" => parsed.remount = true,
         _ => {
             if let Some(effect) = attribute(option) {
                 parsed.attributes.apply(effect);
@@ -181,8 +183,7 @@ fn propagation(option: &str) -> Option<Propagation> {
 pub(crate) fn root_propagation(name: &str) -> Option<Propagation> {
     match name {
         "" => Some(Propagation { kind: libc::MS_SLAVE, recursive: true }),
-        // runc applies all of these to the whole tree.
-        _ => propagation(name).map(|found| Propagation { recursive: true, ..found }),
+        _ => propagation(name),
     }
 }
 
@@ -237,8 +238,13 @@ mod tests {
             ),
             (
                 "words of this runtime",
-                &["tmpcopyup", "idmap"],
-                Options { copy_up: true, idmap: Some(IdMapKind::One), ..Options::default() },
+                &["tmpcopyup", "idmap", "remount"],
+                Options {
+                    remount: true,
+                    copy_up: true,
+                    idmap: Some(IdMapKind::One),
+                    ..Options::default()
+                },
             ),
         ];
         for (case, options, want) in cases {
@@ -249,11 +255,11 @@ mod tests {
 
     #[test]
     fn root() {
-        let of = |kind| Some(Propagation { kind, recursive: true });
+        let of = |kind, recursive| Some(Propagation { kind, recursive });
         let cases = [
-            ("", of(libc::MS_SLAVE)),
-            ("shared", of(libc::MS_SHARED)),
-            ("rprivate", of(libc::MS_PRIVATE)),
+            ("", of(libc::MS_SLAVE, true)),
+            ("shared", of(libc::MS_SHARED, false)),
+            ("rprivate", of(libc::MS_PRIVATE, true)),
             ("ro", None),
         ];
         for (name, want) in cases {

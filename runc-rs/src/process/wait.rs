@@ -11,7 +11,7 @@ use rustix::{
 use sys::signal::SignalFd;
 
 use super::{Started, receive_master, relay::Relay};
-use crate::{error::Error, init::clone::Child};
+use crate::{error::Error, init::clone::Child, log, notify::Notify};
 
 /// What is set up before the process exists, so that no signal of its end or for it is lost.
 pub struct Waiter {
@@ -42,12 +42,25 @@ impl Waiter {
     ///
     /// [`Error::System`] when the terminal cannot be set up.
     pub fn wait(&self, process: &Started) -> Result<i32, Error> {
+        self.wait_and_notify(process, None)
+    }
+
+    /// The same, and hands on that the program is ready.
+    pub(crate) fn wait_and_notify(
+        &self,
+        process: &Started,
+        notify: Option<&Notify>,
+    ) -> Result<i32, Error> {
+        let mut notify = notify;
         let relay = match &process.terminal {
             None => None,
             Some(socket) => Some(Relay::new(receive_master(socket.as_fd())?)?),
         };
         loop {
             let mut waiting = vec![PollFd::new(&self.signals, PollFlags::IN)];
+            if let Some(notify) = notify {
+                waiting.push(PollFd::new(notify, PollFlags::IN));
+            }
             if let Some(relay) = &relay {
                 relay.add_to(&mut waiting);
             }
@@ -56,8 +69,15 @@ impl Waiter {
                 Err(error) => return Err(Error::system("wait for", "process", error)),
             }
             let ready: Vec<PollFlags> = waiting.iter().map(PollFd::revents).collect();
+            let (own, ready) = ready.split_at(1 + usize::from(notify.is_some()));
+            if let (Some(socket), Some(events)) = (notify, own.get(1))
+                && !events.is_empty()
+                && pass_on(socket)
+            {
+                notify = None;
+            }
             if let Some(relay) = &relay {
-                relay.pass_on(&ready[1..]);
+                relay.pass_on(ready);
             }
             if let Some(status) = self.handle_signals(&process.child, relay.as_ref())? {
                 if let Some(relay) = relay {
@@ -134,4 +154,14 @@ pub(super) fn describe_end(child: &Child) -> String {
         },
         None => "container process ended unexpectedly".to_owned(),
     }
+}
+
+/// Hands a message of the container on; says whether that was the last. A receiver that is gone
+/// is no reason for the container to go, too.
+fn pass_on(notify: &Notify) -> bool {
+    // In the foreground it is this program that is watched.
+    notify.pass_on(std::process::id().cast_signed()).unwrap_or_else(|error| {
+        log::warn(&sys::error::Chain(&error).to_string());
+        true
+    })
 }
