@@ -33,6 +33,9 @@ const MODULES: &[&str] = &["overlay", "loop"];
 /// The machine's first program.
 const INIT: &str = include_str!("../vm/init");
 
+/// What has systemd use cgroup v1.
+const SYSTEMD_LEGACY: &str = "systemd.unified_cgroup_hierarchy=0";
+
 /// The shell and everything else that the first program uses.
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -48,15 +51,22 @@ pub enum Cgroups {
     Legacy,
     /// One v2 hierarchy that systemd owns, which is the machine's first process.
     Systemd,
+    /// One v1 hierarchy for each controller, and systemd.
+    SystemdLegacy,
 }
 
 impl Cgroups {
+    fn has_systemd(self) -> bool {
+        matches!(self, Self::Systemd | Self::SystemdLegacy)
+    }
+
     /// A word for it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Unified => "v2",
             Self::Legacy => "v1",
             Self::Systemd => "systemd",
+            Self::SystemdLegacy => "systemd-v1",
         }
     }
 }
@@ -94,12 +104,12 @@ impl Machine {
         ensure!(Path::new(BUSYBOX).is_file(), "{BUSYBOX} is missing: install busybox-static");
         let systemd = Path::new("/lib/systemd/systemd").is_file();
         ensure!(
-            cgroups != Cgroups::Systemd
-                || systemd && crate::programs::find("dbus-daemon").is_some(),
+            !cgroups.has_systemd() || systemd && crate::programs::find("dbus-daemon").is_some(),
             "systemd or dbus is not installed"
         );
         let share = share.canonicalize().with_context(|| share.display().to_string())?;
-        let limit = Duration::from_secs(150);
+        // Some seconds are usual, but this machine may be busy with other things.
+        let limit = Duration::from_secs(400);
         Ok(Self { kernel, cgroups, share, disk_bytes: 64 << 20, limit })
     }
 
@@ -162,6 +172,7 @@ impl Machine {
             .arg(format!("initrd={}", initramfs.display()))
             .arg(format!("ubd0={}", disk.display()))
             .arg(format!("vm.cgroups={}", self.cgroups.name()))
+            .args((self.cgroups == Cgroups::SystemdLegacy).then_some(SYSTEMD_LEGACY))
             .arg(format!("vm.job={}", job.display()))
             .arg(format!("vm.share={}", self.share.display()))
             // Its memory is a file there, unless it is told otherwise.

@@ -12,6 +12,7 @@
 //!
 //! ```text
 //!  plan ──> create: make groups, set limits ──> join: init is in before it runs anything
+//!  plan_unit ──> create: check ──> start: systemd makes the groups with the init in them
 //!  load ──> apply, freeze, thaw, pids, kill_all, stats, oom_watch ──> destroy
 //! ```
 //!
@@ -37,11 +38,13 @@ mod path;
 mod processes;
 mod remove;
 pub mod stats;
+mod systemd;
 
 pub use devices::DeviceError;
 pub use error::Error;
 pub use oom::OomWatch;
 pub use stats::Stats;
+pub use systemd::Error as SystemdError;
 
 use std::{
     cell::{Cell, OnceCell},
@@ -64,6 +67,8 @@ pub struct Cgroup {
     rootless: bool,
     /// Whether groups that may not be made are done without: nobody has asked for them.
     optional: bool,
+    /// The unit whose groups they are, when systemd makes them.
+    unit: Option<systemd::Unit>,
 }
 
 /// One directory.
@@ -107,25 +112,19 @@ impl Group {
 impl Cgroup {
     /// Decides where the groups of the container `id` are, without making them.
     ///
-    /// `cgroups_path` is the spec's `linux.cgroupsPath`; `systemd` tells that systemd is to make
-    /// the group; `rootless` that the caller is not privileged.
+    /// `cgroups_path` is the spec's `linux.cgroupsPath`; `rootless` tells that the caller is not
+    /// privileged.
     ///
     /// # Errors
     ///
     /// - `Layout`: the machine has no control groups that a container could use.
-    /// - `SystemdPath`: the path is not of the form that `systemd` needs.
-    /// - `Systemd`: the systemd driver is asked for.
-    pub fn plan(
-        cgroups_path: Option<&str>,
-        id: &str,
-        systemd: bool,
-        rootless: bool,
-    ) -> Result<Self, Error> {
-        if systemd {
-            return Err(Error::Systemd("the systemd cgroup driver is not available".to_owned()));
-        }
-        let inner = Inner::of(cgroups_path, id);
-        let optional = rootless && cgroups_path.is_none_or(str::is_empty);
+    pub fn plan(cgroups_path: Option<&str>, id: &str, rootless: bool) -> Result<Self, Error> {
+        let mut cgroup = Self::at(&Inner::of(cgroups_path, id), rootless)?;
+        cgroup.optional = rootless && cgroups_path.is_none_or(str::is_empty);
+        Ok(cgroup)
+    }
+
+    fn at(inner: &Inner, rootless: bool) -> Result<Self, Error> {
         let mut groups = Vec::new();
         let layout = Layout::detect()?;
         let (unified, hierarchies) = match layout {
@@ -133,10 +132,10 @@ impl Cgroup {
             Layout::Legacy(hierarchies) => (false, hierarchies),
         };
         for hierarchy in hierarchies {
-            let path = hierarchy.directory(&inner, unified)?;
+            let path = hierarchy.directory(inner, unified)?;
             groups.push(Group::new(hierarchy.controllers, path));
         }
-        Ok(Self { unified, groups, rootless, optional })
+        Ok(Self { unified, groups, rootless, optional: false, unit: None })
     }
 
     /// The groups that [`paths`](Self::paths) gave once.
@@ -149,7 +148,7 @@ impl Cgroup {
                 None => groups.push(Group::new(vec![controller], path)),
             }
         }
-        Self { unified, groups, rootless: false, optional: false }
+        Self { unified, groups, rootless: false, optional: false, unit: None }
     }
 
     /// The directory of each controller; that of v2 has an empty name.

@@ -74,6 +74,7 @@ impl Container {
         let entry = root.entry(id);
         let state = entry.load()?;
         let cgroup = Cgroup::load(state.cgroup_paths.clone());
+        let cgroup = if state.config.systemd { cgroup.of_unit(state.rootless) } else { cgroup };
         Ok(Self { entry, state, cgroup })
     }
 

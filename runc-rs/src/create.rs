@@ -86,12 +86,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let rootfs = find_rootfs(&bundle, &spec)?;
     let seccomp = process::filter(&spec)?;
     let listener = seccomp.as_ref().and_then(|program| program.listener.clone());
-    let cgroup = Cgroup::plan(
-        spec.linux.cgroups_path.as_deref(),
-        id.as_str(),
-        settings.systemd_cgroup,
-        settings.rootless,
-    )?;
+    let cgroup = plan_cgroup(settings, id, &spec)?;
     if settings.rootless && !spec.linux.net_devices.is_empty() {
         let text = "network devices for rootless containers";
         return Err(Error::Unsupported(text.to_owned()));
@@ -103,7 +98,8 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let group = resctrl_group(&spec, id)?;
     entry.create()?;
     let mut undo = Undo::new(entry.clone(), cgroup);
-    undo.make_cgroup(spec.linux.resources.as_ref())?;
+    let owner = cgroup_owner(&spec);
+    undo.make_cgroup(spec.linux.resources.as_ref(), owner)?;
     if options.notify {
         notify::make_directory(&entry)?;
     }
@@ -133,6 +129,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let (child, channel) = spawn(&join, namespaces, &destination, body)?;
     log::debug(&format!("nsexec container setup: init is process {}", child.pid));
     undo.add_process(child);
+    undo.start_cgroup(spec.linux.resources.as_ref(), owner)?;
     if let Some(group) = group {
         join_resctrl_group(&mut undo, group, &mut state)?;
     }
@@ -183,6 +180,37 @@ fn join_resctrl_group(undo: &mut Undo, group: Group, state: &mut State) -> Resul
 
 fn spec_process(spec: &Spec) -> crate::spec::Process {
     spec.process.clone().unwrap_or_default()
+}
+
+fn plan_cgroup(settings: &Settings, id: &ContainerId, spec: &Spec) -> Result<Cgroup, Error> {
+    let path = spec.linux.cgroups_path.as_deref();
+    let (id, rootless) = (id.as_str(), settings.rootless);
+    Ok(if settings.systemd_cgroup {
+        Cgroup::plan_unit(path, id, rootless, &spec.annotations)?
+    } else {
+        Cgroup::plan(path, id, rootless)?
+    })
+}
+
+/// Who is to own the container's v2 cgroup, so that it can make groups of its own: its user as the
+/// host knows it, where a cgroup namespace hides everything above, and the mount is writable.
+fn cgroup_owner(spec: &Spec) -> Option<u32> {
+    let is_writable = |mount: &crate::spec::Mount| {
+        mount.source == "cgroup"
+            && mount.destination.trim_end_matches('/') == "/sys/fs/cgroup"
+            && !mount.options.iter().any(|option| option == "ro")
+    };
+    if !spec.linux.creates(NamespaceKind::Cgroup) || !spec.mounts.iter().any(is_writable) {
+        return None;
+    }
+    let user = spec.process.as_ref().map_or(0, |process| process.user.uid);
+    if spec.linux.namespace(NamespaceKind::User).is_none() {
+        return Some(user);
+    }
+    spec.linux.uid_mappings.iter().find_map(|mapping| {
+        let offset = user.checked_sub(mapping.container_id)?;
+        (offset < mapping.size).then(|| mapping.host_id.checked_add(offset))?
+    })
 }
 
 fn keyring(id: &ContainerId) -> Result<CString, Error> {

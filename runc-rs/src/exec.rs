@@ -102,7 +102,11 @@ pub fn exec(
     log::debug(&format!("nsexec container setup: exec is process {}", child.pid));
     let guard = Ending(Some(child));
     let child = guard.process();
-    join_cgroups(&container.cgroup, &options.cgroups, child.pid.cast_unsigned())?;
+    let pid = child.pid.cast_unsigned();
+    if container.cgroup.moves_by_systemd() && options.cgroups.is_empty() {
+        container.cgroup.attach("", pid)?;
+    }
+    join_cgroups(&container.cgroup, &options.cgroups, pid)?;
     if let Some(group) = container.resctrl_group() {
         group.add_process(child.pid)?;
     }
@@ -141,6 +145,7 @@ fn join_cgroups(cgroup: &Cgroup, below: &[SubCgroup], pid: u32) -> Result<(), Er
             cgroup.join(pid)?;
         }
         below.iter().try_for_each(|SubCgroup { controller, path }| match controller {
+            None if cgroup.moves_by_systemd() => cgroup.attach(&path.to_string_lossy(), pid),
             None => cgroup.join_below(path, pid),
             Some(controller) => cgroup.join_controller_below(controller, path, pid),
         })

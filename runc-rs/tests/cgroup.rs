@@ -31,7 +31,7 @@ impl Group {
     fn new(test: &str) -> Self {
         assert!(rustix::process::geteuid().is_root(), "needs root: it makes cgroups");
         let path = format!("/gantry-test-{test}-{}/inner", std::process::id());
-        Self(Cgroup::plan(Some(&path), "unused", false, false).expect("plan"))
+        Self(Cgroup::plan(Some(&path), "unused", false).expect("plan"))
     }
 
     fn file(&self, controller: &str, name: &str) -> String {

@@ -39,6 +39,7 @@ const SUITES: &[Suite] = &[
     },
     Suite { cgroups: Cgroups::Legacy, programs: &["cgroup"], long: &["lifecycle"] },
     Suite { cgroups: Cgroups::Systemd, programs: &["systemd"], long: &[] },
+    Suite { cgroups: Cgroups::SystemdLegacy, programs: &["systemd"], long: &[] },
 ];
 
 /// What a test may need, and the shell's condition for it.

@@ -1,9 +1,16 @@
 //! Makes groups and sets their limits.
 
 use std::{
+    borrow::Cow,
     io,
     os::fd::AsFd,
     path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{AtFlags, chownat},
+    io::Errno,
+    process::Uid,
 };
 
 use super::{
@@ -17,7 +24,8 @@ use super::{
 use crate::spec::resources::LinuxResources;
 
 impl Cgroup {
-    /// Makes the groups, with the limits of `resources`.
+    /// Makes the groups, with the limits of `resources`. Those that systemd makes begin with a
+    /// process: of them this only finds out what can be found out before; see [`start`](Self::start).
     ///
     /// Devices are restricted even without resources: to those that every container may use. On
     /// an error the groups that were made are removed again.
@@ -33,12 +41,92 @@ impl Cgroup {
         let resources = resources.unwrap_or(&default);
         // Decided before anything is made.
         let set = DeviceSet::of_container(&resources.devices)?;
+        if self.unit.is_some() {
+            return self.check(resources);
+        }
         let made = Made::default();
         if self.unified {
             self.create_unified(resources, &set, made)
         } else {
             self.create_legacy(resources, &set, made)
         }
+    }
+
+    /// Has systemd make the groups for the process `pid`, which is in them then, with the limits of
+    /// `resources`; nothing where [`create`](Self::create) has made them.
+    ///
+    /// # Errors
+    ///
+    /// As [`create`](Self::create), and `Systemd` and `Unit`, after which there is no unit that is
+    /// this container's.
+    pub fn start(&self, pid: u32, resources: Option<&LinuxResources>) -> Result<(), Error> {
+        let Some(unit) = &self.unit else { return Ok(()) };
+        let default = LinuxResources::default();
+        let resources = resources.unwrap_or(&default);
+        let set = DeviceSet::of_container(&resources.devices)?;
+        let limits = unit.start(pid, resources, &set, self.unified)?;
+        // What systemd has made, systemd removes.
+        let mut made = Made::default();
+        if self.unified {
+            let group = &self.groups[0];
+            let fail = |source| Error::File { operation: "make", path: group.path.clone(), source };
+            make_unified(&group.path, &mut made).map_err(fail)?;
+            self.limit_unified(&limits)?;
+            self.restrict_unified(resources, &set)?;
+        } else {
+            for group in &self.groups {
+                make_legacy(group, &mut made)?;
+            }
+            self.join_where_systemd_does_not(pid)?;
+            self.limit_legacy(&limits)?;
+            self.set_devices(&set, false)?;
+        }
+        made.keep();
+        Ok(())
+    }
+
+    /// Gives the v2 group to a user, who may make groups in it then: the directory, and the files
+    /// that the kernel says are safe to give, cgroups(7).
+    ///
+    /// # Errors
+    ///
+    /// - `File`: the kernel refuses.
+    pub fn give_to(&self, owner: Option<u32>) -> Result<(), Error> {
+        let (Some(owner), true) = (owner, self.unified) else { return Ok(()) };
+        let group = &self.groups[0];
+        if group.left_out.get() || owner == rustix::process::geteuid().as_raw() {
+            return Ok(());
+        }
+        let directory = group.must_open()?;
+        let owner = Some(Uid::from_raw(owner));
+        let fail = |name: &str, error: Errno| directory.error("chown", name, error.into());
+        chownat(directory, "", owner, None, AtFlags::EMPTY_PATH)
+            .map_err(|error| fail("", error))?;
+        let files = std::fs::read_to_string("/sys/kernel/cgroup/delegate");
+        let files = files.as_deref().unwrap_or(DELEGATE_DEFAULT);
+        for file in files.lines() {
+            match chownat(directory, file, owner, None, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => return Err(fail(file, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds out what would go wrong before systemd makes the groups.
+    fn check(&self, resources: &LinuxResources) -> Result<(), Error> {
+        if self.exists() {
+            self.check_unused()?;
+        }
+        if self.unified {
+            limits::v2(resources).and(limits::unified(resources)).map_err(Error::Resources)?;
+        } else {
+            refuse_unified_keys(resources)?;
+            for controller in CONTROLLERS {
+                limits::v1(controller, resources).map_err(Error::Resources)?;
+            }
+        }
+        Ok(())
     }
 
     /// Sets the limits of `resources`, and leaves everything else as it is.
@@ -50,7 +138,59 @@ impl Cgroup {
     ///
     /// As [`create`](Self::create). Limits that came before the refused one stay set.
     pub fn apply(&self, resources: &LinuxResources) -> Result<(), Error> {
-        if self.unified { self.limit_unified(resources) } else { self.limit_legacy(resources) }
+        let resources = &self.complete(resources);
+        if self.unified {
+            self.refuse_below_usage(resources)?;
+        } else {
+            refuse_unified_keys(resources)?;
+        }
+        let limits = match &self.unit {
+            Some(unit) if self.unified => Cow::Owned(unit.set(resources, true)?),
+            Some(unit) => Cow::Owned(self.while_frozen(|| unit.set(resources, false))?),
+            None => Cow::Borrowed(resources),
+        };
+        if self.unified { self.limit_unified(&limits) } else { self.limit_legacy(&limits) }
+    }
+
+    /// Runs `change` while no process of the container does: systemd takes all devices away and
+    /// gives them back, on v1, whatever it is that changes.
+    fn while_frozen<T>(&self, change: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
+        if self.is_frozen().unwrap_or(true) {
+            return change();
+        }
+        self.freeze()?;
+        let result = change();
+        self.thaw()?;
+        result
+    }
+
+    /// Adds the quota that the group has to a period, and the period to a quota: on v2 and with
+    /// systemd there is no setting one without the other.
+    fn complete(&self, resources: &LinuxResources) -> LinuxResources {
+        let mut resources = resources.clone();
+        let Some(cpu) = &mut resources.cpu else { return resources };
+        let quota = limits::set(cpu.quota);
+        let period = cpu.period.filter(|period| *period != 0);
+        if quota.is_some() == period.is_some() || !self.unified && self.unit.is_none() {
+            return resources;
+        }
+        let Ok(directory) = self.controller("cpu") else { return resources };
+        let number = |text: &str| text.trim_end().parse::<i64>().ok();
+        let (old_quota, old_period) = if self.unified {
+            let text = directory.read("cpu.max").unwrap_or_default();
+            let mut words = text.split_whitespace();
+            (words.next().and_then(number), words.next().and_then(number))
+        } else {
+            let read = |name| directory.read(name).ok().and_then(|text| number(&text));
+            (read("cpu.cfs_quota_us"), read("cpu.cfs_period_us"))
+        };
+        if quota.is_none() {
+            cpu.quota = old_quota.filter(|quota| *quota > 0);
+        }
+        if period.is_none() {
+            cpu.period = old_period.and_then(|period| u64::try_from(period).ok());
+        }
+        resources
     }
 
     fn create_unified(
@@ -82,19 +222,20 @@ impl Cgroup {
         }
         check_type(group.must_open()?, resources)?;
         self.limit_unified(resources)?;
-        let result = restrict(group.must_open()?, set);
-        if let Err(source) = result
-            && !self.rootless
-            && !DeviceSet::may_be_skipped(&resources.devices)
-        {
-            return Err(Error::File {
-                operation: "attach device program to",
-                path: group.path.clone(),
-                source,
-            });
-        }
+        self.restrict_unified(resources, set)?;
         made.keep();
         Ok(())
+    }
+
+    fn restrict_unified(&self, resources: &LinuxResources, set: &DeviceSet) -> Result<(), Error> {
+        let group = &self.groups[0];
+        match restrict(group.must_open()?, set) {
+            Err(source) if !self.rootless && !DeviceSet::may_be_skipped(&resources.devices) => {
+                let operation = "attach device program to";
+                Err(Error::File { operation, path: group.path.clone(), source })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn create_legacy(
@@ -150,12 +291,8 @@ impl Cgroup {
         if writes.is_empty() && unified.is_empty() {
             return Ok(());
         }
+        self.refuse_below_usage(resources)?;
         let directory = self.controller("")?;
-        if let Some(memory) = &resources.memory
-            && let Some(usage) = directory.read("memory.current").ok().and_then(parse_number)
-        {
-            limits::refuse_below_usage(memory, usage).map_err(Error::Resources)?;
-        }
         write_all(directory, &writes)?;
         for write in &unified {
             directory
@@ -165,11 +302,16 @@ impl Cgroup {
         Ok(())
     }
 
-    fn limit_legacy(&self, resources: &LinuxResources) -> Result<(), Error> {
-        if !resources.unified.is_empty() {
-            let text = "invalid configuration: cannot use unified on cgroup v1";
-            return Err(Error::Resources(text.to_owned()));
+    fn refuse_below_usage(&self, resources: &LinuxResources) -> Result<(), Error> {
+        let Some(memory) = &resources.memory else { return Ok(()) };
+        match self.controller("")?.read("memory.current").ok().and_then(parse_number) {
+            Some(usage) => limits::refuse_below_usage(memory, usage).map_err(Error::Resources),
+            None => Ok(()),
         }
+    }
+
+    fn limit_legacy(&self, resources: &LinuxResources) -> Result<(), Error> {
+        refuse_unified_keys(resources)?;
         for controller in CONTROLLERS {
             let writes = limits::v1(controller, resources).map_err(Error::Resources)?;
             if writes.is_empty() {
@@ -195,6 +337,17 @@ impl Cgroup {
         Ok(())
     }
 }
+
+fn refuse_unified_keys(resources: &LinuxResources) -> Result<(), Error> {
+    if resources.unified.is_empty() {
+        return Ok(());
+    }
+    let text = "invalid configuration: cannot use unified on cgroup v1";
+    Err(Error::Resources(text.to_owned()))
+}
+
+/// What may be given away where the kernel does not say.
+const DELEGATE_DEFAULT: &str = "cgroup.procs\ncgroup.subtree_control\ncgroup.threads";
 
 /// The v1 controllers with limits, in the order in which they are set.
 const CONTROLLERS: [&str; 9] =

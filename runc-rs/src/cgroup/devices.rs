@@ -32,6 +32,8 @@ impl Access {
                 b'm' => Self::MKNOD.0,
                 b'r' => Self::READ.0,
                 b'w' => Self::WRITE.0,
+                // No use of a device, but one that runc's clients write.
+                b'a' => 0,
                 _ => return None,
             };
         }
@@ -148,6 +150,30 @@ impl DeviceSet {
             set.allow(Devices { major, minor, kind }, access)?;
         }
         Ok(set)
+    }
+
+    /// The exceptions from "nothing", as systemd has them in `DeviceAllow`; nothing if they are
+    /// exceptions from "everything".
+    ///
+    /// A rule for one minor number of every major one is left out: systemd has no form for it.
+    pub(super) fn allowed(&self) -> Option<Vec<(String, String)>> {
+        if self.default_allow {
+            return None;
+        }
+        let entry = |(devices, access): (&Devices, &Access)| {
+            let (group, directory) = match devices.kind {
+                Kind::Block => ("block", "/dev/block"),
+                Kind::Character => ("char", "/dev/char"),
+            };
+            let path = match (devices.major, devices.minor) {
+                (None, None) => format!("{group}-*"),
+                (None, Some(_)) => return None,
+                (Some(major), None) => format!("{group}-{major}"),
+                (Some(major), Some(minor)) => format!("{directory}/{major}:{minor}"),
+            };
+            Some((path, access.to_string()))
+        };
+        Some(self.exceptions.iter().filter_map(entry).collect())
     }
 
     /// Whether a kernel that cannot filter devices does no harm: nothing is forbidden by rules.

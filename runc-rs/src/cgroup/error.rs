@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use super::devices::DeviceError;
+use super::{devices::DeviceError, systemd};
 
 /// Why a control group operation failed.
 ///
@@ -54,6 +54,14 @@ pub enum Error {
     Timeout { what: &'static str, path: PathBuf },
 
     /// systemd did not do what it was asked.
-    #[error("systemd: {0}")]
-    Systemd(String),
+    #[error(transparent)]
+    Systemd(#[from] systemd::Error),
+
+    /// systemd did not start the unit.
+    #[error("unable to start unit {unit:?}")]
+    Unit { unit: String, source: systemd::Error },
+
+    /// systemd did not take the unit's limits.
+    #[error("unable to set unit properties")]
+    UnitProperties { source: systemd::Error },
 }

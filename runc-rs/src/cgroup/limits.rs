@@ -10,7 +10,7 @@ mod v1;
 mod v2;
 
 pub(super) use v1::v1;
-pub(super) use v2::{unified, v2};
+pub(super) use v2::{swap, unified, v2, weight};
 
 use std::borrow::Cow;
 
@@ -53,7 +53,7 @@ impl Write {
 pub(super) type Refusal = String;
 
 /// A limit that is set: 0 means "as it is".
-fn set(value: Option<i64>) -> Option<i64> {
+pub(super) fn set(value: Option<i64>) -> Option<i64> {
     value.filter(|value| *value != 0)
 }
 

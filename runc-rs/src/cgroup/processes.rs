@@ -13,7 +13,7 @@ use rustix::{
     process::{Pid, Signal, kill_process},
 };
 
-use super::{Cgroup, Error, directory::Directory};
+use super::{Cgroup, Error, directory::Directory, systemd};
 
 /// How long a process may be too new to be moved.
 const JOIN_TIMEOUT: Duration = Duration::from_millis(200);
@@ -41,6 +41,17 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Moves the process `pid` into the groups of those controllers that systemd does not know.
+    pub(super) fn join_where_systemd_does_not(&self, pid: u32) -> Result<(), Error> {
+        let pid = pid.to_string();
+        for group in &self.groups {
+            if !(group.has("") || group.has("name=systemd")) {
+                join(group.must_open()?, &pid)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What a new process comes in by: the v2 group's directory, for `CLONE_INTO_CGROUP`, and for
     /// each v1 group a file to which the process itself writes `0`, and which needs no rights
     /// any more.
@@ -56,6 +67,9 @@ impl Cgroup {
     pub fn entrances(&self) -> Result<(Option<BorrowedFd<'_>>, Vec<OwnedFd>), Error> {
         let mut unified = None;
         let mut files = Vec::new();
+        if self.moves_by_systemd() || self.unit.is_some() && !self.exists() {
+            return Ok((unified, files));
+        }
         for group in self.groups.iter().filter(|group| !group.left_out.get()) {
             let directory = group.must_open()?;
             if self.unified || group.has("") {
@@ -66,6 +80,24 @@ impl Cgroup {
             files.push(file.map_err(|source| directory.error("open", THREADS, source))?);
         }
         Ok((unified, files))
+    }
+
+    /// Whether a new process is to be moved in by systemd: a user may write to groups only below
+    /// the one that systemd has delegated, and need not be there.
+    pub fn moves_by_systemd(&self) -> bool {
+        self.unit.as_ref().is_some_and(systemd::Unit::is_users)
+    }
+
+    /// Has systemd move the process `pid` in, or into the group `below`.
+    ///
+    /// # Errors
+    ///
+    /// - `Systemd`: it did not.
+    pub fn attach(&self, below: &str, pid: u32) -> Result<(), Error> {
+        match &self.unit {
+            Some(unit) => Ok(unit.attach(below, pid)?),
+            None => Ok(()),
+        }
     }
 
     /// The v2 group in which the process `pid` is, if that is this one or one below it.
@@ -138,8 +170,18 @@ impl Cgroup {
     ///
     /// # Errors
     ///
-    /// - `File`, `Write`: the group is gone or cannot be used.
+    /// - `File`, `Write`: the group cannot be used. That it is gone, as systemd has it go with its
+    ///   last process, is no error.
     pub fn kill_all(&self, signal: Signal) -> Result<(), Error> {
+        match self.kill_in_group(signal) {
+            Err(Error::File { source, .. } | Error::Write { source, .. }) if is_gone(&source) => {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn kill_in_group(&self, signal: Signal) -> Result<(), Error> {
         if signal == Signal::KILL && self.kill_unified() {
             // A process that is frozen by v1 does not die before it is thawed.
             return if self.unified { Ok(()) } else { self.thaw() };

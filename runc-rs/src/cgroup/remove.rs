@@ -11,11 +11,14 @@ use std::{
 
 use rustix::fs::rmdir;
 
+use sys::error::Chain;
+
 use super::{
     Cgroup, Error,
     directory::Directory,
     processes::{children, is_gone},
 };
+use crate::log;
 
 /// How long a group may stay busy.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -37,6 +40,12 @@ impl Cgroup {
     /// - `File`: a group has processes that do not go away, or may not be removed. Of several
     ///   errors this is the first.
     pub fn destroy(&self) -> Result<(), Error> {
+        if let Some(unit) = &self.unit
+            && let Err(error) = unit.stop()
+        {
+            // The groups may be gone all the same, or go by hand.
+            log::warn(&format!("stop unit: {}", Chain(&error)));
+        }
         let deadline = Instant::now() + TIMEOUT;
         let mut result = Ok(());
         for group in &self.groups {

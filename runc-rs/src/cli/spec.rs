@@ -44,7 +44,7 @@ fn write(path: &Path, document: &Value) -> Result<(), Error> {
 /// What `runc spec` writes, but for the host's name.
 fn example() -> Value {
     let mut kinds = vec!["pid", "network", "ipc", "uts", "mount"];
-    if Cgroup::plan(None, "example", false, true).is_ok_and(|cgroup| cgroup.is_unified()) {
+    if Cgroup::plan(None, "example", true).is_ok_and(|cgroup| cgroup.is_unified()) {
         kinds.push("cgroup");
     }
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];

@@ -6,8 +6,14 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use sys::error::Chain;
 
 use crate::{
-    cgroup::Cgroup, container, error::Error, init::clone::Child, intel_rdt::Group, log,
-    spec::resources::LinuxResources, state::Entry,
+    cgroup::{self, Cgroup},
+    container,
+    error::Error,
+    init::clone::Child,
+    intel_rdt::Group,
+    log,
+    spec::resources::LinuxResources,
+    state::Entry,
 };
 
 /// Takes away a half-made container when dropped: its process, cgroup and directory.
@@ -31,11 +37,41 @@ impl Undo {
 
     /// Makes the cgroup, and guards it from then on. What `delete` needs to find it after a crash is
     /// on record before.
-    pub(super) fn make_cgroup(&mut self, resources: Option<&LinuxResources>) -> Result<(), Error> {
+    pub(super) fn make_cgroup(
+        &mut self,
+        resources: Option<&LinuxResources>,
+        owner: Option<u32>,
+    ) -> Result<(), Error> {
         let Some(parts) = &mut self.0 else { return Ok(()) };
         parts.entry.plan_cgroups(&parts.cgroup.paths())?;
         parts.cgroup.create(resources)?;
+        if parts.cgroup.begins_with_process() {
+            return Ok(());
+        }
         parts.owns_cgroup = true;
+        parts.cgroup.give_to(owner)?;
+        parts.entry.own_cgroups()
+    }
+
+    /// Has systemd make the cgroup for the process, if it is systemd's to make.
+    pub(super) fn start_cgroup(
+        &mut self,
+        resources: Option<&LinuxResources>,
+        owner: Option<u32>,
+    ) -> Result<(), Error> {
+        let Some(parts) = &mut self.0 else { return Ok(()) };
+        let Some(process) = parts.process.as_ref().filter(|_| parts.cgroup.begins_with_process())
+        else {
+            return Ok(());
+        };
+        let started = parts.cgroup.start(process.pid.cast_unsigned(), resources);
+        // A unit that did not start may be another's with the same name.
+        let absent = |error: &cgroup::Error| {
+            matches!(error, cgroup::Error::Unit { .. } | cgroup::Error::Systemd(_))
+        };
+        parts.owns_cgroup = !started.as_ref().is_err_and(absent);
+        started?;
+        parts.cgroup.give_to(owner)?;
         parts.entry.own_cgroups()
     }
 

@@ -31,6 +31,8 @@ pub(crate) struct Bundle {
     pub(crate) id: String,
     pub(crate) config: Value,
     pub(crate) program: PathBuf,
+    /// Whether systemd is to make the cgroup.
+    pub(crate) systemd_cgroup: bool,
 }
 
 impl Bundle {
@@ -61,7 +63,8 @@ impl Bundle {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let id = format!("test-{}-{number}", std::process::id());
         let program = PathBuf::from(env!("CARGO_BIN_EXE_runc-rs"));
-        let mut bundle = Self { directory, id, config: Value::Null, program };
+        let mut bundle =
+            Self { directory, id, config: Value::Null, program, systemd_cgroup: false };
         bundle.config = bundle.spec();
         bundle.config["process"]["terminal"] = json!(false);
         bundle.config["process"]["args"] = json!(["sh", "-c", script]);
@@ -110,7 +113,11 @@ impl Bundle {
     /// The program with this bundle's root directory and `words`.
     pub(crate) fn command(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
-        command.arg("--root").arg(self.root()).args(words).stdin(Stdio::null());
+        command.arg("--root").arg(self.root());
+        if self.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command.args(words).stdin(Stdio::null());
         command
     }
 
@@ -174,7 +181,8 @@ impl Bundle {
         while let Some(directory) = cgroups.pop() {
             let Ok(entries) = fs::read_dir(&directory) else { continue };
             for entry in entries.flatten().filter(|entry| entry.path().is_dir()) {
-                if entry.file_name().to_string_lossy() == self.id {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name == self.id || name.ends_with(&format!("-{}.scope", self.id)) {
                     found.push(format!("cgroup {}", entry.path().display()));
                 }
                 cgroups.push(entry.path());

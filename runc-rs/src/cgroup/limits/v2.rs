@@ -67,7 +67,7 @@ fn memory(memory: &LinuxMemory) -> Result<Vec<Write>, Refusal> {
 }
 
 /// The limit of swap alone, from that of memory and swap together; -1 is "no limit".
-fn swap(both: i64, memory: i64) -> Result<Option<i64>, Refusal> {
+pub(in crate::cgroup) fn swap(both: i64, memory: i64) -> Result<Option<i64>, Refusal> {
     Ok(match (both, memory) {
         // As in v1, where more memory than memory and swap is impossible.
         (0, -1) => Some(-1),
@@ -114,7 +114,7 @@ fn cpu(cpu: &LinuxCpu) -> Vec<Write> {
     clippy::cast_precision_loss,
     reason = "the value is between 1 and 10000"
 )]
-fn weight(shares: u64) -> u64 {
+pub(in crate::cgroup) fn weight(shares: u64) -> u64 {
     match shares {
         ..=2 => 1,
         262_144.. => 10_000,
