@@ -32,6 +32,7 @@ mod devices;
 mod directory;
 mod error;
 mod freezer;
+pub(crate) mod fuzz;
 mod limits;
 mod oom;
 mod path;

@@ -88,6 +88,12 @@ fn program_name() -> String {
         .map_or_else(|| "runc-rs".to_owned(), |name| name.to_string_lossy().into_owned())
 }
 
+/// What is fuzzed; see [`crate::fuzz`].
+pub(crate) fn fuzz(words: &[String]) {
+    let _ = Parsed::new(words, &GLOBAL, 1);
+    exec::fuzz(words);
+}
+
 fn fail(error: &dyn std::error::Error, status: i32) -> i32 {
     log::error(&Chain(error).to_string());
     status

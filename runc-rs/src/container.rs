@@ -310,7 +310,7 @@ pub(crate) fn start_time(pid: i32) -> Option<(u64, bool)> {
     parse_stat(&text)
 }
 
-fn parse_stat(text: &str) -> Option<(u64, bool)> {
+pub(crate) fn parse_stat(text: &str) -> Option<(u64, bool)> {
     // The name, in parentheses, may have anything in it.
     let mut fields = text.rsplit_once(')')?.1.split_ascii_whitespace();
     let state = fields.next()?;

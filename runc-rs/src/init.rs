@@ -33,7 +33,7 @@ mod console;
 pub(crate) mod devices;
 mod identity;
 mod process;
-mod program;
+pub(crate) mod program;
 mod restrict;
 pub(crate) mod rlimit;
 pub(crate) mod rootfs;

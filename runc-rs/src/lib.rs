@@ -23,6 +23,7 @@ pub mod create;
 pub mod error;
 pub mod exec;
 pub mod features;
+pub mod fuzz;
 mod hooks;
 pub mod id;
 mod init;

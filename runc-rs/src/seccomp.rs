@@ -33,7 +33,7 @@
 
 mod architecture;
 mod emit;
-#[cfg(test)]
+pub(crate) mod fuzz;
 mod interpret;
 mod numbers;
 mod profile;

@@ -85,8 +85,16 @@ impl Spec {
     ///
     /// [`Error`] names the file, the field where there is one, and the reason.
     pub fn load(bundle: &Path) -> Result<Self, Error> {
-        let text = read(bundle)?;
-        let spec: Option<Self> = serde_json::from_slice(&text).map_err(Error::Parse)?;
+        Self::parse(&read(bundle)?)
+    }
+
+    /// Checks the text of a configuration.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn parse(text: &[u8]) -> Result<Self, Error> {
+        let spec: Option<Self> = serde_json::from_slice(text).map_err(Error::Parse)?;
         let spec = spec.ok_or(Error::Null)?;
         validate::spec(&spec)?;
         Ok(spec)
@@ -107,13 +115,23 @@ impl Process {
         if text.len() as u64 > CONFIG_SIZE_MAX {
             return Err(Error::ProcessTooLarge(path.to_owned()));
         }
-        let process: Self = serde_json::from_slice(&text).map_err(Error::ParseProcess)?;
-        match validate::process(&process) {
-            Err(Error::Invalid { field, reason }) => {
-                Err(Error::InvalidProcess { path: path.to_owned(), field, reason })
+        Self::parse(&text).map_err(|error| match error {
+            Error::Invalid { field, reason } => {
+                Error::InvalidProcess { path: path.to_owned(), field, reason }
             }
-            result => result.map(|()| process),
-        }
+            error => error,
+        })
+    }
+
+    /// Checks the text of a process description.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn parse(text: &[u8]) -> Result<Self, Error> {
+        let process: Self = serde_json::from_slice(text).map_err(Error::ParseProcess)?;
+        validate::process(&process)?;
+        Ok(process)
     }
 }
 

@@ -101,7 +101,7 @@ impl State {
     }
 
     /// What can be understood of a record that is damaged, or somebody else's.
-    fn salvage(text: &[u8]) -> Self {
+    pub(crate) fn salvage(text: &[u8]) -> Self {
         let value: Value = serde_json::from_slice(text).unwrap_or_default();
         fn part<T: serde::de::DeserializeOwned + Default>(value: &Value) -> T {
             T::deserialize(value).unwrap_or_default()

@@ -8,6 +8,7 @@
 //! and whoever wrote it would believe in a protection that is not there. Source: runc, the
 //! `devices` package of opencontainers/cgroups.
 
+pub(super) mod interpret;
 pub(super) mod program;
 
 use std::{collections::BTreeMap, fmt};

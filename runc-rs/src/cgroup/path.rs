@@ -181,7 +181,7 @@ fn is_unified(path: &Path) -> bool {
 }
 
 /// The lines of `/proc/self/cgroup`: controllers and the caller's group.
-fn parse_own(text: &str) -> impl Iterator<Item = (&str, &str)> {
+pub(super) fn parse_own(text: &str) -> impl Iterator<Item = (&str, &str)> {
     text.lines().filter_map(|line| {
         let (_, rest) = line.split_once(':')?;
         rest.split_once(':')
@@ -189,7 +189,7 @@ fn parse_own(text: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// The hierarchies that `/proc/self/cgroup` has and for which there is a directory.
-fn legacy(own: &str, names: &BTreeSet<String>) -> Vec<Hierarchy> {
+pub(super) fn legacy(own: &str, names: &BTreeSet<String>) -> Vec<Hierarchy> {
     let mut hierarchies = Vec::with_capacity(LEGACY.len() + 1);
     for (controllers, own) in parse_own(own) {
         let wanted = controllers.is_empty() || controllers.split(',').any(|c| LEGACY.contains(&c));
@@ -225,7 +225,7 @@ fn mount_name<'a>(controllers: &'a str, names: &'a BTreeSet<String>) -> Option<&
 }
 
 /// The part of a filesystem that is mounted at `mount`.
-fn mount_root<'a>(mountinfo: &'a str, mount: &Path) -> Option<&'a str> {
+pub(super) fn mount_root<'a>(mountinfo: &'a str, mount: &Path) -> Option<&'a str> {
     let mut found = None;
     for line in mountinfo.lines() {
         let mut fields = line.split(' ').skip(3);

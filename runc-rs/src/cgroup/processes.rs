@@ -3,7 +3,7 @@
 use std::{
     io,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -234,18 +234,24 @@ fn join(directory: &Directory, pid: &str) -> Result<(), Error> {
     }
 }
 
-fn join_in(base: &Path, below: &Path, pid: &str) -> Result<(), Error> {
+/// The path `inner` below `base`, and nowhere else.
+pub(super) fn below(base: &Path, inner: &Path) -> Result<PathBuf, Error> {
     use std::path::Component::{CurDir, Normal, RootDir};
     let mut path = base.to_owned();
-    for component in below.components() {
+    for component in inner.components() {
         match component {
             Normal(name) => path.push(name),
             RootDir | CurDir => {}
             _ => {
-                return Err(Error::Resources(format!("bad sub cgroup path: {}", below.display())));
+                return Err(Error::Resources(format!("bad sub cgroup path: {}", inner.display())));
             }
         }
     }
+    Ok(path)
+}
+
+fn join_in(base: &Path, inner: &Path, pid: &str) -> Result<(), Error> {
+    let path = below(base, inner)?;
     let open = Directory::open(&path);
     let directory =
         open.map_err(|source| Error::File { operation: "open cgroup", path, source })?;

@@ -282,3 +282,14 @@ fn hugepage_sizes() -> Vec<String> {
     sizes.sort();
     sizes
 }
+/// What is fuzzed; see [`crate::fuzz`].
+pub(super) fn fuzz(text: &str) {
+    parse::number(text);
+    parse::table(text);
+    parse::list(text);
+    parse::numbers(text);
+    parse::block_io(text);
+    parse::pressure(text);
+    parse::rdma(text);
+    parse::hugepage_size(text);
+}

@@ -154,6 +154,17 @@ fn number(text: &str, what: &str) -> Result<u32, Error> {
     parsed.ok_or_else(|| Error::Usage(format!("bad {what}: {text:?}")))
 }
 
+/// What is fuzzed; see [`crate::fuzz`].
+pub(super) fn fuzz(words: &[String]) {
+    let Ok(parsed) = Parsed::new(words, &FLAGS, 1) else { return };
+    let _ = sub_cgroups(&parsed.values("cgroup"));
+    let mut process = Process::default();
+    if change(&mut process, &parsed).is_ok() {
+        assert_ne!(process.user.uid, u32::MAX, "{words:?}");
+        assert!(process.capabilities.is_none_or(|sets| sets.inheritable.is_empty()), "{words:?}");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

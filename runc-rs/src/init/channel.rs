@@ -85,7 +85,14 @@ impl Channel {
     pub(crate) fn receive(&self) -> Result<Option<Message>, Errno> {
         let mut bytes = [0; MESSAGE_LEN_MAX];
         let (length, descriptor) = receive_with(self.0.as_fd(), &mut bytes)?;
-        let Some((tag, rest)) = bytes[..length].split_first() else { return Ok(None) };
+        Message::decode(&bytes[..length], descriptor)
+    }
+}
+
+impl Message {
+    /// Reads a message; `None` for the end.
+    pub(crate) fn decode(bytes: &[u8], descriptor: Option<OwnedFd>) -> Result<Option<Self>, Errno> {
+        let Some((tag, rest)) = bytes.split_first() else { return Ok(None) };
         let text = || String::from_utf8_lossy(rest).into_owned();
         let message = match (tag, descriptor) {
             (b'P', _) => Message::Proceed,

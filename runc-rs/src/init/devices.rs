@@ -49,6 +49,13 @@ pub(crate) struct Node {
     gid: u32,
 }
 
+impl Node {
+    /// The path, relative to the root and clean.
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+}
+
 /// Lists the nodes of a container: the default ones, replaced and followed by its own.
 pub(crate) fn plan(devices: &[spec::Device]) -> Vec<Node> {
     let number = |number: i64| u32::try_from(number).unwrap_or(0);

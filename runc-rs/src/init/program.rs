@@ -11,7 +11,7 @@ use crate::error::Error;
 
 /// The environment without doubles (the last of a name counts), and with
 /// a HOME.
-pub(super) fn environment(variables: &[String], home: impl FnOnce() -> String) -> Vec<String> {
+pub(crate) fn environment(variables: &[String], home: impl FnOnce() -> String) -> Vec<String> {
     let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
     let mut seen = HashSet::new();
     let mut kept: Vec<String> =
@@ -73,7 +73,8 @@ pub(super) fn home_of(uid: u32) -> String {
     home_in(&text, uid).unwrap_or_else(|| "/".to_owned())
 }
 
-fn home_in(passwd: &str, uid: u32) -> Option<String> {
+/// The home of a user in the text of a passwd(5).
+pub(crate) fn home_in(passwd: &str, uid: u32) -> Option<String> {
     passwd.lines().find_map(|line| {
         let fields: Vec<&str> = line.split(':').collect();
         let matches = fields.get(2)?.parse() == Ok(uid);

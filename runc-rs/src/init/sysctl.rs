@@ -15,6 +15,11 @@ fn path(name: &str) -> String {
     swap_if_first(name, '.')
 }
 
+/// Whether the name leads to a file below /proc/sys, and not out of it.
+pub(crate) fn is_allowed_path(name: &str) -> bool {
+    path(name).split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
 /// Exchanges dots and slashes when `separator` is the first of either.
 fn swap_if_first(name: &str, separator: char) -> String {
     match name.find(['.', '/']) {

@@ -148,6 +148,14 @@ fn parse_hierarchies(mountinfo: &str, own: &str) -> Vec<Hierarchy> {
     found
 }
 
+/// What is fuzzed; see [`crate::fuzz`].
+pub(crate) fn fuzz(mountinfo: &str, own: &str) {
+    for hierarchy in parse_hierarchies(mountinfo, own) {
+        assert!(!hierarchy.name.contains('/'), "{hierarchy:?}");
+        assert!(hierarchy.mount_point.starts_with(ROOT), "{hierarchy:?}");
+    }
+}
+
 /// This process's cgroup in the hierarchy with these controllers, none for v2's.
 fn own_path(controllers: &str) -> Option<String> {
     let text = proc::read(CWD, "/proc/self/cgroup").ok()?;

@@ -1,4 +1,4 @@
-//! A BPF machine for tests: says what the kernel would make of a call.
+//! A BPF machine for tests and fuzzing: says what the kernel would make of a call.
 
 use sys::seccomp::Instruction;
 

@@ -184,6 +184,9 @@ fn devices(linux: &Linux) -> Check {
     for (at, device) in linux.devices.iter().enumerate() {
         let field = format!("linux.devices[{at}]");
         text(&field, &device.path)?;
+        if crate::mount::target::clean(&device.path).is_empty() {
+            return Err(invalid(field, "path names no file"));
+        }
         if !device.path.starts_with('/') {
             return Err(invalid(field, "path must be absolute"));
         }
@@ -237,7 +240,8 @@ fn sysctls(linux: &Linux) -> Check {
     for name in linux.sysctl.keys() {
         let dotted = crate::init::sysctl::dotted(name);
         let refuse = |reason: &str| Err(invalid("linux.sysctl", format!("{name:?} {reason}")));
-        if dotted.split('.').any(str::is_empty) || name.contains('\0') {
+        let is_path = crate::init::sysctl::is_allowed_path(name);
+        if !is_path || dotted.split('.').any(str::is_empty) || name.contains('\0') {
             return refuse("is not a sysctl name");
         }
         let has = |kind| linux.namespace(kind).is_some();
@@ -340,6 +344,11 @@ mod tests {
                 "unable to restrict sys entries without a private MNT namespace",
             ),
             ("sysctl", r#"{"linux": {"sysctl": {"vm.x": "1"}}}"#, "is not in a separate kernel"),
+            (
+                "sysctl out of its subtree",
+                r#"{"linux": {"namespaces": [{"type": "network"}], "sysctl": {"net/../kernel/panic": "1"}}}"#,
+                "is not a sysctl name",
+            ),
             ("host net", r#"{"linux": {"sysctl": {"net.x": "1"}}}"#, "not allowed in host network"),
             ("hook", r#"{"hooks": {"poststop": [{"path": "a"}]}}"#, "hooks.poststop[0]: path must"),
             (

@@ -14,18 +14,18 @@ use sys::bpf::Instruction;
 use super::{Access, DeviceSet, Devices, Kind};
 
 /// `BPF_LDX | BPF_MEM | BPF_W`.
-const LOAD_WORD: u8 = 0x61;
+pub(super) const LOAD_WORD: u8 = 0x61;
 /// `BPF_ALU | BPF_MOV | BPF_X` and kin, all on 32 bits.
-const MOVE_REGISTER: u8 = 0xbc;
-const MOVE: u8 = 0xb4;
-const AND: u8 = 0x54;
-const SHIFT_RIGHT: u8 = 0x74;
+pub(super) const MOVE_REGISTER: u8 = 0xbc;
+pub(super) const MOVE: u8 = 0xb4;
+pub(super) const AND: u8 = 0x54;
+pub(super) const SHIFT_RIGHT: u8 = 0x74;
 /// `BPF_JMP32 | BPF_JEQ | BPF_K` and kin.
-const JUMP_EQUAL: u8 = 0x16;
-const JUMP_NOT_EQUAL: u8 = 0x56;
-const JUMP_NOT_EQUAL_REGISTER: u8 = 0x5e;
+pub(super) const JUMP_EQUAL: u8 = 0x16;
+pub(super) const JUMP_NOT_EQUAL: u8 = 0x56;
+pub(super) const JUMP_NOT_EQUAL_REGISTER: u8 = 0x5e;
 /// `BPF_JMP | BPF_EXIT`.
-const EXIT: u8 = 0x95;
+pub(super) const EXIT: u8 = 0x95;
 
 /// `BPF_DEVCG_DEV_BLOCK` and `BPF_DEVCG_DEV_CHAR`.
 const BLOCK: i32 = 1;
@@ -92,50 +92,10 @@ fn exception(code: &mut Vec<Instruction>, devices: Devices, access: Access, allo
 
 #[cfg(test)]
 mod tests {
-    use super::{super::tests::rule, *};
-
-    /// Runs a program on a request, as the kernel does.
-    fn run(program: &[Instruction], kind: u32, access: u32, major: u32, minor: u32) -> bool {
-        let context = [access << 16 | kind, major, minor];
-        let mut registers = [0_u32; 11];
-        let mut at = 0;
-        loop {
-            let Instruction { code, registers: pair, offset, immediate } = program[at];
-            let (to, from) = (usize::from(pair & 15), usize::from(pair >> 4));
-            let immediate = immediate.cast_unsigned();
-            at += 1;
-            let jumps = match code {
-                LOAD_WORD => {
-                    registers[to] = context[offset as usize / 4];
-                    false
-                }
-                MOVE_REGISTER => {
-                    registers[to] = registers[from];
-                    false
-                }
-                MOVE => {
-                    registers[to] = immediate;
-                    false
-                }
-                AND => {
-                    registers[to] &= immediate;
-                    false
-                }
-                SHIFT_RIGHT => {
-                    registers[to] >>= immediate;
-                    false
-                }
-                JUMP_EQUAL => registers[to] == immediate,
-                JUMP_NOT_EQUAL => registers[to] != immediate,
-                JUMP_NOT_EQUAL_REGISTER => registers[to] != registers[from],
-                EXIT => return registers[0] == 1,
-                _ => panic!("instruction {code:#x}"),
-            };
-            if jumps {
-                at += offset as usize;
-            }
-        }
-    }
+    use super::{
+        super::{interpret::run, tests::rule},
+        *,
+    };
 
     #[test]
     fn decides() {
