@@ -113,6 +113,12 @@ pub(super) fn run(
             .map_err(|error| Error::system("set", "no_new_privs", error))?;
     }
     scheduling::apply(process, plan.personality.as_ref(), plan.memory_policy.as_ref())?;
+    if gate.is_some() {
+        // Whoever wants to be rid of a container that was never started may ask kindly, as soon as
+        // it is created.
+        sys::signal::end_on(&[libc::SIGHUP, libc::SIGINT, libc::SIGTERM]);
+        sys::signal::unblock_all();
+    }
     // Before the filter, which need not allow this.
     sys::descriptors::close_on_exec_from(3 + plan.preserved)
         .map_err(|error| Error::system("close", "descriptors", error))?;
@@ -137,9 +143,6 @@ pub(super) fn run(
     channel.send(&Message::Ready).map_err(|error| Error::system("send", "readiness", error))?;
     drop(channel);
     if let Some(gate) = gate {
-        // Whoever wants to be rid of a container that was never started may ask kindly.
-        sys::signal::end_on(&[libc::SIGHUP, libc::SIGINT, libc::SIGTERM]);
-        sys::signal::unblock_all();
         wait_for_start(&gate.fifo)?;
         drop(gate.fifo);
         let cwd = PathBuf::from(&process.cwd);
