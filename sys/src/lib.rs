@@ -6,6 +6,7 @@ pub mod descriptors;
 pub mod error;
 pub mod execute;
 pub mod keyring;
+pub mod loop_device;
 pub mod loopback;
 pub mod mount;
 pub mod mount_attributes;

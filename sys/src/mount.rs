@@ -3,7 +3,7 @@
 //! A filesystem is made with `fsopen(2)`, one option at a time, so that their total length has no
 //! limit; an overlay gets its layers through `lowerdir+`. Where the kernel has no `lowerdir+`
 //! (before 6.7) or no `fsopen` for a filesystem, `mount(2)` does it, which takes one page of
-//! options. Bind mounts go through `mount(2)`.
+//! options. Bind mounts go through `mount(2)`. The option `loop` makes a block device of a file.
 //!
 //! Targets are paths that only the host names; nothing here may be used on a path that a
 //! container can change.
@@ -26,6 +26,8 @@ use rustix::{
         move_mount, unmount,
     },
 };
+
+use crate::loop_device::LoopDevice;
 
 /// The longest value of one option that `fsconfig(2)` takes, in bytes.
 const OPTION_LEN_MAX: usize = 255;
@@ -60,6 +62,7 @@ impl Mount {
         let plan = Plan::new(self)?;
         let result = match plan.bind {
             Some(recursive) => bind(&self.source, &target, recursive, &plan),
+            None if plan.on_loop_device => self.mount_file(&target, &plan),
             None => make(self, &target, &plan),
         };
         result.map_err(|source| MountError::Kernel {
@@ -67,6 +70,14 @@ impl Mount {
             target: target.clone(),
             source,
         })
+    }
+
+    /// Mounts the filesystem in the file that is the source. The mount keeps the loop device.
+    fn mount_file(&self, target: &Path, plan: &Plan) -> io::Result<()> {
+        let read_only = plan.flags.contains(MountFlags::RDONLY);
+        let device = LoopDevice::attach(Path::new(&self.source), read_only)?;
+        let source = device.path().display().to_string();
+        make(&Self { source, ..self.clone() }, target, plan)
     }
 }
 
@@ -135,12 +146,19 @@ struct Plan {
     bind: Option<Recursive>,
     flags: MountFlags,
     propagation: Option<MountPropagationFlags>,
+    on_loop_device: bool,
     data: Vec<String>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { bind: None, flags: MountFlags::empty(), propagation: None, data: Vec::new() }
+        Self {
+            bind: None,
+            flags: MountFlags::empty(),
+            propagation: None,
+            on_loop_device: false,
+            data: Vec::new(),
+        }
     }
 }
 
@@ -154,7 +172,7 @@ impl Plan {
             match option.as_str() {
                 "bind" => plan.bind = plan.bind.or(Some(false)),
                 "rbind" => plan.bind = Some(true),
-                "loop" => return Err(MountError::Option { option: option.clone() }),
+                "loop" => plan.on_loop_device = true,
                 name => {
                     if let Some(propagation) = propagation(name) {
                         plan.propagation = Some(propagation);
@@ -165,6 +183,9 @@ impl Plan {
                     }
                 }
             }
+        }
+        if plan.bind.is_some() && plan.on_loop_device {
+            return Err(MountError::Option { option: "loop".to_owned() });
         }
         Ok(plan)
     }
@@ -353,7 +374,44 @@ mod tests {
         for (case, mount, want) in cases {
             assert_eq!(Plan::new(&mount).expect("supported"), want, "{case}");
         }
-        assert!(Plan::new(&mount_of("ext4", &["loop"])).is_err(), "loop");
+        assert!(
+            Plan::new(&mount_of("bind", &["loop"])).is_err(),
+            "a file is not bound by a device"
+        );
+    }
+
+    #[test]
+    fn a_filesystem_in_a_file_needs_loop() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let (image, root) = (directory.path().join("image"), directory.path().join("root"));
+        let file = std::fs::File::create(&image).expect("created");
+        file.set_len(1 << 20).expect("sized");
+        let made = std::process::Command::new("mkfs.ext4").arg("-q").arg(&image).output();
+        assert!(made.expect("mkfs.ext4").status.success());
+        std::fs::create_dir(&root).expect("made");
+        let source = image.display().to_string();
+        for (options, writable) in [(&["loop"][..], true), (&["ro", "loop"], false)] {
+            let one = Mount { source: source.clone(), ..mount_of("ext4", options) };
+            one.mount(&root).expect("mounted");
+            assert!(root.join("lost+found").is_dir(), "{options:?}");
+            assert_eq!(std::fs::write(root.join("file"), "1").is_ok(), writable, "{options:?}");
+            unmount_all(&root).expect("unmounted");
+        }
+        let is_in_use = || {
+            std::fs::read_dir("/sys/block").expect("sysfs").flatten().any(|entry| {
+                let backing = std::fs::read_to_string(entry.path().join("loop/backing_file"));
+                backing.is_ok_and(|file| file.trim() == source)
+            })
+        };
+        // The kernel may free a device a moment after its last user is gone.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while is_in_use() {
+            assert!(std::time::Instant::now() < deadline, "the devices are free again");
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let missing = Mount { source: "/no/such/image".to_owned(), ..mount_of("ext4", &["loop"]) };
+        let error = missing.mount(&root).expect_err("there is no file");
+        assert!(crate::error::Chain(&error).to_string().contains("/no/such/image"), "{error}");
     }
 
     #[test]
