@@ -205,6 +205,8 @@ struct MountExtensions {
 struct Annotations {
     #[serde(rename = "org.opencontainers.runc.version")]
     version: &'static str,
+    #[serde(rename = "org.opencontainers.runc.commit")]
+    commit: &'static str,
     #[serde(rename = "org.opencontainers.runc.checkpoint.enabled")]
     checkpoint: &'static str,
 }
@@ -245,7 +247,11 @@ impl Features {
                 mount_extensions: MountExtensions { idmap: Enabled { enabled: true } },
                 net_devices: Enabled { enabled: true },
             },
-            annotations: Annotations { version: env!("CARGO_PKG_VERSION"), checkpoint: "false" },
+            annotations: Annotations {
+                version: env!("CARGO_PKG_VERSION"),
+                commit: option_env!("GANTRY_COMMIT").unwrap_or("unknown"),
+                checkpoint: "false",
+            },
             potentially_unsafe_config_annotations: &UNSAFE_ANNOTATIONS,
         }
     }

@@ -105,3 +105,19 @@ fn errors_in_a_log_of_json() {
     assert_eq!(entry["msg"], "container does not exist");
     assert!(entry["time"].as_str().is_some_and(|time| time.ends_with('Z')), "{text}");
 }
+
+/// The table of the runtime-spec names a test for each field.
+#[test]
+fn documentation_names_tests_that_exist() {
+    let table = include_str!("../../docs/runtime-spec.md");
+    let tests = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let mut found = 0;
+    for (file, function) in table.split('`').filter_map(|word| word.split_once("::")) {
+        let text = std::fs::read_to_string(tests.join(file).with_extension("rs"));
+        let text = text.unwrap_or_else(|error| panic!("{file}: {error}"));
+        let exists = function == "*" || text.contains(&format!("fn {function}()"));
+        assert!(exists, "{file}::{function}");
+        found += 1;
+    }
+    assert!(found > 40, "{found}");
+}

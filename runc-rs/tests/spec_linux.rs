@@ -135,3 +135,40 @@ fn shares_of_caches_need_a_machine_that_has_them() {
     assert!(answer.status == 1 && answer.stderr.contains(want), "{answer:?}");
     assert_eq!(bundle.leftovers(), Vec::<String>::new());
 }
+
+#[test]
+fn words_reach_the_kernel() {
+    const SCHEDULER: &str =
+        "set -- $(cat /proc/self/stat); shift 18; echo nice $1; shift 22; echo policy $1";
+    let batch = json!({"policy": "SCHED_BATCH", "nice": 5});
+    let best_effort = json!({"class": "IOPRIO_CLASS_BE", "priority": 6});
+    let cases = [
+        ("oomScoreAdj", "process", json!(123), "cat /proc/self/oom_score_adj", "123\n"),
+        ("scheduler", "process", batch, SCHEDULER, "nice 5\npolicy 3\n"),
+        ("ioPriority", "process", best_effort, "busybox ionice -p 1", "best-effort: prio 6\n"),
+        (
+            "personality",
+            "linux",
+            json!({"domain": "LINUX32"}),
+            "cat /proc/self/personality",
+            "00000008\n",
+        ),
+        (
+            "sysctl",
+            "linux",
+            json!({"net.ipv4.ip_forward": "1", "kernel.shmmax": "12345"}),
+            "cat /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/shmmax",
+            "1\n12345\n",
+        ),
+    ];
+    for (name, section, value, script, want) in cases {
+        let mut bundle = Bundle::new(script);
+        bundle.config[section][name] = value;
+        let answer = bundle.run();
+        assert_eq!(answer.stdout, want, "{name}: {answer:?}");
+    }
+    let mut bundle = Bundle::new("hostname; cat /proc/sys/kernel/domainname");
+    bundle.config["hostname"] = json!("one");
+    bundle.config["domainname"] = json!("two");
+    assert_eq!(bundle.run().stdout, "one\ntwo\n");
+}
