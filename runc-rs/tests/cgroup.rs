@@ -192,7 +192,7 @@ const STEPS: [Step; 3] = [
         ],
         unified: &[
             ("", "memory.max", "134217728"),
-            ("", "cpu.max", "max 100000"),
+            ("", "cpu.max", "max 50000"),
             ("", "pids.max", "max"),
         ],
     },
