@@ -173,7 +173,8 @@ impl Container {
     ///
     /// # Errors
     ///
-    /// [`Error::Status`] when it does not wait for that.
+    /// [`Error::Status`] when it does not wait for that. [`Error::Hook`] when a poststart hook
+    /// fails; then the container has been killed.
     pub fn start(&self) -> Result<(), Error> {
         let refuse = |text: &str| Err(Error::Status(text.to_owned()));
         match self.status()? {
@@ -197,7 +198,13 @@ impl Container {
             Err(error) => return Err(fail(error)),
         }
         rustix::io::write(&fifo, b"0").map_err(|error| Error::file("write", &path, error))?;
-        self.run_hooks("poststart", Status::Running)
+        let hooks = self.run_hooks("poststart", Status::Running);
+        if hooks.is_err()
+            && let Err(error) = self.kill()
+        {
+            crate::log::warn(&format!("kill container: {}", sys::error::Chain(&error)));
+        }
+        hooks
     }
 
     /// Its resctrl group, if it has one.
@@ -227,7 +234,13 @@ impl Container {
             return Ok(());
         }
         let state = self.hook_state(status);
-        hooks::run_all(point, hooks, &state, None, Path::new(self.state.bundle()))?;
+        hooks::run_all(
+            point,
+            hooks,
+            &state,
+            hooks::Environment::Inherited,
+            Path::new(self.state.bundle()),
+        )?;
         Ok(())
     }
 

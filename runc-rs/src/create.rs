@@ -460,8 +460,9 @@ fn attend(
                 let hooks_state = state_for_hooks(state);
                 let directory = PathBuf::from(state.bundle());
                 let hooks = &spec.hooks;
+                let environment = hooks::Environment::Inherited;
                 let run = |point, hooks| {
-                    hooks::run_all(point, hooks, &hooks_state, None, &directory)
+                    hooks::run_all(point, hooks, &hooks_state, environment, &directory)
                         .map_err(|error| Error::Process(Chain(&error).to_string()))
                 };
                 run("prestart", &hooks.prestart)?;

@@ -32,7 +32,7 @@ pub enum Error {
     #[error("container with given ID already exists")]
     ContainerExists,
     /// The text is no container id.
-    #[error("invalid container ID format: {0}")]
+    #[error("invalid container ID format")]
     InvalidId(#[source] crate::id::ParseIdError),
     /// The container's status does not allow the command.
     #[error("{0}")]

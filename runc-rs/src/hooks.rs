@@ -60,13 +60,21 @@ pub enum Error {
     Timeout { point: &'static str, number: usize, seconds: i64 },
 }
 
-/// Runs the hooks of one point, in order, until one fails. A hook without an environment of its own
-/// gets `environment`, or none.
+/// The environment of a hook that has none of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Environment<'a> {
+    /// The runtime's: hooks on the host have always found their programs by its `PATH`.
+    Inherited,
+    /// These variables and no others.
+    Only(&'a [String]),
+}
+
+/// Runs the hooks of one point, in order, until one fails.
 pub(crate) fn run_all(
     point: &'static str,
     hooks: &[spec::Hook],
     state: &State,
-    environment: Option<&[String]>,
+    environment: Environment<'_>,
     directory: &Path,
 ) -> Result<(), Error> {
     for (number, hook) in hooks.iter().enumerate() {
@@ -152,7 +160,7 @@ impl Running {
     fn start(
         hook: &spec::Hook,
         state: &State,
-        environment: Option<&[String]>,
+        environment: Environment<'_>,
         directory: &Path,
     ) -> io::Result<Self> {
         let mut stdin = memory_file()?;
@@ -164,13 +172,18 @@ impl Running {
         if let Some((zero, rest)) = hook.args.split_first() {
             command.arg0(zero).args(rest);
         }
-        let variables = hook.env.as_deref().or(environment).unwrap_or_default();
-        let variables = variables.iter().filter_map(|variable| variable.split_once('='));
         // `run` blocks signals to read them; a hook shall be killable.
         sys::signal::unblock_all_for(&mut command);
+        let variables = match (hook.env.as_deref(), environment) {
+            (Some(own), _) => Some(own),
+            (None, Environment::Only(these)) => Some(these),
+            (None, Environment::Inherited) => None,
+        };
+        if let Some(variables) = variables {
+            let pairs = variables.iter().filter_map(|variable| variable.split_once('='));
+            command.env_clear().envs(pairs);
+        }
         let child = command
-            .env_clear()
-            .envs(variables)
             .current_dir(directory)
             .stdin(Stdio::from(stdin))
             .stdout(Stdio::from(stdout.try_clone()?))

@@ -238,7 +238,13 @@ fn prepare_root(plan: &mut InitPlan, channel: &Channel) -> Result<OwnedFd, Error
     }
     plan.state.pid = rustix::process::getpid().as_raw_nonzero().get();
     let hooks = &plan.hooks.create_container;
-    hooks::run_all("createContainer", hooks, &plan.state, None, &plan.rootfs)?;
+    hooks::run_all(
+        "createContainer",
+        hooks,
+        &plan.state,
+        hooks::Environment::Only(&[]),
+        &plan.rootfs,
+    )?;
     target::make_directory(root.as_fd(), &target::clean(&plan.process.process.cwd))?;
     Ok(root)
 }

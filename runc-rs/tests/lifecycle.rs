@@ -277,6 +277,72 @@ fn hooks_in_order() {
 }
 
 #[test]
+fn hooks_find_programs_by_the_runtimes_path() {
+    let mut bundle = Bundle::new("true");
+    let log = bundle.path().join("log");
+    let script = format!("echo $MARK >> {}", log.display());
+    let own = json!({"path": "/bin/sh", "args": ["sh", "-c", &script], "env": ["MARK=own"]});
+    let bare = json!({"path": "/bin/sh", "args": ["sh", "-c", &script], "env": []});
+    let inherited = json!({"path": "/bin/sh", "args": ["sh", "-c", &script]});
+    for point in ["prestart", "createRuntime", "createContainer", "poststop"] {
+        bundle.config["hooks"][point] = json!([own, bare, inherited]);
+    }
+    bundle.write_config();
+    let words = ["run", "-b", bundle.path_text(), &bundle.id];
+    let status = bundle.command(&words).env("MARK", "runtime").status().expect("run the program");
+    assert!(status.success(), "{status}");
+    let text = fs::read_to_string(log).expect("read log");
+    // createContainer hooks run in the container's namespaces, and get nothing of the runtime's.
+    let host = "own\n\nruntime\n";
+    assert_eq!(text, format!("{host}{host}own\n\n\n{host}"));
+}
+
+#[test]
+fn a_failed_poststart_hook_ends_the_container() {
+    let mut bundle = Bundle::new("sleep 1000");
+    bundle.config["hooks"]["poststart"] = json!([{"path": "/bin/false"}]);
+    assert_eq!(bundle.create(), 0);
+    let answer = bundle.on("start", &[]);
+    assert_ne!(answer.status, 0);
+    assert!(answer.stderr.contains("error running poststart hook #0"), "{}", answer.stderr);
+    assert_eq!(bundle.state()["status"], "stopped");
+}
+
+#[test]
+fn a_filter_need_not_allow_what_the_runtime_does() {
+    let mut bundle = Bundle::new("true");
+    bundle.config["process"]["args"] = json!(["/bin/busybox", "echo", "here"]);
+    bundle.config["process"]["noNewPrivileges"] = json!(true);
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ERRNO",
+        "syscalls": [{
+            "names": ["arch_prctl", "brk", "close", "execve", "exit_group", "fstat", "getuid",
+                "getrandom", "mmap", "mprotect", "prlimit64", "read", "readlinkat", "rseq",
+                "set_robust_list", "set_tid_address", "uname", "write", "writev"],
+            "action": "SCMP_ACT_ALLOW",
+        }],
+    });
+    let answer = bundle.run();
+    assert_eq!((answer.status, answer.stdout.as_str()), (0, "here\n"), "{}", answer.stderr);
+}
+
+#[test]
+fn a_filter_may_be_older_than_the_runtimes_calls() {
+    // Without no_new_privs it is loaded while there is still something to do.
+    let mut bundle = Bundle::new("echo $HOME");
+    bundle.config["process"]["noNewPrivileges"] = json!(false);
+    bundle.config["linux"]["seccomp"] = json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "syscalls": [{
+            "names": ["close_range", "faccessat2", "openat2", "sendmsg", "statx"],
+            "action": "SCMP_ACT_ERRNO",
+        }],
+    });
+    let answer = bundle.run();
+    assert_eq!((answer.status, answer.stdout.as_str()), (0, "/root\n"), "{}", answer.stderr);
+}
+
+#[test]
 fn events_and_update() {
     let bundle = Bundle::new("sleep 1000");
     bundle.start();

@@ -108,6 +108,10 @@ pub(super) fn run(
     rlimit::apply(&process.rlimits)?;
     set_labels(process, &procfs)?;
     drop(procfs);
+    // A program begins with nothing of its caller's, nor of this one's: Rust ignores SIGPIPE, and
+    // `run` blocks signals to read them.
+    sys::signal::set_all_default();
+    sys::signal::unblock_all();
     if process.no_new_privileges {
         rustix::thread::set_no_new_privs(true)
             .map_err(|error| Error::system("set", "no_new_privs", error))?;
@@ -119,7 +123,7 @@ pub(super) fn run(
         sys::signal::end_on(&[libc::SIGHUP, libc::SIGINT, libc::SIGTERM]);
         sys::signal::unblock_all();
     }
-    // Before the filter, which need not allow this.
+    // Before the filter, which need not allow this and may be older than close_range(2).
     sys::descriptors::close_on_exec_from(3 + plan.preserved)
         .map_err(|error| Error::system("close", "descriptors", error))?;
     // Without no_new_privs a filter needs a capability that is about to go; with it, the filter
@@ -146,12 +150,14 @@ pub(super) fn run(
         wait_for_start(&gate.fifo)?;
         drop(gate.fifo);
         let cwd = PathBuf::from(&process.cwd);
-        hooks::run_all("startContainer", gate.hooks, gate.state, Some(&environment), &cwd)?;
+        hooks::run_all(
+            "startContainer",
+            gate.hooks,
+            gate.state,
+            hooks::Environment::Only(&environment),
+            &cwd,
+        )?;
     }
-    // A program begins with nothing of its caller's, nor of this one's: Rust ignores SIGPIPE, and
-    // `run` blocks signals to read them.
-    sys::signal::set_all_default();
-    sys::signal::unblock_all();
     let error = execve(&path, &arguments, &strings);
     Err(Error::file("exec", path.to_string_lossy().as_ref(), error))
 }
