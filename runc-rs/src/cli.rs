@@ -179,12 +179,16 @@ fn write_out(text: &str) -> Result<(), Error> {
         .map_err(|error| Error::system("write", "standard output", error))
 }
 
-/// In runc's form: dockerd takes the second word of the first line for the name's end.
+/// In runc's form, with the name by which this program was called: what reads it, looks for the
+/// name of the runtime that it thinks it has.
 fn version() -> String {
+    let called = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
+    let called = called.file_name().unwrap_or_default() == "runc";
+    let name = if called { "runc" } else { "runc-rs" };
     let commit = option_env!("GANTRY_COMMIT").unwrap_or("unknown");
     let version = env!("CARGO_PKG_VERSION");
     let spec = crate::spec::VERSION;
-    format!("runc-rs version {version}\ncommit: {commit}\nspec: {spec}\n")
+    format!("{name} version {version}\ncommit: {commit}\nspec: {spec}\n")
 }
 
 fn open_log(global: &Parsed) -> Result<(), Error> {

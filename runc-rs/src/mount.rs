@@ -12,6 +12,7 @@
 //! Sources: mount_setattr(2), runtime-spec `config.md` "Mounts" and `config-linux.md`.
 
 pub(crate) mod attach;
+mod bind;
 pub(crate) mod cgroupfs;
 mod copy_up;
 pub(crate) mod options;

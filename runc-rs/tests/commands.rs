@@ -8,6 +8,21 @@ use serde_json::json;
 use support::Bundle;
 
 #[test]
+fn version_in_the_name_of_runc() {
+    let bundle = Bundle::new("true");
+    let link = bundle.path().join("runc");
+    std::os::unix::fs::symlink(&bundle.program, &link).expect("link program");
+    for (program, name) in [(&bundle.program, "runc-rs"), (&link, "runc")] {
+        let output = std::process::Command::new(program).arg("--version").output().expect("run");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with(&format!("{name} version 0.")), "{text}");
+        assert!(lines[1].starts_with("commit: "), "{text}");
+        assert!(lines[2].starts_with("spec: 1."), "{text}");
+    }
+}
+
+#[test]
 fn list_needs_a_root_that_was_named() {
     let bundle = Bundle::new("true");
     let answer = bundle.call(&["list"]);

@@ -130,3 +130,54 @@ fn without_a_mount_namespace() {
     let answer = support::Answer::new(command.output().expect("run unshare"));
     assert_eq!(answer.stdout, "content\nhook\n", "{}", answer.stderr);
 }
+
+/// The options that a bind mount has in the container, for those of its source and its own.
+#[test]
+fn attributes_of_bind_mounts() {
+    let cases = [
+        ("no options", "ro,noexec,nodiratime", "bind", false, "ro,noexec,nodiratime,relatime"),
+        ("one cleared", "ro,noexec,nodiratime", "bind,dev", false, "rw,nodiratime,relatime"),
+        ("implied rw", "ro", "bind,nosuid,nodev", false, "rw,nosuid,nodev,relatime"),
+        ("times stay", "nodev,noatime", "bind,ro,exec", false, "ro,noatime"),
+        ("times are not taken back", "noatime", "bind,atime", false, "rw,noatime"),
+        ("other times", "noatime", "bind,relatime", false, "rw,relatime"),
+        ("of directories", "noatime", "bind,nodiratime", false, "rw,nodiratime,relatime"),
+        ("locked ones stay", "ro,noexec,nosymfollow", "bind,dev", true, "ro,noexec,relatime"),
+        ("locked one cleared", "ro", "bind,rw", true, "operation not permitted"),
+        ("locked times", "noatime", "bind,strictatime", true, "operation not permitted"),
+    ];
+    for (case, source_options, options, user, want) in cases {
+        let mut bundle = Bundle::new(
+            "while read a b c d e; do [ $b = /mnt ] && echo $d; done < /proc/mounts; true",
+        );
+        if user {
+            let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().expect("a list");
+            namespaces.push(json!({"type": "user"}));
+            for kind in ["uidMappings", "gidMappings"] {
+                bundle.config["linux"][kind] =
+                    json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+            }
+        }
+        let source = bundle.path().join("source");
+        fs::create_dir(&source).expect("make source");
+        let options: Vec<_> = options.split(',').collect();
+        add(&mut bundle, json!({"source": source, "destination": "/mnt", "options": options}));
+        bundle.write_config();
+        let script = "mount -t tmpfs -o relatime x $0/source && \
+                      mount --bind -o remount,$1 $0/source && \
+                      exec $2 --root $0/state run -b $0 $3";
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-c", script]);
+        command.arg(bundle.path()).arg(source_options).arg(&bundle.program).arg(&bundle.id);
+        let answer = support::Answer::new(command.output().expect("run unshare"));
+        let shown = if user { answer.stdout.trim_end().split(",uid").next() } else { None };
+        let found = shown.unwrap_or(answer.stdout.trim_end()).to_owned();
+        if answer.status == 0 {
+            // Options of the filesystem itself come after those of the mount.
+            let mount: Vec<_> = found.split(',').filter(|option| *option != "inode64").collect();
+            assert_eq!(mount.join(","), want, "{case}");
+        } else {
+            assert!(answer.stderr.contains(want), "{case}: {}", answer.stderr);
+        }
+    }
+}

@@ -415,6 +415,7 @@ fn make_legacy(group: &Group, made: &mut Made) -> Result<bool, Error> {
         }
     };
     let new = !missing.is_empty();
+    fill_cpuset(&parent)?;
     for name in missing.into_iter().rev() {
         if parent.make_child(name).map_err(|source| error("make", source))? {
             made.add(&parent.path().join(name));
@@ -425,6 +426,22 @@ fn make_legacy(group: &Group, made: &mut Made) -> Result<bool, Error> {
     }
     let _ = group.directory.set(parent);
     Ok(new)
+}
+
+/// Gives a cpuset that somebody made and left empty what those above it have.
+fn fill_cpuset(group: &Directory) -> Result<(), Error> {
+    if !group.must_read("cpuset.cpus")?.trim_end().is_empty() {
+        return Ok(());
+    }
+    // The topmost one is never empty, so this ends.
+    let Some(above) = group.path().parent() else { return Ok(()) };
+    let parent = Directory::open(above).map_err(|source| Error::File {
+        operation: "open",
+        path: above.to_owned(),
+        source,
+    })?;
+    fill_cpuset(&parent)?;
+    inherit_cpuset(&parent, group)
 }
 
 /// Gives a new cpuset its parent's CPUs and memory nodes: without any it cannot be joined.

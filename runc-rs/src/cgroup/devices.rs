@@ -208,7 +208,10 @@ impl DeviceSet {
     fn apply(&mut self, index: usize, rule: &LinuxDeviceCgroup) -> Result<(), DeviceError> {
         let access = match rule.access.as_str() {
             "" => return Err(DeviceError::NoAccess { index }),
-            text => Access::parse(text)
+            // Some write an `a` as well, which says nothing here.
+            text => Some(text.replace('a', ""))
+                .filter(|letters| !letters.is_empty())
+                .and_then(|letters| Access::parse(&letters))
                 .ok_or_else(|| DeviceError::Access { index, access: text.to_owned() })?,
         };
         let kind = match rule.kind.as_str() {

@@ -242,7 +242,7 @@ pub(super) fn apply(
     if let Some(scheduler) = &process.scheduler {
         let attributes = attributes(scheduler).map_err(Error::Process)?;
         set_attributes(&attributes)
-            .map_err(|error| Error::system("error setting", "scheduler", error))?;
+            .map_err(|error| Error::system("error setting", object_of(&error), error))?;
     }
     if let Some(described) = &process.io_priority {
         let (class, priority) = io_priority(described).map_err(Error::Process)?;
@@ -260,6 +260,17 @@ pub(super) fn apply(
             .map_err(|error| Error::system("set_mempolicy", &policy.mode, error))?;
     }
     Ok(())
+}
+
+/// What could not be set, with why that may be: the kernel has one answer for several reasons.
+fn object_of(error: &std::io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "scheduler: process scheduler can't be used together with AllowedCPUs, nor without \
+             CAP_SYS_NICE"
+        }
+        _ => "scheduler",
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Makes mounts: a detached tree each, put on a target that was opened before.
 
 use std::{
+    io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
@@ -16,7 +17,7 @@ use rustix::{
 };
 use sys::mount_attributes::{Attributes, set_attributes};
 
-use super::{MountPlan, Source, cgroupfs, copy_up, options::Change, target};
+use super::{MountPlan, Source, bind, cgroupfs, copy_up, options::Change, target};
 use crate::error::Error;
 
 /// Makes the container's mounts below a root.
@@ -79,28 +80,20 @@ impl Mounter<'_> {
         self.finish(plan, tree.as_fd())
     }
 
-    /// Gives a bind mount exactly the attributes that were asked for, if any were; where some of
-    /// the source's are locked (it belongs to a more privileged mount namespace), those stay.
+    /// Gives a bind mount its attributes, see [`bind`].
     fn set_bind_attributes(&self, plan: &MountPlan, tree: BorrowedFd<'_>) -> Result<(), Error> {
-        const ALL: u64 = libc::MOUNT_ATTR_RDONLY
-            | libc::MOUNT_ATTR_NOSUID
-            | libc::MOUNT_ATTR_NODEV
-            | libc::MOUNT_ATTR_NOEXEC
-            | libc::MOUNT_ATTR_NODIRATIME
-            | libc::MOUNT_ATTR_NOSYMFOLLOW;
-        let Change { set, clear } = plan.options.attributes;
-        if plan.options.attributes.is_empty() {
-            return Ok(());
-        }
-        let exact = Attributes { set, clear: clear | ALL, ..Attributes::default() };
-        let kept = Attributes { set, clear, ..Attributes::default() };
+        let fail =
+            |error: io::Error| self.fail(plan, Errno::from_io_error(&error).unwrap_or(Errno::IO));
+        let Some(exact) = bind::exact(&plan.options) else { return Ok(()) };
         match set_attributes(tree, false, &exact) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                set_attributes(tree, false, &kept)
+                let found = rustix::fs::fstatvfs(tree).map_err(|error| self.fail(plan, error))?;
+                let kept = bind::with_locked(&plan.options, found.f_flag);
+                let kept = kept.ok_or_else(|| self.fail(plan, Errno::PERM))?;
+                set_attributes(tree, false, &kept).map_err(fail)?;
             }
-            result => result,
+            result => result.map_err(fail)?,
         }
-        .map_err(|error| Error::file("set mount attributes of", &plan.destination, error))?;
         self.close_sysfs(plan, tree)
     }
 
@@ -301,7 +294,11 @@ impl Mounter<'_> {
             Source::Filesystem { name, .. } => name,
         };
         let at = &plan.destination;
-        Error::system("error mounting", format!("{source:?} to rootfs at \"/{at}\""), error)
+        Error::system(
+            "error during container init: error mounting",
+            format!("{source:?} to rootfs at \"/{at}\""),
+            error,
+        )
     }
 }
 

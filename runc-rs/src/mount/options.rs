@@ -5,6 +5,8 @@
 pub(crate) struct Options {
     /// Attributes of the mount itself.
     pub(crate) attributes: Change,
+    /// Whether there is an option about those, even if it changes none.
+    pub(crate) has_attributes: bool,
     /// Attributes of the mount and all below it (`rro` ...).
     pub(crate) recursive: Change,
     /// Flags of the filesystem, for fsconfig(2).
@@ -39,6 +41,16 @@ impl Change {
         self.set & libc::MOUNT_ATTR_RDONLY != 0
     }
 
+    /// Says whether an access time is asked for.
+    pub(crate) fn has_access_time(self) -> bool {
+        self.clear & libc::MOUNT_ATTR__ATIME != 0 || self.set & libc::MOUNT_ATTR_NODIRATIME != 0
+    }
+
+    fn forget_access_time(&mut self) {
+        self.set &= !libc::MOUNT_ATTR__ATIME;
+        self.clear &= !libc::MOUNT_ATTR__ATIME;
+    }
+
     fn apply(&mut self, effect: Effect) {
         match effect {
             Effect::Set(bit) => {
@@ -51,7 +63,7 @@ impl Change {
             }
             // The access times are one of three values in a field, and setting the field means to
             // clear all of it, see mount_setattr(2).
-            Effect::AccessTime(value) => {
+            Effect::AccessTime(value) | Effect::NoAccessTime(value) => {
                 self.set = self.set & !libc::MOUNT_ATTR__ATIME | value;
                 self.clear |= libc::MOUNT_ATTR__ATIME;
             }
@@ -85,6 +97,9 @@ enum Effect {
     Set(u64),
     Clear(u64),
     AccessTime(u64),
+    /// Takes an access time option back, which leaves what there was before; recursively it sets
+    /// this one.
+    NoAccessTime(u64),
 }
 
 /// Options that change attributes; with an `r` before the name they go to all mounts below, too.
@@ -102,11 +117,11 @@ const ATTRIBUTES: [(&str, Effect); 18] = [
     ("nosymfollow", Effect::Set(libc::MOUNT_ATTR_NOSYMFOLLOW)),
     ("symfollow", Effect::Clear(libc::MOUNT_ATTR_NOSYMFOLLOW)),
     ("relatime", Effect::AccessTime(libc::MOUNT_ATTR_RELATIME)),
-    ("norelatime", Effect::AccessTime(libc::MOUNT_ATTR_STRICTATIME)),
+    ("norelatime", Effect::NoAccessTime(libc::MOUNT_ATTR_STRICTATIME)),
     ("noatime", Effect::AccessTime(libc::MOUNT_ATTR_NOATIME)),
-    ("atime", Effect::AccessTime(libc::MOUNT_ATTR_RELATIME)),
+    ("atime", Effect::NoAccessTime(libc::MOUNT_ATTR_RELATIME)),
     ("strictatime", Effect::AccessTime(libc::MOUNT_ATTR_STRICTATIME)),
-    ("nostrictatime", Effect::AccessTime(libc::MOUNT_ATTR_RELATIME)),
+    ("nostrictatime", Effect::NoAccessTime(libc::MOUNT_ATTR_RELATIME)),
 ];
 
 /// Options that are flags of the filesystem.
@@ -150,7 +165,11 @@ fn apply(parsed: &mut Options, option: &str) {
         "remount" => parsed.remount = true,
         _ => {
             if let Some(effect) = attribute(option) {
-                parsed.attributes.apply(effect);
+                parsed.has_attributes = true;
+                match effect {
+                    Effect::NoAccessTime(_) => parsed.attributes.forget_access_time(),
+                    effect => parsed.attributes.apply(effect),
+                }
             } else if let Some(propagation) = propagation(option) {
                 parsed.propagation.push(propagation);
             } else if let Some(effect) = option.strip_prefix('r').and_then(attribute) {
@@ -196,13 +215,17 @@ mod tests {
         const RO: u64 = libc::MOUNT_ATTR_RDONLY;
         const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
         const ATIME: u64 = libc::MOUNT_ATTR__ATIME;
-        let attributes =
-            |set, clear| Options { attributes: Change { set, clear }, ..Options::default() };
-        let cases: [(&str, &[&str], Options); 9] = [
+        let attributes = |set, clear| Options {
+            attributes: Change { set, clear },
+            has_attributes: true,
+            ..Options::default()
+        };
+        let cases: [(&str, &[&str], Options); 10] = [
             ("none", &[], Options::default()),
             ("set", &["ro", "nosuid"], attributes(RO | NOSUID, 0)),
             ("later wins", &["ro", "rw"], attributes(0, RO)),
             ("noatime", &["relatime", "noatime"], attributes(libc::MOUNT_ATTR_NOATIME, ATIME)),
+            ("taken back", &["noatime", "atime"], attributes(0, 0)),
             (
                 "recursive",
                 &["rbind", "rro"],
