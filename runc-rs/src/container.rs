@@ -289,7 +289,7 @@ impl Container {
     /// can be tried again.
     pub fn destroy(self) -> Result<(), Error> {
         // In a shared pid namespace there may be processes that the init has left behind.
-        let killed = kill_all(&self.cgroup);
+        let killed = if self.cgroup.remove_unused() { Ok(()) } else { kill_all(&self.cgroup) };
         self.cgroup.destroy()?;
         self.resctrl_group().map_or(Ok(()), |group| group.remove())?;
         let hooks = self.run_hooks("poststop", Status::Stopped);

@@ -97,6 +97,13 @@ pub(crate) struct InitPlan {
     pub(crate) fifo: OwnedFd,
 }
 
+impl InitPlan {
+    /// Whether a step of the init writes to a file of /proc.
+    fn writes_to_procfs(&self) -> bool {
+        !self.sysctl.is_empty() || self.process.has_label()
+    }
+}
+
 /// Which of the namespaces that need a step of their own are new.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Created {
@@ -179,7 +186,7 @@ fn init_steps(mut plan: InitPlan, channel: Channel) -> Result<Infallible, Error>
     if let Some(name) = &plan.process.keyring {
         process::join_keyring(name, plan.created.user)?;
     }
-    let procfs = Procfs::open()?;
+    let procfs = Procfs::if_needed(plan.writes_to_procfs())?;
     namespaces(&plan)?;
     let root = prepare_root(&mut plan, &channel)?;
     let console = plan.process.console.take();
@@ -336,6 +343,6 @@ fn exec_steps(mut plan: ExecPlan, channel: Channel) -> Result<Infallible, Error>
         terminal.hand_over(socket.as_fd())?;
         console::take_control()?;
     }
-    let procfs = Procfs::open()?;
+    let procfs = Procfs::if_needed(plan.process.has_label())?;
     process::run(&plan.process, procfs, channel, None)
 }

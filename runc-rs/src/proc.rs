@@ -73,16 +73,22 @@ fn write_whole(file: BorrowedFd<'_>, text: &str) -> Result<(), Errno> {
 }
 
 /// A procfs of this process's pid namespace, out of the container's reach.
-pub(crate) struct Procfs(OwnedFd);
+pub(crate) struct Procfs(Option<OwnedFd>);
 
 impl Procfs {
+    /// Opens one, if something is going to be written: making a procfs, and reaping it, is a
+    /// twentieth of what a start costs, and most containers have it written to by nobody.
+    pub(crate) fn if_needed(needed: bool) -> Result<Self, Error> {
+        if needed { Self::open() } else { Ok(Self(None)) }
+    }
+
     /// Mounts one, without attaching it to the tree; where that is forbidden (a user namespace
     /// whose /proc has parts masked), takes the one at /proc, after a look that it is one.
-    pub(crate) fn open() -> Result<Self, Error> {
+    fn open() -> Result<Self, Error> {
         let attributes = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
         let change = Change { set: attributes, clear: 0 };
         if let Ok(own) = attach::new_filesystem("proc", "proc", &[], &[], change) {
-            return Ok(Self(own));
+            return Ok(Self(Some(own)));
         }
         Self::mounted()
     }
@@ -97,7 +103,12 @@ impl Procfs {
         if !is_root || !attach::is_procfs(found.as_fd()).map_err(fail)? {
             return Err(fail(Errno::NOTSUP));
         }
-        Ok(Self(found))
+        Ok(Self(Some(found)))
+    }
+
+    fn directory(&self) -> Result<&OwnedFd, Error> {
+        // Whoever decided that none is needed did not know of this use.
+        self.0.as_ref().ok_or_else(|| Error::file("open", "/proc", Errno::NOENT))
     }
 
     /// Opens one of this process's namespaces.
@@ -105,7 +116,7 @@ impl Procfs {
         let path = format!("self/ns/{name}");
         let flags = OFlags::RDONLY | OFlags::CLOEXEC;
         // The last step is a magic link, which only this kind of open follows.
-        openat(&self.0, &path, flags, Mode::empty())
+        openat(self.directory()?, &path, flags, Mode::empty())
             .map_err(|error| Error::file("open", format!("/proc/{path}"), error))
     }
 
@@ -114,7 +125,7 @@ impl Procfs {
         let fail = |error| Error::file("write", format!("/proc/{path}"), error);
         let within = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let file = openat2(&self.0, path, flags, Mode::empty(), within).map_err(fail)?;
+        let file = openat2(self.directory()?, path, flags, Mode::empty(), within).map_err(fail)?;
         write_whole(file.as_fd(), text).map_err(fail)
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     borrow::Cow,
     io,
-    os::fd::AsFd,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -331,8 +331,15 @@ impl Cgroup {
             let list = directory.must_read("devices.list")?;
             DeviceSet::parse(&list)
         };
+        // A run of lines for one file is written through one descriptor.
+        let mut file: Option<(&str, OwnedFd)> = None;
         for line in set.lines(current.as_ref()) {
-            directory.must_write(line.file, &line.text)?;
+            let open = match file.take() {
+                Some(open) if open.0 == line.file => open,
+                _ => (line.file, directory.must_open_to_write(line.file, &line.text)?),
+            };
+            directory.must_write_to(&open.1, line.file, &line.text)?;
+            file = Some(open);
         }
         Ok(())
     }

@@ -100,11 +100,28 @@ impl Directory {
 
     /// Writes a file, with an error that says which and what.
     pub(super) fn must_write(&self, name: &str, value: &str) -> Result<(), Error> {
-        self.write(name, value).map_err(|source| Error::Write {
-            value: value.to_owned(),
-            path: self.path.join(name),
-            source,
-        })
+        self.write(name, value).map_err(|source| self.write_error(name, value, source))
+    }
+
+    /// Opens a file into which `value` is written first, with an error as if that were refused.
+    pub(super) fn must_open_to_write(&self, name: &str, value: &str) -> Result<OwnedFd, Error> {
+        self.open_file(name, OFlags::WRONLY).map_err(|source| self.write_error(name, value, source))
+    }
+
+    /// Writes a file that is open, in one system call, with an error that says which and what.
+    pub(super) fn must_write_to(
+        &self,
+        file: &OwnedFd,
+        name: &str,
+        value: &str,
+    ) -> Result<(), Error> {
+        write(file, value.as_bytes())
+            .map(drop)
+            .map_err(|error| self.write_error(name, value, error.into()))
+    }
+
+    fn write_error(&self, name: &str, value: &str, source: io::Error) -> Error {
+        Error::Write { value: value.to_owned(), path: self.path.join(name), source }
     }
 
     pub(super) fn error(&self, operation: &'static str, name: &str, source: io::Error) -> Error {

@@ -61,6 +61,12 @@ impl Cgroup {
 }
 
 impl Cgroup {
+    /// Removes the group that says which processes there are, if it is empty, and says whether
+    /// it was. There is nobody to be killed then, and the kernel has decided it in one step.
+    pub(crate) fn remove_unused(&self) -> bool {
+        self.tracking().is_ok_and(|group| rmdir(group.path()).is_ok())
+    }
+
     /// Removes those groups that nobody uses, for it is not known whose they are.
     pub(crate) fn forget(&self) {
         for group in &self.groups {

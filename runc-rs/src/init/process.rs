@@ -42,6 +42,11 @@ pub(crate) struct ProcessPlan {
 }
 
 impl ProcessPlan {
+    /// Whether the program gets a label of a security module.
+    pub(super) fn has_label(&self) -> bool {
+        !(self.process.apparmor_profile.is_empty() && self.process.selinux_label.is_empty())
+    }
+
     /// The descriptors that it has.
     pub(super) fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
         self.entrances.iter().chain(&self.console).map(AsFd::as_fd).collect()

@@ -95,7 +95,9 @@ pub(super) fn make_readonly(root: BorrowedFd<'_>) -> Result<(), Error> {
 pub(super) fn enter(root: &OwnedFd, entry: Entry, propagation: Propagation) -> Result<(), Error> {
     let fail = |error: Errno| Error::system("enter", "rootfs", error);
     match entry {
-        Entry::Pivot => pivot(root).map_err(|error| Error::system("pivot_root", ".", error))?,
+        Entry::Pivot => {
+            pivot(root, propagation).map_err(|error| Error::system("pivot_root", ".", error))?
+        }
         Entry::Move => move_over(root)?,
         Entry::Chroot => {
             fchdir(root).map_err(fail)?;
@@ -112,15 +114,19 @@ pub(super) fn enter(root: &OwnedFd, entry: Entry, propagation: Propagation) -> R
 }
 
 /// Exchanges the roots; the old one is stacked below the new one and then taken away. That it is
-/// a slave first keeps the host from seeing it go.
-fn pivot(root: &OwnedFd) -> Result<(), Errno> {
+/// a slave, or private, keeps the host from seeing it go.
+fn pivot(root: &OwnedFd, propagation: Propagation) -> Result<(), Errno> {
     let old = open_path("/")?;
     fchdir(root)?;
     pivot_root(".", ".")?;
     fchdir(&old)?;
-    let slave = Attributes { propagation: libc::MS_SLAVE, ..Attributes::default() };
-    set_attributes(old.as_fd(), true, &slave)
-        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    // A host has hundreds of mounts, so what `prepare` did to each is not done again.
+    let cut_off = propagation.recursive && propagation.kind != libc::MS_SHARED;
+    if !cut_off {
+        let slave = Attributes { propagation: libc::MS_SLAVE, ..Attributes::default() };
+        set_attributes(old.as_fd(), true, &slave)
+            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    }
     unmount(".", UnmountFlags::DETACH)
 }
 

@@ -24,7 +24,7 @@ use crate::error::Error;
 pub(crate) struct Mounter<'a> {
     /// The root, an `O_PATH` descriptor on its own mount.
     pub(crate) root: BorrowedFd<'a>,
-    /// The root's path, as the runtime sees it, to tell where inside it a target ended up.
+    /// The root's path, as the kernel tells it to the runtime, to tell where inside it a target ended up.
     pub(crate) root_path: &'a Path,
     /// What relative sources of bind mounts are relative to.
     pub(crate) bundle: &'a Path,
@@ -208,7 +208,7 @@ impl Mounter<'_> {
     pub(super) fn target(&self, plan: &MountPlan, directory: bool) -> Result<OwnedFd, Error> {
         let target = if directory {
             match target::open(self.root, &plan.destination, OFlags::PATH) {
-                Err(Errno::NOENT) => target::make_directory(self.root, &plan.destination),
+                Err(Errno::NOENT) => target::make_missing(self.root, &plan.destination),
                 result => result.map_err(|error| self.fail(plan, error)),
             }
         } else {
@@ -235,8 +235,7 @@ impl Mounter<'_> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW;
         let found = match target::open_plain(self.root, &plan.destination, flags) {
             Err(Errno::NOENT) => {
-                let made = target::make_directory(self.root, &plan.destination)?;
-                drop(made);
+                drop(target::make_missing(self.root, &plan.destination)?);
                 target::open_plain(self.root, &plan.destination, flags)
             }
             result => result,
@@ -277,14 +276,11 @@ impl Mounter<'_> {
 
     /// Where below the root a descriptor is.
     fn path_of(&self, fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
-        let of = |fd: BorrowedFd<'_>| {
-            use std::os::{fd::AsRawFd as _, unix::ffi::OsStringExt as _};
-            let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
-            let text = rustix::fs::readlink(link, Vec::new())?.into_bytes();
-            Ok::<_, Errno>(PathBuf::from(std::ffi::OsString::from_vec(text)))
-        };
-        let (root, path) = (of(self.root)?, of(fd)?);
-        path.strip_prefix(root).map(Path::to_owned).map_err(|_| Errno::XDEV)
+        use std::os::{fd::AsRawFd as _, unix::ffi::OsStringExt as _};
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let text = rustix::fs::readlink(link, Vec::new())?.into_bytes();
+        let path = PathBuf::from(std::ffi::OsString::from_vec(text));
+        path.strip_prefix(self.root_path).map(Path::to_owned).map_err(|_| Errno::XDEV)
     }
 
     pub(super) fn fail(&self, plan: &MountPlan, error: Errno) -> Error {

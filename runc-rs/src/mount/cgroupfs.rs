@@ -21,6 +21,9 @@ use crate::{error::Error, proc};
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// This process's cgroups.
+const OWN: &str = "/proc/self/cgroup";
+
 /// What every cgroup mount has.
 const HARDENED: u64 = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
 
@@ -40,7 +43,7 @@ fn mount_v2(mounter: &Mounter<'_>, plan: &MountPlan) -> Result<(), Error> {
         // In a user namespace without a cgroup namespace there is no right to mount it.
         Err(Errno::PERM | Errno::BUSY) => {
             let own = if mounter.cgroup_namespace {
-                own_path("").unwrap_or_default()
+                proc::read(CWD, OWN).ok().and_then(|own| path_in(&own, "")).unwrap_or_default()
             } else {
                 String::new()
             };
@@ -62,14 +65,16 @@ fn mount_v1(mounter: &Mounter<'_>, plan: &MountPlan) -> Result<(), Error> {
         new_filesystem("tmpfs", "tmpfs", &[], &["mode=755".to_owned()], top).map_err(fail)?;
     put(tree.as_fd(), target.as_fd()).map_err(fail)?;
     let readonly = plan.options.attributes.set & libc::MOUNT_ATTR_RDONLY;
-    for hierarchy in hierarchies()? {
+    // Read once for all hierarchies: the kernel writes this text anew for each reader.
+    let own = proc::read(CWD, OWN)?;
+    for hierarchy in parse_hierarchies(&proc::read(CWD, "/proc/self/mountinfo")?, &own) {
         let at = target::make_directory(tree.as_fd(), &hierarchy.name)?;
         let mounted = if mounter.cgroup_namespace {
             let change = Change { set: HARDENED | readonly, clear: 0 };
             new_filesystem("cgroup", "cgroup", &[], &hierarchy.options, change).map_err(fail)?
         } else {
-            let own = own_path(&hierarchy.controllers).unwrap_or_default();
-            let path = format!("{}{}", hierarchy.mount_point, own);
+            let below = path_in(&own, &hierarchy.controllers).unwrap_or_default();
+            let path = format!("{}{below}", hierarchy.mount_point);
             let tree = clone_tree(std::path::Path::new(&path), true)?;
             set(&tree, HARDENED | readonly, plan)?;
             tree
@@ -106,12 +111,6 @@ struct Hierarchy {
     controllers: String,
     /// What fsconfig(2) is told to get this hierarchy.
     options: Vec<String>,
-}
-
-fn hierarchies() -> Result<Vec<Hierarchy>, Error> {
-    let text = proc::read(CWD, "/proc/self/mountinfo")?;
-    let own = proc::read(CWD, "/proc/self/cgroup")?;
-    Ok(parse_hierarchies(&text, &own))
 }
 
 /// Finds in mountinfo the v1 mounts directly below /sys/fs/cgroup; `own` is /proc/self/cgroup, which
@@ -156,9 +155,9 @@ pub(crate) fn fuzz(mountinfo: &str, own: &str) {
     }
 }
 
-/// This process's cgroup in the hierarchy with these controllers, none for v2's.
-fn own_path(controllers: &str) -> Option<String> {
-    let text = proc::read(CWD, "/proc/self/cgroup").ok()?;
+/// The cgroup of the process whose /proc/<pid>/cgroup this is, in the hierarchy with these
+/// controllers, none for v2's.
+fn path_in(text: &str, controllers: &str) -> Option<String> {
     let path = text.lines().find_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
         (parts.next()? == controllers).then(|| parts.next())?
@@ -191,5 +190,20 @@ mod tests {
             hierarchy("cpu,cpuacct", "cpu,cpuacct", &["cpu", "cpuacct"]),
         ];
         assert_eq!(parse_hierarchies(mountinfo, own), want);
+    }
+
+    #[test]
+    fn paths_in_hierarchies() {
+        let own = "3:cpu,cpuacct:/a\n2:memory:/b:c\n1:name=systemd:/\n0::/d\n";
+        let cases = [
+            ("two controllers", "cpu,cpuacct", Some("/a")),
+            ("colon in the path", "memory", Some("/b:c")),
+            ("root", "name=systemd", Some("")),
+            ("v2", "", Some("/d")),
+            ("no such hierarchy", "cpu", None),
+        ];
+        for (case, controllers, want) in cases {
+            assert_eq!(path_in(own, controllers).as_deref(), want, "{case}");
+        }
     }
 }

@@ -62,36 +62,77 @@ fn resolve(
 
 /// Opens the directory `path` below `root`, and makes what is missing of it with mode 0755.
 pub(crate) fn make_directory(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Error> {
-    let fail = |error| Error::file("mkdir", format!("/{path}"), error);
-    let flags = OFlags::PATH | OFlags::DIRECTORY;
-    let missing = match open(root, path, flags) {
-        Err(Errno::NOENT) => through_links(root, path).map_err(fail)?,
-        result => return result.map_err(fail),
-    };
-    let mut directory = open(root, "", flags).map_err(fail)?;
-    let mut done = String::with_capacity(missing.len());
-    if missing.split('/').count() > DEPTH_MAX {
-        return Err(fail(Errno::NAMETOOLONG));
+    match open(root, path, OFlags::PATH | OFlags::DIRECTORY) {
+        Err(Errno::NOENT) => make_missing(root, path),
+        result => result.map_err(|error| mkdir_error(path, error)),
     }
+}
+
+/// Makes the directory `path` below `root`, which was not there a moment ago, and what else is
+/// missing on the way to it, with mode 0755.
+pub(crate) fn make_missing(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Error> {
+    if path.split('/').count() > DEPTH_MAX {
+        return Err(mkdir_error(path, Errno::NAMETOOLONG));
+    }
+    match make_plain(root, path) {
+        Err(Errno::LOOP) => make_behind_links(root, path),
+        result => result,
+    }
+    .map_err(|error| mkdir_error(path, error))
+}
+
+fn mkdir_error(path: &str, error: Errno) -> Error {
+    Error::file("mkdir", format!("/{path}"), error)
+}
+
+/// Makes a directory, and fails with `ELOOP`, before anything is made, when the first part that is
+/// missing is a link that leads nowhere.
+fn make_plain(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    // What is there of the path is mostly all but the last name, so it is looked for from the end.
+    let mut there = path.len();
+    let mut directory = loop {
+        there = path[..there].rfind('/').unwrap_or(0);
+        match open(root, &path[..there], flags) {
+            Err(Errno::NOENT) if there > 0 => {}
+            result => break result?,
+        }
+    };
+    for part in path[there..].split('/').filter(|part| !part.is_empty()) {
+        directory = make_part(&directory, part)?;
+    }
+    Ok(directory)
+}
+
+/// Makes a directory where links that lead nowhere are on the way, by way of what they name.
+fn make_behind_links(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let missing = through_links(root, path)?;
+    if missing.split('/').count() > DEPTH_MAX {
+        return Err(Errno::NAMETOOLONG);
+    }
+    let mut directory = open(root, "", flags)?;
+    let mut done = String::with_capacity(missing.len());
     for part in missing.split('/').filter(|part| !part.is_empty()) {
         if !done.is_empty() {
             done.push('/');
         }
         done.push_str(part);
         directory = match open(root, &done, flags) {
-            Ok(next) => next,
-            Err(Errno::NOENT) => {
-                match mkdirat(&directory, part, Mode::from_raw_mode(0o755)) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(error) => return Err(fail(error)),
-                }
-                // What was just made must be a directory, not a link that came in between.
-                open_plain(directory.as_fd(), part, flags).map_err(fail)?
-            }
-            Err(error) => return Err(fail(error)),
+            Err(Errno::NOENT) => make_part(&directory, part)?,
+            result => result?,
         };
     }
     Ok(directory)
+}
+
+fn make_part(directory: &OwnedFd, name: &str) -> Result<OwnedFd, Errno> {
+    match mkdirat(directory, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => {}
+        Err(error) => return Err(error),
+    }
+    // What was just made must be a directory, not a link that came in between.
+    open_plain(directory.as_fd(), name, OFlags::PATH | OFlags::DIRECTORY)
 }
 
 /// Opens `path` below `root`, making an empty file where there is nothing.
