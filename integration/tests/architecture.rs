@@ -34,7 +34,7 @@ const RULES: &[Rule] = &[
         must_not_link: &["tokio", "prost", "clap", "regex", "cc"],
     },
     Rule { name: "ctr-cli", may_name: &["proto", "sys"], must_not_link: &["redb"] },
-    Rule { name: "integration", may_name: &["proto"], must_not_link: &["tokio"] },
+    Rule { name: "integration", may_name: &["proto", "sys"], must_not_link: &["tokio"] },
     Rule { name: "xtask", may_name: &["integration"], must_not_link: &["tokio"] },
 ];
 

@@ -20,3 +20,4 @@ pub mod short_lived;
 pub mod signal;
 pub mod spawn;
 pub mod tree;
+pub mod usage;

@@ -5,11 +5,16 @@
 //! median of each. Only what a user waits for is timed.
 //!
 //! `cargo xtask bench [-- [--rounds <n>] [--json <file>] [<part of a row's name>]...]`
+//!
+//! Rows whose names begin with `OCI` need no daemon; alone (`cargo xtask bench -- OCI`) they take
+//! no minute. They also measure the runtimes that `GANTRY_BENCH_RUNTIMES` names, such as a newer
+//! crun: `crun-1.27=/opt/crun,youki=/opt/youki`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a table is what it is for")]
 
 mod memory;
 mod oci;
+mod runtime;
 mod stacks;
 mod table;
 
@@ -63,6 +68,11 @@ impl Options {
     fn wants(&self, row: &str) -> bool {
         self.rows.is_empty() || self.rows.iter().any(|part| row.contains(part.as_str()))
     }
+
+    /// Whether only runtimes are measured, without daemons.
+    fn is_about_runtimes(&self) -> bool {
+        !self.rows.is_empty() && self.rows.iter().all(|part| part.starts_with("OCI"))
+    }
 }
 
 fn main() -> ExitCode {
@@ -92,6 +102,18 @@ fn inside(stage: &Stage) -> Result<()> {
     // Debian's crun refuses hybrid hierarchies, and the view must be the same for all.
     stage.enter(View { cgroup_v1_only: true })?;
     let mut table = Table::default();
+    oci::measure(&options, stage, &mut table)?;
+    if !options.is_about_runtimes() {
+        with_daemons(&options, stage, &mut table)?;
+    }
+    println!("\n{}", table.text());
+    if let Some(file) = &options.json {
+        std::fs::write(file, format!("{:#}\n", table.json()))?;
+    }
+    Ok(())
+}
+
+fn with_daemons(options: &Options, stage: &Stage, table: &mut Table) -> Result<()> {
     let mut cells = Vec::new();
     for choice in [Choice::STOCK, Choice::OWN] {
         let missing = choice.missing();
@@ -101,15 +123,8 @@ fn inside(stage: &Stage) -> Result<()> {
             println!("{choice} is left out: {}", missing.join(", "));
         }
     }
-    oci::measure(&options, &cells, stage, &mut table)?;
-    stacks::measure(&options, &mut cells, &mut table)?;
-    memory::installed(&options, &mut table)?;
-    drop(cells);
-    println!("\n{}", table.text());
-    if let Some(file) = &options.json {
-        std::fs::write(file, format!("{:#}\n", table.json()))?;
-    }
-    Ok(())
+    stacks::measure(options, &mut cells, table)?;
+    memory::installed(options, table)
 }
 
 /// What a side of the comparison is called.

@@ -56,7 +56,7 @@ pub(crate) fn installed(options: &Options, table: &mut Table) -> Result<()> {
 }
 
 /// A value in KiB of a file of `/proc/<pid>`.
-fn kib(pid: u32, file: &str, field: &str) -> Result<f64> {
+pub(crate) fn kib(pid: u32, file: &str, field: &str) -> Result<f64> {
     let path = format!("/proc/{pid}/{file}");
     let text = fs::read_to_string(Path::new(&path)).with_context(|| path.clone())?;
     let line = text.lines().find_map(|line| line.strip_prefix(field));

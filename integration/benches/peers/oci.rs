@@ -4,99 +4,197 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Instant,
 };
 
 use anyhow::{Context, Result};
-use integration::{cell::Cell, cell::IMAGE, process, programs, stage::Stage};
+use integration::{process, programs, stage::Stage, wait};
 use serde_json::{Value, json};
 
-use crate::{Options, milliseconds, table::Table};
+use crate::{
+    Options,
+    runtime::{self, Runtime, Took},
+    table::Table,
+};
 
-/// How many runs one measurement of processor time covers: the kernel counts in 10 ms.
-const RUNS: u32 = 10;
+/// How many containers the row about many starts, and how many at a time.
+const MANY: usize = 200;
+const AT_A_TIME: usize = 8;
 
-const RUNTIMES: &[&str] = &["runc", "crun", "runc-rs"];
+/// How often the row about many is measured: it takes seconds.
+const ROUNDS_OF_MANY: usize = 2;
 
-/// Measures `run` of an empty program, with `runc spec`'s document and with a seccomp profile.
-pub(crate) fn measure(
-    options: &Options,
-    cells: &[Cell],
-    stage: &Stage,
-    table: &mut Table,
-) -> Result<()> {
-    let rows = [
-        ("OCI run", "OCI run, CPU", None),
-        ("OCI run with seccomp", "OCI run with seccomp, CPU", Some(())),
-    ];
-    let runtimes: Vec<(&'static str, PathBuf)> = RUNTIMES
-        .iter()
-        .filter_map(|name| {
-            Some((*name, programs::own(name).ok().or_else(|| programs::find(name))?))
-        })
-        .collect();
-    for (wall, cpu, seccomp) in rows {
-        if !options.wants(wall) {
-            continue;
+/// How many runs make one round: they are short, and what counts is the best.
+const RUNS: usize = 10;
+
+/// The profile that containerd and docker give to a container by default.
+const PROFILE: &str = "../runc-rs/tests/data/seccomp/containerd.json";
+
+/// Measures `run` of an empty program, and each step of a container's life.
+pub(crate) fn measure(options: &Options, stage: &Stage, table: &mut Table) -> Result<()> {
+    let runtimes = Runtime::all(stage)?;
+    for (row, seccomp) in [("OCI run", false), ("OCI run with seccomp", true)] {
+        if options.wants(row) {
+            let bundle = Bundle::new(stage, row, seccomp, &["/bin/true"])?;
+            runs(row, options.rounds, (&runtimes, &bundle), table)?;
+            if !seccomp {
+                floor(row, options.rounds, &bundle, table)?;
+            }
         }
-        let profile = match seccomp {
-            Some(()) => Some(profile(cells.first().context("a daemon to ask for a profile")?)?),
-            None => None,
-        };
-        let bundle = bundle(stage, profile)?;
+    }
+    if options.wants("OCI steps") {
+        let bundle = Bundle::new(stage, "OCI steps", false, &["/bin/sleep", "1000"])?;
         for round in 0..options.rounds {
-            for (name, program) in &runtimes {
-                let before = children_ms()?;
-                for run in 0..RUNS {
-                    let id = format!("bench-{name}-{round}-{run}");
-                    let mut command = Command::new(program);
-                    let state = stage.directory().join(format!("state-{name}"));
-                    command.arg("--root").arg(state).args(["run", "--bundle"]);
-                    command.arg(&bundle).arg(id);
-                    table.add(wall, "ms", name, milliseconds(&mut command)?);
-                }
-                table.add(cpu, "ms", name, (children_ms()? - before) / f64::from(RUNS));
+            for runtime in &runtimes {
+                steps(runtime, &bundle, round, table)?;
+            }
+        }
+    }
+    let row = "OCI 200 runs, 8 at a time";
+    if options.wants(row) {
+        let bundle = Bundle::new(stage, row, false, &["/bin/true"])?;
+        for round in 0..options.rounds.min(ROUNDS_OF_MANY) {
+            for runtime in &runtimes {
+                table.add(row, "ms", &runtime.name, many(runtime, &bundle, round)?);
             }
         }
     }
     Ok(())
 }
 
-/// Makes a bundle of `runc spec`'s document over busybox.
-fn bundle(stage: &Stage, seccomp: Option<Value>) -> Result<PathBuf> {
-    let name = if seccomp.is_some() { "bundle-seccomp" } else { "bundle" };
-    let bundle = stage.directory().join(name);
-    let bin = bundle.join("rootfs/bin");
-    fs::create_dir_all(&bin)?;
-    fs::copy(programs::debian("busybox")?, bin.join("busybox"))?;
-    fs::hard_link(bin.join("busybox"), bin.join("true"))?;
-    let runc = programs::debian("runc")?;
-    process::run(Command::new(runc).arg("spec").arg("--bundle").arg(&bundle))?.ok()?;
-    let path = bundle.join("config.json");
-    let mut spec: Value = serde_json::from_slice(&fs::read(&path)?)?;
-    spec["process"]["terminal"] = json!(false);
-    spec["process"]["args"] = json!(["/bin/true"]);
-    if let Some(profile) = seccomp {
-        spec["linux"]["seccomp"] = profile;
+/// `run`, from its start until the container is gone.
+fn runs(
+    row: &str,
+    rounds: usize,
+    (runtimes, bundle): (&[Runtime], &Bundle),
+    table: &mut Table,
+) -> Result<()> {
+    for round in 0..rounds {
+        for runtime in runtimes {
+            for run in 0..RUNS {
+                let id = format!("bench-{}-{round}-{run}", runtime.name);
+                let words = ["run", "--bundle", bundle.text(), &id];
+                add(row, &runtime.name, &runtime::run(&mut runtime.command(&words))?, table);
+            }
+        }
     }
-    fs::write(path, spec.to_string())?;
-    Ok(bundle)
+    for runtime in runtimes {
+        let file = bundle.0.join("strace");
+        let id = format!("bench-{}-traced", runtime.name);
+        let words = ["run", "--bundle", bundle.text(), &id];
+        runtime::run(&mut runtime.traced(&words, &file))?;
+        let (calls, forks) = runtime::counted(&file)?;
+        table.add(&format!("{row}, system calls"), "each", &runtime.name, calls);
+        table.add(&format!("{row}, forks"), "each", &runtime.name, forks);
+    }
+    Ok(())
 }
 
-/// The profile that containerd and docker give to a container by default.
-fn profile(cell: &Cell) -> Result<Value> {
-    let id = cell.id();
-    cell.ok(&["containers", "create", "--seccomp", IMAGE, &id, "true"])?;
-    let info: Value = serde_json::from_str(&cell.ok(&["containers", "info", &id])?)?;
-    cell.ok(&["containers", "rm", &id])?;
-    Ok(info["Spec"]["linux"]["seccomp"].clone())
+/// The kernel's part of a run.
+fn floor(row: &str, rounds: usize, bundle: &Bundle, table: &mut Table) -> Result<()> {
+    let Ok(program) = programs::own("floor") else { return Ok(()) };
+    for _ in 0..rounds * RUNS {
+        let mut command = Command::new(&program);
+        command.arg(bundle.0.join("rootfs")).arg("/bin/true");
+        add(row, "floor", &runtime::run(&mut command)?, table);
+    }
+    Ok(())
 }
 
-/// The processor time of all children that have ended, in milliseconds.
-fn children_ms() -> Result<f64> {
-    let stat = fs::read_to_string(Path::new("/proc/self/stat"))?;
-    let (_, rest) = stat.rsplit_once(')').context("/proc/self/stat")?;
-    let fields: Vec<&str> = rest.split_whitespace().collect();
-    // cutime and cstime of proc(5), counted from the third field, in ticks of 10 ms.
-    let ticks: f64 = fields[13].parse::<f64>()? + fields[14].parse::<f64>()?;
-    Ok(ticks * 10.0)
+/// A container's life in single commands.
+fn steps(runtime: &Runtime, bundle: &Bundle, round: usize, table: &mut Table) -> Result<()> {
+    let id = format!("bench-{}-steps-{round}", runtime.name);
+    let pid_file = bundle.0.join("pid");
+    let pid_path = pid_file.to_str().context("temporary directories have plain names")?;
+    let words = ["create", "--bundle", bundle.text(), "--pid-file", pid_path, &id];
+    let mut created = runtime::run(&mut runtime.command(&words))?;
+    let pid: u32 = fs::read_to_string(&pid_file)?.trim().parse()?;
+    // The init is not waited for by the one who made it, so its time is read from itself.
+    created.usage.cpu_us += nanoseconds_run(pid)? / 1000;
+    add("OCI steps: create", &runtime.name, &created, table);
+    let pss = crate::memory::kib(pid, "smaps_rollup", "Pss:")?;
+    table.add("OCI steps: created container, PSS", "KiB", &runtime.name, pss);
+    let mut step = |name: &str, words: &[&str]| -> Result<()> {
+        let took = runtime::run(&mut runtime.command(words))?;
+        add(&format!("OCI steps: {name}"), &runtime.name, &took, table);
+        Ok(())
+    };
+    step("state", &["state", &id])?;
+    step("start", &["start", &id])?;
+    step("exec", &["exec", &id, "/bin/true"])?;
+    step("kill", &["kill", &id, "KILL"])?;
+    wait::until("the container's end", || {
+        Ok((!Path::new(&format!("/proc/{pid}")).exists()).then_some(()))
+    })?;
+    step("delete", &["delete", &id])
+}
+
+/// How long a process was on a processor.
+fn nanoseconds_run(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
+    Ok(text.split(' ').next().unwrap_or_default().parse()?)
+}
+
+/// Many containers by several callers; gives the milliseconds for all.
+fn many(runtime: &Runtime, bundle: &Bundle, round: usize) -> Result<f64> {
+    let next = AtomicUsize::new(0);
+    let start = Instant::now();
+    let caller = || -> Result<()> {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= MANY {
+                return Ok(());
+            }
+            let id = format!("bench-{}-many-{round}-{number}", runtime.name);
+            runtime::run(&mut runtime.command(&["run", "--bundle", bundle.text(), &id]))?;
+        }
+    };
+    thread::scope(|scope| {
+        let callers: Vec<_> = (0..AT_A_TIME).map(|_| scope.spawn(caller)).collect();
+        callers.into_iter().try_for_each(|caller| match caller.join() {
+            Ok(result) => result,
+            Err(_) => anyhow::bail!("a caller panicked"),
+        })
+    })?;
+    Ok(start.elapsed().as_secs_f64() * 1000.0)
+}
+
+fn add(row: &str, side: &str, took: &Took, table: &mut Table) {
+    table.add(row, "ms", side, took.wall_ms);
+    table.add(&format!("{row}, CPU"), "ms", side, took.cpu_ms());
+    table.add(&format!("{row}, peak RSS"), "KiB", side, took.usage.peak_kib as f64);
+    table.add(&format!("{row}, page faults"), "each", side, took.usage.faults as f64);
+}
+
+/// A bundle of `runc spec`'s document over busybox.
+struct Bundle(PathBuf);
+
+impl Bundle {
+    fn new(stage: &Stage, name: &str, seccomp: bool, arguments: &[&str]) -> Result<Self> {
+        let bundle = stage.directory().join(name.replace([' ', ','], "-"));
+        let bin = bundle.join("rootfs/bin");
+        fs::create_dir_all(&bin)?;
+        fs::copy(programs::debian("busybox")?, bin.join("busybox"))?;
+        for applet in ["true", "sleep"] {
+            fs::hard_link(bin.join("busybox"), bin.join(applet))?;
+        }
+        let runc = programs::debian("runc")?;
+        process::run(Command::new(runc).arg("spec").arg("--bundle").arg(&bundle))?.ok()?;
+        let path = bundle.join("config.json");
+        let mut spec: Value = serde_json::from_slice(&fs::read(&path)?)?;
+        spec["process"]["terminal"] = json!(false);
+        spec["process"]["args"] = json!(arguments);
+        if seccomp {
+            let profile = Path::new(env!("CARGO_MANIFEST_DIR")).join(PROFILE);
+            spec["linux"]["seccomp"] = serde_json::from_slice(&fs::read(profile)?)?;
+        }
+        fs::write(path, spec.to_string())?;
+        Ok(Self(bundle))
+    }
+
+    fn text(&self) -> &str {
+        self.0.to_str().expect("temporary directories have plain names")
+    }
 }

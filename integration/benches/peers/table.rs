@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 /// The sides that are ours; all others are peers.
 const OWN: &[&str] = &["gantry", "runc-rs"];
 
+/// The sides that only show what is possible, and are nobody's rival.
+const REFERENCES: &[&str] = &["floor"];
+
 /// Rows by name, in the order in which they were measured.
 #[derive(Default)]
 pub(crate) struct Table {
@@ -14,25 +17,19 @@ pub(crate) struct Table {
 }
 
 struct Row {
-    name: &'static str,
+    name: String,
     unit: &'static str,
-    sides: BTreeMap<&'static str, Vec<f64>>,
+    sides: BTreeMap<String, Vec<f64>>,
 }
 
 impl Table {
     /// Adds a measurement of `side` to the row `name`; less is better in all rows.
-    pub(crate) fn add(
-        &mut self,
-        name: &'static str,
-        unit: &'static str,
-        side: &'static str,
-        value: f64,
-    ) {
+    pub(crate) fn add(&mut self, name: &str, unit: &'static str, side: &str, value: f64) {
         let at = self.rows.iter().position(|row| row.name == name).unwrap_or_else(|| {
-            self.rows.push(Row { name, unit, sides: BTreeMap::new() });
+            self.rows.push(Row { name: name.to_owned(), unit, sides: BTreeMap::new() });
             self.rows.len() - 1
         });
-        self.rows[at].sides.entry(side).or_default().push(value);
+        self.rows[at].sides.entry(side.to_owned()).or_default().push(value);
     }
 
     pub(crate) fn text(&self) -> String {
@@ -42,8 +39,8 @@ impl Table {
                 .to_owned();
         for row in &self.rows {
             let (own, peers): (Vec<_>, Vec<_>) =
-                row.sides.iter().partition(|(side, _)| OWN.contains(side));
-            let shown = |sides: &[(&&str, &Vec<f64>)]| {
+                row.sides.iter().partition(|(side, _)| OWN.contains(&side.as_str()));
+            let shown = |sides: &[(&String, &Vec<f64>)]| {
                 let each = sides.iter().map(|(side, values)| {
                     format!("{side} {} / {}", short(best(values)), short(median(values)))
                 });
@@ -51,7 +48,8 @@ impl Table {
             };
             let ratio = |of: fn(&[f64]) -> f64| {
                 let own = own.first().map(|(_, values)| of(values));
-                let peer = peers.iter().map(|(_, values)| of(values)).min_by(f64::total_cmp);
+                let rivals = peers.iter().filter(|(side, _)| !REFERENCES.contains(&side.as_str()));
+                let peer = rivals.map(|(_, values)| of(values)).min_by(f64::total_cmp);
                 own.zip(peer).map_or("-".to_owned(), |(own, peer)| format!("{:.2}", own / peer))
             };
             text += &format!(
