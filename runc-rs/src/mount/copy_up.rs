@@ -30,7 +30,14 @@ fn copy_directory(from: &OwnedFd, to: &OwnedFd, depth: usize) -> Result<(), Errn
     if depth > DEPTH_MAX {
         return Err(Errno::NAMETOOLONG);
     }
-    take_owner(to.as_fd(), &fstat(from)?)?;
+    let hidden = fstat(from)?;
+    if depth > 0 {
+        take_owner(to.as_fd(), &hidden)?;
+    } else {
+        // The mode of the tmpfs itself is among its options, or the kernel's.
+        let (uid, gid) = owner(&hidden);
+        fchown(to, Some(uid), Some(gid))?;
+    }
     for entry in Dir::read_from(from)? {
         let entry = entry?;
         let name = entry.file_name();
