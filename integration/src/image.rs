@@ -10,7 +10,7 @@ use std::io::Write;
 
 pub use archive::{docker_archive, oci_archive};
 pub use layer::Layer;
-pub use samples::{busybox, layered, multi_platform, probe};
+pub use samples::{busybox, busybox_layers, layered, multi_platform, probe};
 
 /// The family of media types in which an image is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -91,7 +91,12 @@ fn busybox_config() -> Value {
     })
 }
 
-fn busybox_layers() -> Result<Vec<Layer>> {
+/// Makes the layers of [`busybox`], for archives that have them uncompressed.
+///
+/// # Errors
+///
+/// Those of [`busybox`].
+pub fn busybox_layers() -> Result<Vec<Layer>> {
     let program = programs::debian("busybox")?;
     let content = fs::read(&program).with_context(|| format!("read {}", program.display()))?;
     let mut layer = ["bin", "dev", "etc", "proc", "root", "sys", "run"]
