@@ -229,6 +229,7 @@ fn prepare_root(plan: &mut InitPlan, channel: &Channel) -> Result<OwnedFd, Error
         root_path: &plan.rootfs,
         bundle: &plan.bundle,
         label: &plan.mount_label,
+        user_namespace: plan.created.user,
         cgroup_namespace: plan.created.cgroup,
     };
     for (mount, prepared) in plan.mounts.iter().zip(&mut plan.prepared) {
@@ -266,6 +267,7 @@ fn seal_root(plan: &InitPlan, root: BorrowedFd<'_>) -> Result<(), Error> {
         root_path: &plan.rootfs,
         bundle: &plan.bundle,
         label: &plan.mount_label,
+        user_namespace: plan.created.user,
         cgroup_namespace: plan.created.cgroup,
     };
     for mount in &plan.mounts {

@@ -160,6 +160,7 @@ fn attributes_of_bind_mounts() {
         }
         let source = bundle.path().join("source");
         fs::create_dir(&source).expect("make source");
+        fs::create_dir(bundle.rootfs().join("mnt")).expect("make target");
         let options: Vec<_> = options.split(',').collect();
         add(&mut bundle, json!({"source": source, "destination": "/mnt", "options": options}));
         bundle.write_config();

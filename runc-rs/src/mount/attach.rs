@@ -30,6 +30,9 @@ pub(crate) struct Mounter<'a> {
     pub(crate) bundle: &'a Path,
     /// The SELinux label of files in new filesystems; may be empty.
     pub(crate) label: &'a str,
+    /// Whether the container is in a user namespace, whose root may not change what the host's has
+    /// set for a mount.
+    pub(crate) user_namespace: bool,
     /// Whether the container has a cgroup namespace of its own.
     pub(crate) cgroup_namespace: bool,
 }
@@ -85,14 +88,17 @@ impl Mounter<'_> {
         let fail =
             |error: io::Error| self.fail(plan, Errno::from_io_error(&error).unwrap_or(Errno::IO));
         let Some(exact) = bind::exact(&plan.options) else { return Ok(()) };
-        match set_attributes(tree, false, &exact) {
-            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
-                let found = rustix::fs::fstatvfs(tree).map_err(|error| self.fail(plan, error))?;
-                let kept = bind::with_locked(&plan.options, found.f_flag);
-                let kept = kept.ok_or_else(|| self.fail(plan, Errno::PERM))?;
-                set_attributes(tree, false, &kept).map_err(fail)?;
-            }
-            result => result.map_err(fail)?,
+        // The kernel does not know it of trees that the runtime has cloned, so it is not asked.
+        let refused = self.user_namespace
+            || match set_attributes(tree, false, &exact) {
+                Err(error) if error.raw_os_error() == Some(libc::EPERM) => true,
+                result => result.map(|()| false).map_err(fail)?,
+            };
+        if refused {
+            let found = rustix::fs::fstatvfs(tree).map_err(|error| self.fail(plan, error))?;
+            let kept = bind::with_locked(&plan.options, found.f_flag);
+            let kept = kept.ok_or_else(|| self.fail(plan, Errno::PERM))?;
+            set_attributes(tree, false, &kept).map_err(fail)?;
         }
         self.close_sysfs(plan, tree)
     }
