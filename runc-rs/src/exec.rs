@@ -69,6 +69,9 @@ pub fn exec(
     let (join, kinds) = namespaces_of(init, container.state.init_process_pid)?;
     process::check_labels(&described)?;
     let affinity = affinity(&described, &spec)?;
+    if let Some(cpus) = affinity.initial_bits() {
+        log::debug(&format!("nsexec: affinity: {cpus:#x}"));
+    }
     let has_user = kinds & NamespaceKind::User.flag() != 0;
     process::warn_of_missing_capabilities(&described, has_user);
     let (terminal, console) = options.process.console(&described)?;

@@ -26,6 +26,11 @@ impl Mask {
         self.0[number / bits] |= 1 << (number % bits);
     }
 
+    /// How many members there are.
+    pub fn len(&self) -> usize {
+        self.0.iter().map(|word| word.count_ones() as usize).sum()
+    }
+
     /// Says whether there is no member.
     pub fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)

@@ -150,7 +150,7 @@ pub(crate) fn memory_policy(policy: &spec::MemoryPolicy) -> Result<(i32, Mask), 
     }
     match takes {
         Nodes::None if !nodes.is_empty() => {
-            Err(format!("memory policy mode requires 0 nodes but got {:?}", policy.nodes))
+            Err(format!("memory policy mode requires 0 nodes but got {}", nodes.len()))
         }
         Nodes::Some if nodes.is_empty() => {
             Err("memory policy mode requires at least one node but got 0".to_owned())
@@ -179,6 +179,11 @@ impl Affinity {
             initial: read("Initial", &described.initial)?,
             last: read("Final", &described.r#final)?,
         })
+    }
+
+    /// The first CPUs of those it begins with, a bit for each.
+    pub(crate) fn initial_bits(&self) -> Option<u64> {
+        self.initial.as_ref().map(Mask::first_word)
     }
 
     /// Before the process is in the container's cgroup.
@@ -310,7 +315,7 @@ mod tests {
             ("MPOL_DEFAULT", "", &[], Ok((0, mask(&[])))),
             ("MPOL_BIND", "0-1", &["MPOL_F_STATIC_NODES"], Ok((0x8002, mask(&[0, 1])))),
             ("MPOL_PREFERRED", "", &[], Ok((1, mask(&[])))),
-            ("MPOL_LOCAL", "0", &[], Err("memory policy mode requires 0 nodes but got \"0\"")),
+            ("MPOL_LOCAL", "0", &[], Err("memory policy mode requires 0 nodes but got 1")),
             ("MPOL_BIND", "", &[], Err("memory policy mode requires at least one node but got 0")),
             ("BIND", "0", &[], Err("invalid memory policy mode \"BIND\"")),
             (
