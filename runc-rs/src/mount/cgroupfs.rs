@@ -155,7 +155,7 @@ pub(crate) fn fuzz(mountinfo: &str, own: &str) {
     }
 }
 
-/// The cgroup of the process whose /proc/<pid>/cgroup this is, in the hierarchy with these
+/// The cgroup of the process whose `/proc/<pid>/cgroup` this is, in the hierarchy with these
 /// controllers, none for v2's.
 fn path_in(text: &str, controllers: &str) -> Option<String> {
     let path = text.lines().find_map(|line| {
