@@ -8,7 +8,7 @@
 //! | `shim.pid` | shim | its process ID |
 //! | `log` | containerd | a fifo for the shim's log |
 //! | `log.json` | runtime | its log |
-//! | `init.pid`, `<exec>.pid` | runtime | process IDs |
+//! | `init.pid`, `exec-<exec>.pid` | runtime | process IDs; no name of an exec makes it another file |
 //! | `runtime` | shim | the runtime's program |
 //! | `options.json` | shim | [`Options`] in the form of containerd's shim |
 //! | `work/` | runtime | criu's scratch |
@@ -60,7 +60,10 @@ impl Bundle {
 
     /// Where the runtime writes the process ID of `exec`, or of init.
     pub(crate) fn pid_file(&self, exec: Option<&str>) -> PathBuf {
-        self.file(&format!("{}.pid", exec.unwrap_or("init")))
+        match exec {
+            Some(exec) => self.file(&format!("exec-{exec}.pid")),
+            None => self.file("init.pid"),
+        }
     }
 
     /// Reads what the shim needs of `config.json`.
@@ -279,6 +282,10 @@ mod tests {
     fn pid_files() {
         let directory = tempfile::tempdir().expect("temporary directory");
         let bundle = Bundle::new(directory.path());
+        for exec in ["init", "shim", "exec-init"] {
+            let taken = [bundle.pid_file(None), bundle.file("shim.pid")];
+            assert!(!taken.contains(&bundle.pid_file(Some(exec))), "{exec}");
+        }
         for (text, good) in [("12", true), ("12\n", true), ("", false), ("0", false), ("x", false)]
         {
             fs::write(bundle.pid_file(Some("e")), text).expect("write");

@@ -6,11 +6,17 @@
 //! Limits: a frame is at most [`frame::PAYLOAD_LEN_MAX`]; a connection whose peer does not read
 //! its replies is closed when [`BACKLOG_LEN_MAX`] bytes wait; at most [`CONNECTIONS_MAX`] are
 //! open, and further ones are closed at once.
+//!
+//! Without free descriptors nobody can be accepted, and the listener stays ready, so a loop that
+//! tried again at once would spin. One descriptor is held in reserve: whoever connects first gets
+//! it, so that a daemon that comes back reaches its containers. Those after it wait in the
+//! kernel's queue until a look every [`ACCEPT_PAUSE`] finds a free one for the reserve.
 
 use std::{
     collections::BTreeMap,
     io::{self, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
+    time::{Duration, Instant},
 };
 
 use prost::Message;
@@ -24,6 +30,9 @@ use crate::{
 
 /// How many connections may be open.
 const CONNECTIONS_MAX: usize = 256;
+
+/// How long a server that has no descriptor for a connection waits before it looks again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// How many bytes of replies may wait for one peer.
 const BACKLOG_LEN_MAX: usize = 16 << 20;
@@ -46,6 +55,11 @@ pub(crate) struct Call {
 pub(crate) struct Server {
     listener: UnixListener,
     connections: BTreeMap<u64, Connection>,
+    /// A descriptor that is given up for a connection when there is no other: the listener's copy,
+    /// which needs nothing but the number.
+    reserve: Option<UnixListener>,
+    /// When to accept again, while the listener is not watched.
+    paused_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -64,21 +78,60 @@ impl Server {
     pub(crate) fn new(listener: UnixListener, poller: &Poller) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         poller.add(&listener, Token::Listener, Interest::Read)?;
-        Ok(Self { listener, connections: BTreeMap::new() })
+        let reserve = Some(listener.try_clone()?);
+        Ok(Self { listener, connections: BTreeMap::new(), reserve, paused_until: None })
     }
 
     /// Takes the connections that wait. Strangers and those over the limit are closed.
     pub(crate) fn accept(&mut self, poller: &mut Poller) {
-        while let Ok((stream, _)) = self.listener.accept() {
-            let welcome = self.connections.len() < CONNECTIONS_MAX
-                && socket::peer_is_trusted(&stream)
-                && stream.set_nonblocking(true).is_ok();
-            let number = poller.number();
-            let token = Token::Connection(number);
-            if welcome && poller.add(&stream, token, Interest::Read).is_ok() {
-                let connection = Connection { stream, input: Vec::new(), output: Vec::new() };
-                self.connections.insert(number, connection);
+        loop {
+            match self.listener.accept() {
+                Ok((stream, _)) => self.welcome(stream, poller),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if is_about_the_peer(&error) => {}
+                Err(_) if self.reserve.take().is_some() => {}
+                Err(_) => {
+                    poller.remove(&self.listener);
+                    self.paused_until = Some(Instant::now() + ACCEPT_PAUSE);
+                    return;
+                }
             }
+        }
+        self.refill();
+    }
+
+    /// When the server wants to be [`resume`](Self::resume)d.
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    /// Accepts again, if it is time to and a descriptor is free.
+    pub(crate) fn resume(&mut self, now: Instant, poller: &Poller) {
+        if self.paused_until.is_none_or(|until| now < until) {
+            return;
+        }
+        self.refill();
+        let watched = self.reserve.is_some()
+            && poller.add(&self.listener, Token::Listener, Interest::Read).is_ok();
+        self.paused_until = (!watched).then(|| now + ACCEPT_PAUSE);
+    }
+
+    /// Takes a free descriptor for the reserve, where there is one.
+    fn refill(&mut self) {
+        if self.reserve.is_none() {
+            self.reserve = self.listener.try_clone().ok();
+        }
+    }
+
+    fn welcome(&mut self, stream: UnixStream, poller: &mut Poller) {
+        let welcome = self.connections.len() < CONNECTIONS_MAX
+            && socket::peer_is_trusted(&stream)
+            && stream.set_nonblocking(true).is_ok();
+        let number = poller.number();
+        let token = Token::Connection(number);
+        if welcome && poller.add(&stream, token, Interest::Read).is_ok() {
+            let connection = Connection { stream, input: Vec::new(), output: Vec::new() };
+            self.connections.insert(number, connection);
         }
     }
 
@@ -188,6 +241,11 @@ impl Connection {
         let interest = if self.output.is_empty() { Interest::Read } else { Interest::ReadWrite };
         poller.modify(&self.stream, Token::Connection(number), interest).is_ok()
     }
+}
+
+/// Whether an accept failed because of the one who connected, and the next may succeed.
+fn is_about_the_peer(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted)
 }
 
 /// Frees an empty buffer that one large message has grown.

@@ -213,6 +213,7 @@ impl Shim {
             .filter_map(|process| process.drain_until)
             .chain(self.loggers.values().copied().flatten())
             .chain(self.publisher.deadline())
+            .chain(self.server.deadline())
             .chain(self.ends_by)
             .min()?;
         Some(next.saturating_duration_since(Instant::now()))
@@ -220,6 +221,7 @@ impl Shim {
 
     fn expire(&mut self, now: Instant) {
         self.publisher.timeout(now, &self.poller);
+        self.server.resume(now, &self.poller);
         self.kill_late_loggers(now);
         self.give_up_output(now);
     }

@@ -7,12 +7,13 @@ mod harness;
 
 use std::{fs, io::Write, os::unix::fs::PermissionsExt, time::Instant};
 
-use harness::{Client, Shim, delete, eventually, process, read_all};
+use harness::{Client, Shim, delete, delete_output, eventually, process, read_all};
 use prost_types::Any;
 use proto::{
     any,
     containerd::{runc::v1::ProcessDetails, task::v3 as api, types::Mount, v1::types::Status},
 };
+use rustix::process::{Resource, Rlimit};
 
 /// Creates the task and starts it.
 fn run(shim: &Shim, client: &mut Client, request: &api::CreateTaskRequest) -> u32 {
@@ -114,6 +115,65 @@ fn execs_exit_before_init() {
     assert_eq!(topics, want.map(|topic| format!("/tasks/{topic}")));
     client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "e1")).expect("Delete");
     client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "")).expect("Delete");
+    shim.finish(&mut client);
+}
+
+#[test]
+fn an_exec_is_named_as_a_file_of_the_shim() {
+    let shim = Shim::start("names", &["sleep", "1000"]);
+    let mut client = shim.client();
+    run(&shim, &mut client, &shim.create_request());
+    let kept = || ["init.pid", "shim.pid"].map(|name| fs::read(shim.bundle().join(name)).ok());
+    let before = kept();
+    for exec in ["init", "shim"] {
+        client.task::<()>("Exec", &exec_request(&shim, exec, &["true"])).expect("Exec");
+        client.task::<api::StartResponse>("Start", &start(&shim, exec)).expect("Start");
+        client.task::<api::WaitResponse>("Wait", &wait(&shim, exec)).expect("Wait");
+        client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, exec)).expect("Delete");
+        assert_eq!(kept(), before, "{exec}");
+    }
+    clean_up(shim, &mut client);
+}
+
+#[test]
+fn without_descriptors_the_first_caller_is_served_and_others_wait() {
+    let shim = Shim::start("full", &["true"]);
+    let mut client = shim.client();
+    let connect = api::ConnectRequest { id: shim.id.clone() };
+    client.task::<api::ConnectResponse>("Connect", &connect).expect("Connect");
+    let pid = rustix::process::Pid::from_raw(shim.pid()).expect("a process ID");
+    let open = fs::read_dir(format!("/proc/{}/fd", shim.pid())).expect("fds").count() as u64;
+    let limit = |current| {
+        let limit = Rlimit { current: Some(current), maximum: Some(1024) };
+        rustix::process::prlimit(Some(pid), Resource::Nofile, limit).expect("prlimit");
+    };
+    // Numbers below the limit may be free, and are taken first.
+    limit(open);
+    let mut first = Vec::new();
+    let mut waiting = Vec::new();
+    for _ in 0..4 {
+        let mut caller = shim.client();
+        let call = caller.send("Connect", &connect);
+        waiting.push((caller, call));
+    }
+    // A connection is accepted in order, so the first has an answer before the others.
+    let (mut caller, call) = waiting.remove(0);
+    caller.receive::<api::ConnectResponse>(call).expect("the reserve is for it");
+    first.push(caller);
+    let ticks = || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", shim.pid())).expect("stat");
+        let after = stat.rsplit(')').next().unwrap_or_default();
+        let fields: Vec<u64> =
+            after.split_whitespace().skip(11).take(2).filter_map(|n| n.parse().ok()).collect();
+        fields.iter().sum::<u64>()
+    };
+    let before = ticks();
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    assert!(ticks() - before < 20, "a full shim sleeps: {} ticks", ticks() - before);
+    limit(1024);
+    for (mut caller, call) in waiting {
+        caller.receive::<api::ConnectResponse>(call).expect("there is room again");
+    }
     shim.finish(&mut client);
 }
 
@@ -295,6 +355,26 @@ fn delete_cleans_up_after_a_killed_shim() {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
         stat.is_empty() || stat.contains(") Z ")
     });
+    assert!(!shim.has_rootfs_mount() && !shim.address.exists());
+}
+
+#[test]
+fn delete_fails_while_the_container_lives() {
+    let shim = Shim::start("stays", &["sleep", "1000"]);
+    let mut client = shim.client();
+    let pid = run(&shim, &mut client, &shim.create_request());
+    let shim_pid = rustix::process::Pid::from_raw(shim.pid()).expect("a process ID");
+    rustix::process::kill_process(shim_pid, rustix::process::Signal::KILL).expect("kill");
+    assert!(client.is_closed());
+    let runtime = fs::read(shim.bundle().join("runtime")).expect("runtime");
+    fs::write(shim.bundle().join("runtime"), "/no/such/runtime").expect("write");
+    let output = delete_output(&shim.bundle(), &shim.id);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && text.contains("/no/such/runtime"), "{output:?}");
+    assert!(shim.has_rootfs_mount(), "what a container lives on is not unmounted");
+    assert!(fs::exists(format!("/proc/{pid}")).expect("looked"));
+    fs::write(shim.bundle().join("runtime"), runtime).expect("write");
+    assert_eq!(delete(&shim.bundle(), &shim.id).pid, pid);
     assert!(!shim.has_rootfs_mount() && !shim.address.exists());
 }
 

@@ -4,6 +4,10 @@
 //! container is killed and forgotten by its runtime, its root filesystem is unmounted, and what the
 //! shim had in the socket directory is removed. Every step is tried whatever became of the others;
 //! what failed is printed as a warning, which containerd logs.
+//!
+//! But for one: when the runtime fails and init lives still, nothing else is touched and the
+//! command fails, so that whoever called it keeps the bundle, without which nobody finds the
+//! container again.
 
 use std::{
     fs,
@@ -14,6 +18,7 @@ use std::{
 
 use prost::Message;
 use proto::containerd::task::v3::DeleteResponse;
+use rustix::process::Pid;
 use sys::mount::unmount_all;
 
 use crate::{
@@ -47,7 +52,12 @@ pub fn delete(args: &Args) -> Result<Vec<u8>, CommandError> {
         runtime = runtime.with_program(program);
     }
     let pid = bundle.read_pid(None);
-    delete_by_runtime(&runtime, &args.id);
+    if let Err(error) = delete_by_runtime(&runtime, &args.id) {
+        if pid.as_ref().is_ok_and(|&pid| lives(pid)) {
+            return Err(CommandError::io("delete the container")(error));
+        }
+        warn(&error);
+    }
     if let Err(error) = unmount_all(&bundle.rootfs()) {
         warn(&error);
     }
@@ -71,19 +81,27 @@ fn bundle_path(args: &Args) -> Result<PathBuf, CommandError> {
     Ok(here.with_file_name(&args.id))
 }
 
-fn delete_by_runtime(runtime: &Runtime, id: &str) {
-    let deleted = Program::new(runtime.program())
+fn delete_by_runtime(runtime: &Runtime, id: &str) -> io::Result<()> {
+    let program = runtime.program();
+    let output = Program::new(program)
         .args(runtime.arguments(&Command::Delete { id, force: true }))
         .stdin(Stdio::null())
-        .output();
-    match deleted {
-        Ok(output) if output.status.success() => {}
-        Ok(output) => {
-            let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            warn(&io::Error::other(format!("delete {id}: {text}")));
-        }
-        Err(error) => warn(&error),
+        .output()
+        .map_err(|error| io::Error::new(error.kind(), format!("{program}: {error}")))?;
+    if output.status.success() {
+        return Ok(());
     }
+    let text = String::from_utf8_lossy(&output.stderr);
+    Err(io::Error::other(format!("delete {id}: {}", text.trim())))
+}
+
+/// Whether there is a process of this number that has not ended. After a failure of the runtime
+/// that is taken for the container's init: to be wrong costs another try, the opposite a container.
+fn lives(pid: Pid) -> bool {
+    let path = format!("/proc/{}/stat", pid.as_raw_nonzero());
+    let stat = fs::read_to_string(path).unwrap_or_default();
+    let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+    state.is_some_and(|state| state != 'Z' && state != 'X')
 }
 
 /// Removes the sockets of the shim that wrote `address`, unless it is alive: the container of a

@@ -150,14 +150,19 @@ impl Drop for Shim {
 
 /// Runs the `delete` command for a bundle.
 pub(crate) fn delete(bundle: &Path, id: &str) -> api::DeleteResponse {
-    let output = Command::new(PROGRAM)
+    let output = delete_output(bundle, id);
+    api::DeleteResponse::decode(output.stdout.as_slice()).expect("a DeleteResponse")
+}
+
+/// The same, and what it prints.
+pub(crate) fn delete_output(bundle: &Path, id: &str) -> std::process::Output {
+    Command::new(PROGRAM)
         .args(["-namespace", "shim-test", "-id", id, "-address", "", "-bundle"])
         .arg(bundle)
         .arg("delete")
         .current_dir(bundle)
         .output()
-        .expect("delete");
-    api::DeleteResponse::decode(output.stdout.as_slice()).expect("a DeleteResponse")
+        .expect("delete")
 }
 
 /// The runtime under test.
