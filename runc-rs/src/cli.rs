@@ -3,6 +3,7 @@
 //! Commands return the status with which the program ends; an error is logged here, once, and
 //! the status is then 1, or 255 for `exec`, as runc's.
 
+mod checkpoint;
 mod create;
 mod delete;
 mod events;
@@ -13,6 +14,7 @@ mod kill;
 mod list;
 mod pause;
 mod ps;
+mod restore;
 mod run;
 mod spec;
 mod state;
@@ -135,6 +137,8 @@ fn dispatch(global: &Parsed) -> Result<i32, Box<dyn std::error::Error>> {
         "exec" => Ok(exec::run(&settings, words).map_err(prefixed("exec failed"))?),
         "start" => Ok(run::start(&settings, words)?),
         "delete" => Ok(delete::run(&settings, words)?),
+        "checkpoint" => Ok(checkpoint::run(&settings, words)?),
+        "restore" => Ok(restore::run(&settings, words)?),
         "features" => {
             Parsed::new(words, &[], flags::ANYWHERE)?.expect("features", 0, 0)?;
             print(&Features::detect().to_json())
@@ -149,7 +153,6 @@ fn dispatch(global: &Parsed) -> Result<i32, Box<dyn std::error::Error>> {
         "state" => Ok(state::run(&settings, words)?),
         "update" => Ok(update::run(&settings, words)?),
         "help" | "h" => help_for(words.first()),
-        "checkpoint" | "restore" => Err(Error::Unsupported(command.clone()).into()),
         _ => Err(Error::NoSuchCommand(command.clone()).into()),
     }
 }

@@ -20,7 +20,6 @@ use sys::error::Chain;
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, mknodat, openat};
 
-use self::undo::Undo;
 use crate::{
     cgroup::Cgroup,
     container::{self, Container},
@@ -41,9 +40,11 @@ use crate::{
     settings::Settings,
     spawn::{Destination, Join, spawn},
     spec::{NamespaceKind, Spec},
-    state::{self, Config, State},
+    state::{self, Config, State, record},
     time,
 };
+
+pub(crate) use self::undo::Undo;
 
 /// What `create` and `run` are told on the command line.
 #[derive(Debug, Default)]
@@ -182,7 +183,11 @@ fn spec_process(spec: &Spec) -> crate::spec::Process {
     spec.process.clone().unwrap_or_default()
 }
 
-fn plan_cgroup(settings: &Settings, id: &ContainerId, spec: &Spec) -> Result<Cgroup, Error> {
+pub(crate) fn plan_cgroup(
+    settings: &Settings,
+    id: &ContainerId,
+    spec: &Spec,
+) -> Result<Cgroup, Error> {
     let path = spec.linux.cgroups_path.as_deref();
     let (id, rootless) = (id.as_str(), settings.rootless);
     Ok(if settings.systemd_cgroup {
@@ -194,7 +199,7 @@ fn plan_cgroup(settings: &Settings, id: &ContainerId, spec: &Spec) -> Result<Cgr
 
 /// Who is to own the container's v2 cgroup, so that it can make groups of its own: its user as the
 /// host knows it, where a cgroup namespace hides everything above, and the mount is writable.
-fn cgroup_owner(spec: &Spec) -> Option<u32> {
+pub(crate) fn cgroup_owner(spec: &Spec) -> Option<u32> {
     let is_writable = |mount: &crate::spec::Mount| {
         mount.source == "cgroup"
             && mount.destination.trim_end_matches('/') == "/sys/fs/cgroup"
@@ -219,7 +224,7 @@ fn keyring(id: &ContainerId) -> Result<CString, Error> {
 }
 
 /// The root filesystem's absolute path, without symlinks.
-fn find_rootfs(bundle: &Path, spec: &Spec) -> Result<PathBuf, Error> {
+pub(crate) fn find_rootfs(bundle: &Path, spec: &Spec) -> Result<PathBuf, Error> {
     let named = spec.root.as_ref().map_or("", |root| root.path.as_str());
     let path = bundle.join(named);
     let fail = |error| Error::file("invalid rootfs: stat", &path, error);
@@ -361,7 +366,7 @@ fn init_plan(
     }
 }
 
-fn first_state(
+pub(crate) fn first_state(
     settings: &Settings,
     id: &ContainerId,
     spec: &Spec,
@@ -384,15 +389,20 @@ fn first_state(
             no_new_keyring,
             systemd: settings.systemd_cgroup,
             intel_rdt: spec.linux.intel_rdt.clone(),
+            namespaces: record::namespaces(spec),
+            mounts: record::mounts(spec),
+            devices: record::devices(spec),
+            mask_paths: spec.linux.masked_paths.clone(),
         },
         rootless: settings.rootless,
         cgroup_paths: BTreeMap::new(),
         namespace_paths: BTreeMap::new(),
+        external_descriptors: record::streams(),
         ..State::default()
     }
 }
 
-fn state_for_hooks(state: &State) -> hooks::State {
+pub(crate) fn state_for_hooks(state: &State) -> hooks::State {
     hooks::State {
         oci_version: state.config.version.clone(),
         id: state.id.clone(),
@@ -403,7 +413,7 @@ fn state_for_hooks(state: &State) -> hooks::State {
     }
 }
 
-fn namespace_paths(pid: i32) -> BTreeMap<String, String> {
+pub(crate) fn namespace_paths(pid: i32) -> BTreeMap<String, String> {
     NamespaceKind::ALL
         .into_iter()
         .map(|kind| (kind.state_name().to_owned(), format!("/proc/{pid}/ns/{}", kind.name())))

@@ -64,6 +64,9 @@ pub enum Error {
     /// A process of the container failed before it ran its program; the text is that of its error.
     #[error("unable to start container process: {0}")]
     Process(String),
+    /// criu is missing, or could not do it.
+    #[error("{0}")]
+    Criu(String),
     /// The kernel, or this runtime, lacks what is asked for.
     #[error("{0} is not supported")]
     Unsupported(String),

@@ -250,7 +250,7 @@ impl Features {
             annotations: Annotations {
                 version: env!("CARGO_PKG_VERSION"),
                 commit: option_env!("GANTRY_COMMIT").unwrap_or("unknown"),
-                checkpoint: "false",
+                checkpoint: "true",
             },
             potentially_unsafe_config_annotations: &UNSAFE_ANNOTATIONS,
         }

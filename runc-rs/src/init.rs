@@ -67,7 +67,7 @@ use crate::{
     spec,
 };
 
-pub(crate) use self::process::ProcessPlan;
+pub(crate) use self::process::{ProcessPlan, enter_cgroups};
 
 /// Everything that a container's init does.
 pub(crate) struct InitPlan {

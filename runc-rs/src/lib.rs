@@ -6,7 +6,8 @@
 //! configuration. [`create`] decides what to do, makes the container's directory ([`state`]) and
 //! [`cgroup`], and starts the init, which does the rest ([`init`], [`mount`], [`seccomp`]) and
 //! waits. [`container`] is what there is from then on: `start`, `kill`, `delete` and the others
-//! work on it, [`exec`] adds a process.
+//! work on it, [`exec`] adds a process, [`checkpoint`] and [`mod@restore`] have criu take it apart and make
+//! it again.
 //!
 //! # Invariants
 //!
@@ -17,9 +18,11 @@
 //! - What fails leaves nothing behind.
 
 pub mod cgroup;
+pub mod checkpoint;
 pub mod cli;
 pub mod container;
 pub mod create;
+mod criu;
 pub mod error;
 pub mod exec;
 pub mod features;
@@ -33,6 +36,7 @@ mod mount;
 mod notify;
 mod proc;
 pub mod process;
+pub mod restore;
 pub mod seal;
 pub mod seccomp;
 pub mod settings;

@@ -16,6 +16,8 @@
 //! `create` that was killed: a group that was only planned may be another container's, so nothing
 //! in it is killed. They stay, for the case that `state.json` cannot be read.
 
+pub mod record;
+
 use std::{
     collections::BTreeMap,
     fs, io,
@@ -63,6 +65,9 @@ pub struct State {
     /// Whether the group was made for it.
     #[serde(default)]
     pub intel_rdt_owned: bool,
+    /// What the init's standard streams were when it was made.
+    #[serde(default)]
+    pub external_descriptors: Vec<String>,
 }
 
 /// What a container was made from, so far as later commands need it.
@@ -79,6 +84,11 @@ pub struct Config {
     pub systemd: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub intel_rdt: Option<spec::IntelRdt>,
+    pub namespaces: Vec<record::Namespace>,
+    pub mounts: Vec<record::Mount>,
+    /// Only those that are mounts.
+    pub devices: Vec<record::Device>,
+    pub mask_paths: Vec<String>,
 }
 
 impl State {

@@ -2,11 +2,7 @@
 
 mod support;
 
-use std::{
-    fs,
-    io::Read as _,
-    os::{fd::AsFd as _, unix::net::UnixListener},
-};
+use std::{fs, io::Read as _, os::unix::net::UnixListener};
 
 use serde_json::json;
 use support::{Bundle, wait_until};
@@ -208,21 +204,7 @@ fn terminal_goes_to_the_console_socket() {
     let answer = bundle.call(&words);
     assert_eq!(answer.status, 0, "{}", answer.stderr);
     let (stream, _) = listener.accept().expect("accept");
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = rustix::net::RecvAncillaryBuffer::new(&mut space);
-    let mut name = [0; 64];
-    rustix::net::recvmsg(
-        stream.as_fd(),
-        &mut [std::io::IoSliceMut::new(&mut name)],
-        &mut control,
-        rustix::net::RecvFlags::CMSG_CLOEXEC,
-    )
-    .expect("receive");
-    let master = control.drain().find_map(|message| match message {
-        rustix::net::RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    let mut master = fs::File::from(master.expect("a descriptor"));
+    let mut master = fs::File::from(support::receive_descriptor(&stream));
     assert_eq!(bundle.on("start", &[]).status, 0);
     let mut text = String::new();
     // EIO is how a terminal says that its other end is gone.

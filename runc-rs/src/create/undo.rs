@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Takes away a half-made container when dropped: its process, cgroup and directory.
-pub(super) struct Undo(Option<Parts>);
+pub(crate) struct Undo(Option<Parts>);
 
 struct Parts {
     entry: Entry,
@@ -31,13 +31,13 @@ struct Parts {
 
 impl Undo {
     /// Guards a container's directory, which exists; its cgroup is where it is going to be.
-    pub(super) fn new(entry: Entry, cgroup: Cgroup) -> Self {
+    pub(crate) fn new(entry: Entry, cgroup: Cgroup) -> Self {
         Self(Some(Parts { entry, cgroup, owns_cgroup: false, process: None, group: None }))
     }
 
     /// Makes the cgroup, and guards it from then on. What `delete` needs to find it after a crash is
     /// on record before.
-    pub(super) fn make_cgroup(
+    pub(crate) fn make_cgroup(
         &mut self,
         resources: Option<&LinuxResources>,
         owner: Option<u32>,
@@ -80,12 +80,12 @@ impl Undo {
     }
 
     /// The cgroup.
-    pub(super) fn cgroup(&self) -> &Cgroup {
+    pub(crate) fn cgroup(&self) -> &Cgroup {
         &self.parts().cgroup
     }
 
     /// Guards the process, too.
-    pub(super) fn add_process(&mut self, process: Child) {
+    pub(crate) fn add_process(&mut self, process: Child) {
         if let Some(parts) = &mut self.0 {
             parts.process = Some(process);
         }
@@ -101,12 +101,12 @@ impl Undo {
     }
 
     /// The process, once there is one.
-    pub(super) fn process(&self) -> Option<&Child> {
+    pub(crate) fn process(&self) -> Option<&Child> {
         self.parts().process.as_ref()
     }
 
     /// Lets everything be.
-    pub(super) fn disarm(mut self) -> Option<(Cgroup, Child)> {
+    pub(crate) fn disarm(mut self) -> Option<(Cgroup, Child)> {
         let parts = self.0.take()?;
         parts.process.map(|process| (parts.cgroup, process))
     }

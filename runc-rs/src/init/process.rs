@@ -82,7 +82,7 @@ fn set_labels(process: &spec::Process, procfs: &Procfs) -> Result<(), Error> {
 }
 
 /// Comes into the container's v1 cgroups; see `Cgroup::entrances`.
-pub(super) fn enter_cgroups(entrances: Vec<OwnedFd>) -> Result<(), Error> {
+pub(crate) fn enter_cgroups(entrances: Vec<OwnedFd>) -> Result<(), Error> {
     for entrance in entrances {
         rustix::io::write(&entrance, b"0")
             .map_err(|error| Error::system("join", "cgroup", error))?;

@@ -32,7 +32,7 @@ pub(crate) enum Entry {
 
 /// Cuts this mount namespace off from the host's as `propagation` says, and makes `path` a mount
 /// of its own; returns its descriptor.
-pub(super) fn prepare(path: &Path, propagation: Propagation) -> Result<OwnedFd, Error> {
+pub(crate) fn prepare(path: &Path, propagation: Propagation) -> Result<OwnedFd, Error> {
     let fail = |error: Errno| Error::file("prepare rootfs", path, error);
     // Unbindable is for the container's root alone: the host's could not be bound from any more.
     let kind = match propagation.kind {

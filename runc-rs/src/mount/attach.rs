@@ -211,7 +211,7 @@ impl Mounter<'_> {
     }
 
     /// Opens the target, and makes it where it is missing.
-    pub(super) fn target(&self, plan: &MountPlan, directory: bool) -> Result<OwnedFd, Error> {
+    pub(crate) fn target(&self, plan: &MountPlan, directory: bool) -> Result<OwnedFd, Error> {
         let target = if directory {
             match target::open(self.root, &plan.destination, OFlags::PATH) {
                 Err(Errno::NOENT) => target::make_missing(self.root, &plan.destination),

@@ -103,14 +103,21 @@ fn set(tree: &std::os::fd::OwnedFd, bits: u64, plan: &MountPlan) -> Result<(), E
 
 /// A v1 hierarchy of the host.
 #[derive(Debug, PartialEq, Eq)]
-struct Hierarchy {
+pub(crate) struct Hierarchy {
     /// The directory below /sys/fs/cgroup.
-    name: String,
-    mount_point: String,
+    pub(crate) name: String,
+    pub(crate) mount_point: String,
     /// As in /proc/self/cgroup: `cpu,cpuacct` or `name=systemd`.
-    controllers: String,
+    pub(crate) controllers: String,
     /// What fsconfig(2) is told to get this hierarchy.
     options: Vec<String>,
+}
+
+/// The v1 hierarchies that this process sees.
+pub(crate) fn hierarchies() -> Result<Vec<Hierarchy>, Error> {
+    let text = proc::read(CWD, "/proc/self/mountinfo")?;
+    let own = proc::read(CWD, "/proc/self/cgroup")?;
+    Ok(parse_hierarchies(&text, &own))
 }
 
 /// Finds in mountinfo the v1 mounts directly below /sys/fs/cgroup; `own` is /proc/self/cgroup, which
@@ -153,6 +160,11 @@ pub(crate) fn fuzz(mountinfo: &str, own: &str) {
         assert!(!hierarchy.name.contains('/'), "{hierarchy:?}");
         assert!(hierarchy.mount_point.starts_with(ROOT), "{hierarchy:?}");
     }
+}
+
+/// This process's cgroup in the hierarchy with these controllers, none for v2's.
+pub(crate) fn own_path(controllers: &str) -> Option<String> {
+    path_in(&proc::read(CWD, "/proc/self/cgroup").ok()?, controllers)
 }
 
 /// The cgroup of the process whose `/proc/<pid>/cgroup` this is, in the hierarchy with these

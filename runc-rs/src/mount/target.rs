@@ -1,6 +1,13 @@
 //! Places inside the container's root, found and made without ever leaving it.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::{
+    ffi::OsString,
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::ffi::OsStringExt as _,
+    },
+    path::{Path, PathBuf},
+};
 
 use rustix::{
     fs::{AtFlags, Mode, OFlags, ResolveFlags, mkdirat, openat2},
@@ -189,6 +196,17 @@ fn behind_first_link(root: BorrowedFd<'_>, path: &str) -> Result<Option<String>,
         return Ok(Some(format!("{parent}/{text}{rest}")));
     }
     Ok(None)
+}
+
+/// Where below `root` the file of a descriptor is.
+pub(crate) fn path_below(root: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> Result<PathBuf, Errno> {
+    let of = |fd: BorrowedFd<'_>| {
+        let link = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let text = rustix::fs::readlink(link, Vec::new())?.into_bytes();
+        Ok::<_, Errno>(PathBuf::from(OsString::from_vec(text)))
+    };
+    let (root, path) = (of(root)?, of(fd)?);
+    path.strip_prefix(root).map(Path::to_owned).map_err(|_| Errno::XDEV)
 }
 
 /// Says whether both descriptors refer to the same file in the same mount.

@@ -4,13 +4,19 @@
 
 use std::{
     fs,
-    os::unix::fs::symlink,
+    io::IoSliceMut,
+    mem::MaybeUninit,
+    os::{
+        fd::OwnedFd,
+        unix::{fs::symlink, net::UnixStream},
+    },
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
 
 /// How long anything may take that is waited for.
@@ -203,6 +209,20 @@ impl Drop for Bundle {
     fn drop(&mut self) {
         self.call(&["delete", "--force", &self.id]);
     }
+}
+
+/// Receives a descriptor, as one comes over a console socket.
+pub(crate) fn receive_descriptor(socket: &UnixStream) -> OwnedFd {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 64];
+    let mut slices = [IoSliceMut::new(&mut name)];
+    recvmsg(socket, &mut slices, &mut control, RecvFlags::CMSG_CLOEXEC).expect("receive");
+    let descriptor = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    descriptor.expect("a descriptor")
 }
 
 /// How a call ended.
