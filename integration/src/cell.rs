@@ -101,7 +101,7 @@ impl Choice {
 
     /// What the stage must look like for these programs.
     pub fn view(self) -> View {
-        View { cgroup_v1_only: self.runtime == Runtime::Crun }
+        View { cgroup_v1_only: self.runtime == Runtime::Crun, ..View::default() }
     }
 
     /// Names the programs of the choice that are not there.

@@ -11,13 +11,14 @@
 use std::{
     ffi::OsString,
     fs,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result, bail};
 use rustix::{
-    mount::{MountFlags, UnmountFlags, mount, unmount},
+    mount::{MountFlags, UnmountFlags, mount, mount_move, unmount},
     process::{Pid, Signal, WaitOptions, getppid, kill_process, set_child_subreaper, wait},
 };
 
@@ -27,6 +28,9 @@ use crate::wait as level;
 /// [`Stage::directory`].
 const MARK: &str = "GANTRY_STAGE";
 
+/// Where cgroup hierarchies are mounted.
+const CGROUPS: &str = "/sys/fs/cgroup";
+
 /// How the names of private directories begin, below the directory for temporary files.
 const PREFIX: &str = "gantry-stage-";
 
@@ -35,6 +39,9 @@ const PREFIX: &str = "gantry-stage-";
 pub struct View {
     /// Whether the v2 hierarchy of a hybrid machine is hidden, which crun 1.8 needs.
     pub cgroup_v1_only: bool,
+    /// Whether the directory above the v1 hierarchies is the stage's own: podman makes directories
+    /// there for hierarchies that are not mounted, and leaves them.
+    pub own_cgroup_root: bool,
 }
 
 /// The stage, seen from inside.
@@ -83,7 +90,43 @@ impl Stage {
             mount(c"tmpfs", hierarchy, c"tmpfs", MountFlags::empty(), c"mode=755")
                 .context("mount nothing over the v2 hierarchy")?;
         }
+        if view.own_cgroup_root {
+            self.own_cgroup_root().context("make a private directory above the hierarchies")?;
+        }
         Ok(())
+    }
+
+    /// Moves the v1 hierarchies of this mount namespace into a directory of the stage's own. Where
+    /// there are none, nothing can be made beside them.
+    fn own_cgroup_root(&self) -> Result<()> {
+        let old = Path::new(CGROUPS);
+        let device = fs::metadata(old)?.dev();
+        let own = self.directory.join("cgroup");
+        fs::create_dir(&own)?;
+        let mut hierarchies = Vec::new();
+        for entry in fs::read_dir(old)? {
+            let entry = entry?;
+            let metadata = entry.metadata()?;
+            if metadata.is_symlink() || metadata.is_dir() && metadata.dev() != device {
+                hierarchies.push((entry, metadata.is_symlink()));
+            }
+        }
+        if hierarchies.is_empty() {
+            return Ok(fs::remove_dir(own)?);
+        }
+        mount(c"tmpfs", &own, c"tmpfs", MountFlags::empty(), c"mode=755")?;
+        for (entry, is_link) in hierarchies {
+            let place = own.join(entry.file_name());
+            if is_link {
+                std::os::unix::fs::symlink(fs::read_link(entry.path())?, place)?;
+            } else {
+                fs::create_dir(&place)?;
+                mount_move(entry.path(), &place)?;
+            }
+        }
+        unmount(old, UnmountFlags::DETACH)?;
+        mount_move(&own, old)?;
+        Ok(fs::remove_dir(own)?)
     }
 }
 
@@ -151,7 +194,7 @@ pub fn cgroups(namespace: &str) -> Vec<PathBuf> {
 }
 
 fn hierarchies() -> Vec<PathBuf> {
-    let top = Path::new("/sys/fs/cgroup");
+    let top = Path::new(CGROUPS);
     let mut hierarchies = vec![top.to_owned()];
     hierarchies.extend(directories(top));
     hierarchies.retain(|hierarchy| hierarchy.join("cgroup.procs").exists());

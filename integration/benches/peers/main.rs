@@ -100,7 +100,7 @@ fn outside() -> Result<()> {
 fn inside(stage: &Stage) -> Result<()> {
     let options = Options::parse()?;
     // Debian's crun refuses hybrid hierarchies, and the view must be the same for all.
-    stage.enter(View { cgroup_v1_only: true })?;
+    stage.enter(View { cgroup_v1_only: true, ..View::default() })?;
     let mut table = Table::default();
     oci::measure(&options, stage, &mut table)?;
     if !options.is_about_runtimes() {

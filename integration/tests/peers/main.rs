@@ -87,7 +87,7 @@ fn inside(stage: &Stage) -> Result<bool> {
     let words: Vec<String> = std::env::args().skip(2).collect();
     let (name, words) = words.split_first().context("a process on a stage needs an engine")?;
     let kind = Kind::named(name).with_context(|| format!("no engine is named {name}"))?;
-    stage.enter(View::default())?;
+    stage.enter(View { own_cgroup_root: true, ..View::default() })?;
     let peer = Peer::start(kind, stage).with_context(|| format!("start {name}"))?;
     let (mut passed, mut failed) = (0, 0);
     for case in chosen(kind, words) {
