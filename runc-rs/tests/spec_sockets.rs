@@ -1,14 +1,12 @@
 //! Sockets and descriptors between a container and those around it, as root, on the real kernel:
 //! the agent of seccomp notifications, pidfds, sd_notify(3), descriptors that are handed on.
 
-#![expect(unsafe_code, reason = "an agent answers notifications by ioctl")]
-
 mod support;
 
 use std::{
     fs, io,
     os::{
-        fd::{AsRawFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::net::{UnixDatagram, UnixListener},
     },
     process::Stdio,
@@ -54,18 +52,8 @@ fn receive_from(stream: &impl std::os::fd::AsFd) -> (String, OwnedFd) {
 
 /// Answers one notification with an error number.
 fn answer_with(listener: &OwnedFd, errno: i32) {
-    const RECEIVE: libc::c_ulong = 0xc050_2100;
-    const SEND: libc::c_ulong = 0xc018_2101;
     wait_for(listener, "notification");
-    // SAFETY: all-zero is the structure's empty value, which the kernel wants to see.
-    let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
-    // SAFETY: the request writes one structure of this type, which lives on this stack.
-    let result = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut call) };
-    assert_eq!(result, 0, "receive: {}", io::Error::last_os_error());
-    let answer = libc::seccomp_notif_resp { id: call.id, val: 0, error: -errno, flags: 0 };
-    // SAFETY: the request reads one structure of this type, which lives on this stack.
-    let result = unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, &raw const answer) };
-    assert_eq!(result, 0, "send: {}", io::Error::last_os_error());
+    sys::seccomp_notify::refuse_next(listener.as_fd(), errno).expect("answer");
 }
 
 /// A bundle whose `mkdir` an agent answers.

@@ -16,6 +16,7 @@ pub mod residency;
 pub mod rtnetlink;
 pub mod scheduling;
 pub mod seccomp;
+pub mod seccomp_notify;
 pub mod short_lived;
 pub mod signal;
 pub mod spawn;
