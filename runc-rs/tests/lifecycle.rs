@@ -340,3 +340,34 @@ fn events_and_update() {
     assert_eq!(pids, [bundle.state()["pid"].as_i64().expect("pid") as i32]);
     wait_until("end", || bundle.on("delete", &["-f"]).status == 0);
 }
+
+/// A kill is told at once, though v1 signals it before it is counted, and once.
+#[test]
+fn events_of_kills() {
+    let mut bundle = Bundle::new("sleep 1000");
+    bundle.config["linux"]["resources"]["memory"] =
+        serde_json::json!({"limit": 16 << 20, "swap": 16 << 20});
+    bundle.start();
+    let path = bundle.path().join("events");
+    let output = fs::File::create(&path).expect("make file");
+    // No statistics in between, which would look for kills, too.
+    let words = ["events", "--interval", "10m", &bundle.id];
+    let mut events = bundle.command(&words).stdout(output).spawn().expect("run events");
+    let watched = format!("/proc/{}/fdinfo", events.id());
+    wait_until("the watch", || {
+        let files = fs::read_dir(&watched).into_iter().flatten().flatten();
+        let mut texts = files.filter_map(|file| fs::read_to_string(file.path()).ok());
+        texts.any(|text| text.contains("eventfd-count") || text.contains("inotify wd"))
+    });
+    let told = format!("{{\"type\":\"oom\",\"id\":\"{}\"}}\n", bundle.id);
+    for number in 1..=3 {
+        let hog = "x=1234567890123456; while :; do x=$x$x; done";
+        assert_ne!(bundle.on("exec", &["sh", "-c", hog]).status, 0, "is killed");
+        let text = || fs::read_to_string(&path).expect("read events");
+        wait_until("the news of a kill", || text().len() >= told.len() * number);
+        assert_eq!(text(), told.repeat(number), "after kill {number}");
+    }
+    assert_eq!(bundle.on("delete", &["-f"]).status, 0);
+    wait_until("the end of events", || events.try_wait().expect("wait").is_some());
+    assert!(events.wait().expect("wait").success());
+}

@@ -3,7 +3,8 @@
 //! v1 signals an eventfd when the group runs out of memory; v2 changes the file
 //! `memory.events`, which inotify reports. Both also happen for other reasons, one of which is
 //! that the group is removed; so whoever is woken compares the [number of
-//! kills](OomWatch::kills) with the last one.
+//! kills](OomWatch::kills) with the last one. v1 signals before it kills, so that the number may
+//! rise only a moment later: whoever finds the old one looks again.
 
 use std::{
     io,

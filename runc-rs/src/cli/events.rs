@@ -20,6 +20,12 @@ use crate::{
 
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 
+/// How often, and after how long each time, the count of kills is read again once a watch has told
+/// of one that is not counted yet: v1 tells before it kills. What takes longer is seen with the next
+/// statistics.
+const LATE_CHECKS: u32 = 50;
+const LATE_CHECK: Duration = Duration::from_millis(20);
+
 pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     let parsed = Parsed::new(words, &[value("interval", ""), switch("stats", "")], ANYWHERE)?;
     parsed.expect("events", 1, 1)?;
@@ -59,8 +65,12 @@ fn follow(container: &Container, interval: Duration) -> Result<(), Error> {
     let watch = container.cgroup().oom_watch()?;
     let mut seen = watch.kills()?.unwrap_or(0);
     let mut next = Instant::now() + interval;
+    let mut late_checks = 0;
     loop {
-        let left = next.saturating_duration_since(Instant::now());
+        let mut left = next.saturating_duration_since(Instant::now());
+        if late_checks > 0 {
+            left = left.min(LATE_CHECK);
+        }
         let timeout = Timespec {
             tv_sec: left.as_secs().cast_signed(),
             tv_nsec: i64::from(left.subsec_nanos()),
@@ -72,12 +82,16 @@ fn follow(container: &Container, interval: Duration) -> Result<(), Error> {
             Err(error) => return Err(Error::system("wait for", "events", error)),
         }
         let (ended, news) = (!waiting[0].revents().is_empty(), !waiting[1].revents().is_empty());
-        if news && let Some(kills) = watch.kills()? {
-            for _ in seen..kills {
-                print(&Event { kind: "oom", id: &container.state().id, data: None })?;
-            }
-            seen = kills;
+        let kills = watch.kills()?.unwrap_or(seen);
+        late_checks = match (kills > seen, news) {
+            (true, _) => 0,
+            (false, true) => LATE_CHECKS,
+            (false, false) => u32::saturating_sub(late_checks, 1),
+        };
+        for _ in seen..kills {
+            print(&Event { kind: "oom", id: &container.state().id, data: None })?;
         }
+        seen = kills;
         if ended {
             return Ok(());
         }
