@@ -5,13 +5,14 @@
 
 mod mapping;
 mod net_devices;
+mod trees;
 mod undo;
 
 use std::{
     collections::BTreeMap,
     ffi::CString,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::SystemTime,
 };
@@ -27,7 +28,7 @@ use crate::{
     hooks,
     id::ContainerId,
     init::{
-        self, Created, InitPlan, ProcessPlan,
+        self, Created, InitPlan, ProcessPlan, Tree,
         channel::{Channel, Message},
         clone::Child,
         devices, rlimit,
@@ -35,7 +36,7 @@ use crate::{
     },
     intel_rdt::{Group, Resctrl},
     log,
-    mount::{self, Source, attach, options},
+    mount::{self, Source, options},
     notify, proc, process, seccomp,
     settings::Settings,
     spawn::{Destination, Join, spawn},
@@ -105,7 +106,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
         notify::make_directory(&entry)?;
     }
     let fifo = make_fifo(&entry.fifo())?;
-    let prepared = prepare_trees(settings, &spec, (&bundle, &rootfs))?;
+    let trees = trees::prepare(settings, &spec, (&bundle, &rootfs))?;
     let (terminal, console) = options.process.console(&spec_process(&spec))?;
     let mut state = first_state(settings, id, &spec, (&bundle, &rootfs), options.no_new_keyring);
     state.cgroup_paths = undo.cgroup().paths();
@@ -123,7 +124,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
         listen_fds: options.process.listen_fds,
     };
     let hook_state = state_for_hooks(&state);
-    let plan = init_plan(&spec, process, &options, (bundle, rootfs), (prepared, fifo, hook_state));
+    let plan = init_plan(&spec, process, &options, (bundle, rootfs), (trees, fifo, hook_state));
     let body = move |channel| init::init(plan, channel);
     let namespaces = namespaces_of_clone(&spec);
     let destination = Destination { directory: unified, otherwise: None };
@@ -282,52 +283,15 @@ fn make_fifo(path: &Path) -> Result<OwnedFd, Error> {
         .map_err(fail)
 }
 
-/// Clones the trees that the init could not: in a new user namespace it may lack access to the
-/// source, and the right to map ids.
-fn prepare_trees(
-    settings: &Settings,
-    spec: &Spec,
-    (bundle, rootfs): (&Path, &Path),
-) -> Result<Vec<Option<OwnedFd>>, Error> {
-    // Without root's rights it is the other way round: only in the new namespace can it be done.
-    let new_user = spec.linux.creates(NamespaceKind::User) && !settings.rootless;
-    let mut trees = Vec::new();
-    for mount in plans(spec, rootfs) {
-        trees.push(match &mount.source {
-            Source::Bind { path, recursive, idmap } if new_user || idmap.is_some() => {
-                let tree = attach::clone_tree(&bundle.join(path), *recursive)?;
-                let slave = sys::mount_attributes::Attributes {
-                    propagation: libc::MS_SLAVE,
-                    ..Default::default()
-                };
-                sys::mount_attributes::set_attributes(tree.as_fd(), true, &slave)
-                    .map_err(|error| Error::file("set propagation of", path, error))?;
-                if let Some(idmap) = idmap {
-                    mapping::map_tree(tree.as_fd(), idmap, &spec.linux)?;
-                }
-                Some(tree)
-            }
-            _ => None,
-        });
-    }
-    Ok(trees)
-}
-
-fn plans(spec: &Spec, rootfs: &Path) -> Vec<mount::MountPlan> {
-    // Those that make no sense were refused when the configuration was read.
-    let plans = spec.mounts.iter().filter_map(|mount| mount::plan(mount).ok());
-    plans.map(|plan| plan.below(rootfs)).collect()
-}
-
 fn init_plan(
     spec: &Spec,
     process: ProcessPlan,
     options: &Options,
     (bundle, rootfs): (PathBuf, PathBuf),
-    (prepared, fifo, state): (Vec<Option<OwnedFd>>, OwnedFd, hooks::State),
+    (trees, fifo, state): (Vec<Tree>, OwnedFd, hooks::State),
 ) -> InitPlan {
     let linux = &spec.linux;
-    let mounts = plans(spec, &rootfs);
+    let mounts = trees::plans(spec, &rootfs);
     let foreign_dev = mounts
         .iter()
         .any(|mount| mount.destination == "dev" && matches!(mount.source, Source::Bind { .. }));
@@ -344,7 +308,7 @@ fn init_plan(
         propagation: options::root_propagation(&linux.rootfs_propagation)
             .unwrap_or(options::Propagation { kind: libc::MS_SLAVE, recursive: true }),
         mounts,
-        prepared,
+        trees,
         devices: (!foreign_dev).then(|| devices::plan(&linux.devices)),
         readonly: spec.root.as_ref().is_some_and(|root| root.readonly),
         masked_paths: linux.masked_paths.clone(),
@@ -446,7 +410,11 @@ pub(crate) fn set_oom_score(pid: i32, score: Option<i32>, rootless: bool) -> Res
 
 /// Lets the process go on. One that does not listen any more has said why, which is read next.
 pub(crate) fn proceed(channel: &Channel) -> Result<(), Error> {
-    match channel.send(&Message::Proceed) {
+    tell(channel, &Message::Proceed)
+}
+
+fn tell(channel: &Channel, message: &Message) -> Result<(), Error> {
+    match channel.send(message) {
         Err(rustix::io::Errno::PIPE) => Ok(()),
         result => result.map_err(|error| Error::system("talk to", "init", error)),
     }
@@ -481,6 +449,11 @@ fn attend(
             }
             Message::Listener(fd) => {
                 process::send_listener(listener, &fd, (state, "creating"), child.pid)?;
+            }
+            Message::WantTree(number) => {
+                let paths = (Path::new(state.bundle()), Path::new(&state.config.rootfs));
+                let tree = trees::make_later(spec, paths, number, child)?;
+                tell(channel, &Message::Tree(tree))?;
             }
             message => return Err(process::unexpected(&message)),
         }

@@ -16,6 +16,8 @@
 //! | uid_map, gid_map, oom_score_adj           | v1 cgroups; waits                             |
 //! | `Proceed` ->                              |                                               |
 //! |                                           | Linux namespaces, keyring, mounts, /dev       |
+//! | <- `WantTree` (some bind mounts)          | waits                                         |
+//! | has a helper clone it; `Tree` ->          | goes on with the mounts                       |
 //! | <- `Hooks` (when there are any)           | waits                                         |
 //! | prestart, createRuntime hooks             |                                               |
 //! | `Proceed` ->                              |                                               |
@@ -78,8 +80,8 @@ pub(crate) struct InitPlan {
     pub(crate) entry: Entry,
     pub(crate) propagation: Propagation,
     pub(crate) mounts: Vec<MountPlan>,
-    /// Trees for mounts at the same place in `mounts`, which need more rights than the init has.
-    pub(crate) prepared: Vec<Option<OwnedFd>>,
+    /// The trees of the mounts at the same place in `mounts`.
+    pub(crate) trees: Vec<Tree>,
     /// The device nodes, unless /dev is the host's.
     pub(crate) devices: Option<Vec<devices::Node>>,
     pub(crate) readonly: bool,
@@ -101,6 +103,44 @@ impl InitPlan {
     /// Whether a step of the init writes to a file of /proc.
     fn writes_to_procfs(&self) -> bool {
         !self.sysctl.is_empty() || self.process.has_label()
+    }
+}
+
+/// Where the detached tree of a mount comes from.
+#[derive(Debug)]
+pub(crate) enum Tree {
+    /// The init makes it.
+    Own,
+    /// The runtime has made it, for it needs more rights than the init has.
+    Ready(OwnedFd),
+    /// So it does, but only once the mounts before it are made: the init asks for it.
+    Later,
+}
+
+impl Tree {
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Ready(tree) => Some(tree.as_fd()),
+            Self::Own | Self::Later => None,
+        }
+    }
+
+    /// The tree for the mount of this number; none is for the init to make.
+    fn get(self, number: usize, channel: &Channel) -> Result<Option<OwnedFd>, Error> {
+        match self {
+            Self::Own => Ok(None),
+            Self::Ready(tree) => Ok(Some(tree)),
+            Self::Later => {
+                channel
+                    .send(&Message::WantTree(number))
+                    .map_err(|error| Error::system("send", "request for tree", error))?;
+                match channel.receive() {
+                    Ok(Some(Message::Tree(tree))) => Ok(Some(tree)),
+                    // The runtime says why; see `wait_for_runtime`.
+                    _ => sys::execute::exit_now(1),
+                }
+            }
+        }
     }
 }
 
@@ -126,7 +166,7 @@ pub(crate) struct ExecPlan {
 pub(crate) fn init(plan: InitPlan, channel: Channel) -> ! {
     let copy = channel.try_clone();
     let mut kept = plan.process.descriptors();
-    kept.extend(plan.prepared.iter().flatten().map(AsFd::as_fd));
+    kept.extend(plan.trees.iter().filter_map(Tree::descriptor));
     kept.push(plan.fifo.as_fd());
     let result = keep_only(&plan.process, kept, [Some(&channel), copy.as_ref()]);
     finish(copy, result.and_then(|()| init_steps(plan, channel)))
@@ -232,8 +272,9 @@ fn prepare_root(plan: &mut InitPlan, channel: &Channel) -> Result<OwnedFd, Error
         user_namespace: plan.created.user,
         cgroup_namespace: plan.created.cgroup,
     };
-    for (mount, prepared) in plan.mounts.iter().zip(&mut plan.prepared) {
-        mounter.mount(mount, prepared.take())?;
+    let trees = std::mem::take(&mut plan.trees);
+    for (number, (mount, tree)) in plan.mounts.iter().zip(trees).enumerate() {
+        mounter.mount(mount, tree.get(number, channel)?)?;
     }
     if let (true, Some(nodes)) = (mounted, &plan.devices) {
         devices::make(root.as_fd(), nodes, plan.created.user)?;

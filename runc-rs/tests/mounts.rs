@@ -61,20 +61,75 @@ fn targets_behind_links_that_lead_nowhere() {
 }
 
 /// Sources may be what earlier mounts have put into the root, and destinations the host's paths.
+/// Where the runtime has to open them, it does so when the init comes to them.
 #[test]
 fn what_is_mounted_already_is_mounted_again() {
-    let mut bundle = Bundle::new("cat /final/x/file");
-    let rootfs = bundle.rootfs();
-    for name in ["a/x", "b"] {
-        fs::create_dir_all(bundle.path().join(name)).expect("make source");
+    let ids = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+    let cases = [
+        // Name, with a user namespace, with an idmapped mount; whose the file is.
+        ("plain", false, false, "0"),
+        ("in a user namespace", true, false, "65534"),
+        ("with ids mapped", false, true, "100000"),
+        ("with ids mapped, in a user namespace", true, true, "0"),
+    ];
+    for (case, user, idmap, owner) in cases {
+        let mut bundle = Bundle::new("cat /final/x/file; stat -c %u /final/top");
+        let (rootfs, sources) = (bundle.rootfs(), bundle.path().join("sources"));
+        for name in ["a/x", "b"] {
+            fs::create_dir_all(sources.join(name)).expect("make source");
+        }
+        fs::write(sources.join("a/top"), "").expect("write source");
+        fs::write(sources.join("b/file"), "inner\n").expect("write source");
+        // Nobody but the runtime comes to the sources.
+        let closed = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        fs::set_permissions(&sources, closed).expect("close sources");
+        add(
+            &mut bundle,
+            json!({"source": "sources/a", "destination": "/mnt", "options": ["bind"]}),
+        );
+        add(
+            &mut bundle,
+            json!({"source": "sources/b", "destination": "/mnt/x", "options": ["bind"]}),
+        );
+        let (source, destination) = (rootfs.join("mnt"), rootfs.join("final"));
+        let mut again = json!({"source": source, "destination": destination, "options": ["rbind"]});
+        if idmap {
+            again["uidMappings"] = ids.clone();
+            again["gidMappings"] = ids.clone();
+        }
+        add(&mut bundle, again);
+        if user {
+            bundle.config["linux"]["uidMappings"] = ids.clone();
+            bundle.config["linux"]["gidMappings"] = ids.clone();
+            let namespaces = bundle.config["linux"]["namespaces"].as_array_mut();
+            namespaces.expect("a list").push(json!({"type": "user"}));
+        }
+        // Targets are made by the container's root, to whom the root filesystem does not belong.
+        for name in ["mnt", "final"] {
+            fs::create_dir(rootfs.join(name)).expect("make target");
+        }
+        let answer = bundle.run();
+        assert_eq!(answer.stdout, format!("inner\n{owner}\n"), "{case}: {}", answer.stderr);
+        assert_eq!(bundle.leftovers(), Vec::<String>::new(), "{case}");
     }
-    fs::write(bundle.path().join("b/file"), "inner").expect("write source");
-    add(&mut bundle, json!({"source": "a", "destination": "/mnt", "options": ["bind"]}));
-    add(&mut bundle, json!({"source": "b", "destination": "/mnt/x", "options": ["bind"]}));
-    let (source, destination) = (rootfs.join("mnt"), rootfs.join("final"));
-    add(&mut bundle, json!({"source": source, "destination": destination, "options": ["rbind"]}));
+}
+
+/// The same where it fails: the runtime says why, and nothing is left.
+#[test]
+fn sources_that_no_mount_makes() {
+    let mut bundle = Bundle::new("true");
+    let source = bundle.rootfs().join("missing");
+    let ids = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+    add(
+        &mut bundle,
+        json!({"source": source, "destination": "/tmp", "options": ["bind"],
+               "uidMappings": ids, "gidMappings": ids}),
+    );
     let answer = bundle.run();
-    assert_eq!(answer.stdout, "inner", "{}", answer.stderr);
+    assert_eq!(answer.status, 1, "{answer:?}");
+    let want = format!("bind {}: no such file or directory", source.display());
+    assert!(answer.stderr.contains(&want), "{answer:?}");
+    assert_eq!(bundle.leftovers(), Vec::<String>::new());
 }
 
 #[test]

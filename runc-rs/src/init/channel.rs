@@ -27,6 +27,10 @@ pub(crate) enum Message {
     Proceed,
     /// The pid of the init or exec, as the helper that made it sees it.
     Created(i32),
+    /// The mounts before the one of this number are made: it needs its tree.
+    WantTree(usize),
+    /// A detached tree to mount.
+    Tree(OwnedFd),
     /// The mounts are made: it is time for the runtime's hooks.
     Hooks,
     /// The descriptor from which seccomp notifications are read.
@@ -66,6 +70,11 @@ impl Channel {
         let bytes = match message {
             Message::Proceed => b"P".to_vec(),
             Message::Created(pid) => format!("C{pid}").into_bytes(),
+            Message::WantTree(number) => format!("W{number}").into_bytes(),
+            Message::Tree(fd) => {
+                descriptor = Some(fd.as_fd());
+                b"T".to_vec()
+            }
             Message::Hooks => b"H".to_vec(),
             Message::Listener(fd) => {
                 descriptor = Some(fd.as_fd());
@@ -106,6 +115,8 @@ impl Message {
         let message = match (tag, descriptor) {
             (b'P', _) => Message::Proceed,
             (b'C', _) => Message::Created(text().parse().map_err(|_| Errno::PROTO)?),
+            (b'W', _) => Message::WantTree(text().parse().map_err(|_| Errno::PROTO)?),
+            (b'T', Some(fd)) => Message::Tree(fd),
             (b'H', _) => Message::Hooks,
             (b'L', Some(fd)) => Message::Listener(fd),
             (b'R', _) => Message::Ready,
