@@ -221,8 +221,18 @@ fn settings(config: &Config, paths: &Paths) -> Settings {
         ttrpc_address: paths.ttrpc_address.clone(),
         version: services::VERSION,
         debug: config.log.level <= Level::Debug,
+        open_files_limit: raise_open_files_limit(),
         runtimes: config.runtimes.clone(),
     }
+}
+
+/// Raises the soft limit of open files, and gives the former one: each container takes a few
+/// descriptors, and the usual limit is one for select(2).
+fn raise_open_files_limit() -> Option<u64> {
+    sys::descriptors::raise_limit().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+        None
+    })
 }
 
 /// Makes a folder of this mode, with its parents.

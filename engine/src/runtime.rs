@@ -14,6 +14,8 @@
 //! - The directory of bundles is the only record of tasks. It is read once, when the daemon starts;
 //!   the tasks are known then, and calls wait for the one that they want, not for all.
 //! - Subscribers are told of a task's exit once: by its shim, or by this daemon when the shim cannot.
+//!   An exit is written down before they are told, and marked as told after. A daemon that was
+//!   killed in between left subscribers that had lost their connection; the next one tells again.
 //!
 //! The map of tasks is changed by [`Runtime::create`] and the actors. A container has at most one
 //! entry, from before its bundle is made until the last of it is removed.
@@ -86,6 +88,8 @@ pub struct Settings {
     pub version: &'static str,
     /// Whether shims log what they do.
     pub debug: bool,
+    /// The soft limit of open files that shims, and so containers, get; `None` for this daemon's.
+    pub open_files_limit: Option<u64>,
     pub runtimes: RuntimeTable,
 }
 
@@ -125,14 +129,15 @@ impl Runtime {
     ///
     /// `File`: the directories cannot be made or read.
     pub fn open(settings: Settings, events: Exchange) -> Result<Self, ApiError> {
-        let Settings { root, state, address, ttrpc_address, version, debug, runtimes } = settings;
+        let Settings { root, state, address, ttrpc_address, version, debug, .. } = settings;
+        let Settings { runtimes, open_files_limit, .. } = settings;
         for folder in [&root, &state].map(|base| base.join(FOLDER)) {
             fs::create_dir_all(&folder).map_err(ApiError::file("create", folder))?;
         }
         let context = Arc::new(Context {
             root,
             state,
-            daemon: Daemon { address, ttrpc_address, version, debug },
+            daemon: Daemon { address, ttrpc_address, version, debug, open_files_limit },
             dialects: Dialects::default(),
             events,
             stop: CancellationToken::new(),
@@ -213,7 +218,10 @@ impl Runtime {
                 return Ok(());
             }
             let bundle = Bundle::at(&self.context.state, &namespace, &exit.id);
-            self.context.keep_exit(&bundle, &exit).await;
+            self.context.record_exit(&bundle, &exit).await;
+            let forwarded = self.context.events.forward(envelope);
+            self.context.note_told(&bundle).await;
+            return forwarded;
         }
         self.context.events.forward(envelope)
     }

@@ -9,6 +9,7 @@ use std::{
 };
 
 use engine::{events::Subscription, runtime::Error};
+use prost::Message;
 use prost_types::Timestamp;
 use proto::{
     any::{pack, unpack},
@@ -56,7 +57,7 @@ fn exit_event(id: &str, exit_status: u32) -> Envelope {
         id: id.to_owned(),
         pid: INIT,
         exit_status,
-        exited_at: None,
+        exited_at: Some(Timestamp::default()),
     };
     Envelope {
         timestamp: Some(Timestamp::default()),
@@ -206,6 +207,89 @@ async fn a_death_is_told_once() {
         let (exits, deleted) = told(&mut events).await;
         assert_eq!((exits.as_slice(), deleted), ([want].as_slice(), want));
         assert_eq!(stage.calls(), ["start c1", "delete c1"]);
+        stage.assert_nothing_left();
+    }
+}
+
+#[tokio::test]
+async fn a_bundle_stays_until_it_is_cleaned_up_after() {
+    for by_next_daemon in [false, true] {
+        let stage = Stage::new();
+        let runtime = stage.runtime();
+        let shim = stage.shim("c1", Manner::Good);
+        soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await.expect("made");
+        let task = runtime.task(&stage.namespace, "c1").expect("is there");
+        let mut events = stage.subscribe();
+        stage.unlucky(true);
+        fs::write(stage.bundle("c1").join("init.pid"), INIT.to_string()).expect("written");
+        shim.die();
+        assert_eq!(soon("wait", task.wait("")).await.expect("known").status, 255);
+        assert!(stage.bundle("c1").exists());
+        let error = soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await;
+        assert!(error.expect_err("is left over").to_string().contains("no luck"));
+        stage.unlucky(false);
+        let runtime = if by_next_daemon {
+            runtime.close().await;
+            drop(runtime);
+            stage.runtime()
+        } else {
+            let shim = stage.shim("c1", Manner::Good);
+            let made = soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await;
+            made.expect("made after all");
+            shim.die();
+            runtime
+        };
+        assert_eq!(told(&mut events).await, (vec![255], 255), "of the first task, once");
+        if !by_next_daemon {
+            assert_eq!(told(&mut events).await, (vec![137], 137), "of the second task");
+        }
+        let none = tokio::time::timeout(Duration::from_millis(50), events.next()).await;
+        assert!(none.is_err(), "{none:?}");
+        soon("close", runtime.close()).await;
+        stage.assert_nothing_left();
+    }
+}
+
+#[tokio::test]
+async fn an_exit_that_was_recorded_and_not_told() {
+    for shim_lives in [false, true] {
+        let stage = Stage::new();
+        let runtime = stage.runtime();
+        let shim = stage.shim("c1", Manner::Good);
+        soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await.expect("made");
+        runtime.close().await;
+        drop(runtime);
+        let exit = TaskExit {
+            container_id: "c1".to_owned(),
+            id: "c1".to_owned(),
+            pid: INIT,
+            exit_status: 9,
+            exited_at: Some(Timestamp { seconds: 5, nanos: 0 }),
+        };
+        fs::write(stage.bundle("c1").join("exit.recorded"), exit.encode_to_vec()).expect("written");
+        if shim_lives {
+            shim.exit(9);
+        } else {
+            shim.die();
+        }
+        let mut events = stage.subscribe();
+        let runtime = stage.runtime();
+        if shim_lives {
+            // The shim got no answer from the daemon that was killed, and tells again.
+            runtime.forward(exit_event("c1", 9)).await.expect("well formed");
+            runtime.forward(exit_event("c1", 9)).await.expect("well formed");
+            let event = soon("an event", events.next()).await.expect("open");
+            let exit = unpack::<TaskExit>(event.event.as_ref().expect("has one"));
+            assert_eq!(exit.expect("well formed").map(|exit| exit.exit_status), Some(9));
+            let task = runtime.task(&stage.namespace, "c1").expect("is there");
+            assert_eq!(soon("delete", task.delete()).await.expect("ended").status, 9);
+        } else {
+            // Not what the binary's `delete` says, which is 137.
+            assert_eq!(told(&mut events).await, (vec![9], 9));
+        }
+        let none = tokio::time::timeout(Duration::from_millis(50), events.next()).await;
+        assert!(none.is_err(), "it is told once: {none:?}");
+        soon("close", runtime.close()).await;
         stage.assert_nothing_left();
     }
 }

@@ -51,6 +51,7 @@ impl Stage {
             ttrpc_address: path.join("sock.ttrpc"),
             version: "2.3.0",
             debug: false,
+            open_files_limit: None,
             runtimes: RuntimeTable::new(),
         };
         Runtime::open(settings, Exchange::default()).expect("opens")

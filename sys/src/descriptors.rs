@@ -7,6 +7,8 @@ use std::{
     os::fd::{BorrowedFd, RawFd},
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// Marks all descriptors from `first` on close-on-exec.
 ///
 /// # Errors
@@ -19,6 +21,23 @@ pub fn close_on_exec_from(first: RawFd) -> io::Result<()> {
         libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC)
     };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Raises this process's soft limit of open files to the hard limit, and returns the former one if
+/// it was lower. Its children inherit the new one.
+///
+/// # Errors
+///
+/// The kernel refuses.
+pub fn raise_limit() -> io::Result<Option<u64>> {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    match current {
+        Some(soft) if maximum.is_none_or(|hard| soft < hard) => {
+            setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum })?;
+            Ok(Some(soft))
+        }
+        _ => Ok(None),
+    }
 }
 
 /// Says whether this process has a descriptor with this number.
@@ -40,4 +59,19 @@ pub fn standard(number: RawFd) -> Option<BorrowedFd<'static>> {
     assert!((0..=2).contains(&number), "only 0, 1 and 2 stay open as long as the process");
     // SAFETY: the number was checked to be open, and no code here closes a standard descriptor.
     is_open(number).then(|| unsafe { BorrowedFd::borrow_raw(number) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_is_raised_once() {
+        let before = getrlimit(Resource::Nofile);
+        let raised = raise_limit().expect("raising to the hard limit is always allowed");
+        assert_eq!(raised, before.current.filter(|_| before.current != before.maximum));
+        let after = getrlimit(Resource::Nofile);
+        assert_eq!((after.current, after.maximum), (before.maximum, before.maximum));
+        assert_eq!(raise_limit().expect("nothing to do"), None);
+    }
 }

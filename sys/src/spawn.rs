@@ -11,6 +11,8 @@ use std::{
     process::Command,
 };
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
 /// Additions to [`Command`] that std does not have.
 pub trait CommandChild {
     /// Has the kernel send `signal` to the child when the thread that starts it ends.
@@ -24,6 +26,9 @@ pub trait CommandChild {
 
     /// Makes the child the leader of a new session, which has no terminal.
     fn new_session(&mut self) -> &mut Self;
+
+    /// Gives the child `soft` as its soft limit of open files, or the hard limit if that is lower.
+    fn open_files_limit(&mut self, soft: u64) -> &mut Self;
 
     /// Lets all signals through to the child, which would keep those that this thread blocks.
     fn unblock_signals(&mut self) -> &mut Self;
@@ -80,6 +85,16 @@ impl CommandChild for Command {
     fn new_session(&mut self) -> &mut Self {
         // SAFETY: the closure makes one system call.
         unsafe { self.pre_exec(|| rustix::process::setsid().map(drop).map_err(io::Error::from)) }
+    }
+
+    fn open_files_limit(&mut self, soft: u64) -> &mut Self {
+        let in_child = move || {
+            let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+            let current = Some(maximum.map_or(soft, |hard| hard.min(soft)));
+            setrlimit(Resource::Nofile, Rlimit { current, maximum }).map_err(io::Error::from)
+        };
+        // SAFETY: the closure makes two system calls and does not allocate.
+        unsafe { self.pre_exec(in_child) }
     }
 
     fn unblock_signals(&mut self) -> &mut Self {
@@ -167,6 +182,14 @@ mod tests {
         first.read_to_string(&mut text).expect("read");
         second.read_to_string(&mut text).expect("read");
         assert_eq!(text, "one\ntwo\n");
+    }
+
+    #[test]
+    fn limit_of_open_files() {
+        let mut command = Command::new("/bin/sh");
+        let output = command.args(["-c", "ulimit -Sn"]).open_files_limit(77).output();
+        let output = output.expect("runs");
+        assert_eq!((output.status.success(), output.stdout.as_slice()), (true, &b"77\n"[..]));
     }
 
     #[test]

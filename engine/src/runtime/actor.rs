@@ -10,6 +10,8 @@
 //! | the creator left    | deletes the task again                                                |
 //! | delete              | asks the shim; then shuts it down and removes the bundle              |
 //! | shim dies           | runs `shim delete`, removes the bundle, tells of exit and delete once |
+//! | `shim delete` fails | tries again; then tells of the exit, and leaves the bundle for the    |
+//! |                     | next create or the next daemon, which try again                       |
 //! | connection is lost  | connects again; if that fails, the shim is killed and counts as dead  |
 //! | shim does not answer| reports it; nothing is killed on a suspicion                          |
 //! | no way to a shim    | the same, and tries again: descriptors or room for it may be short    |
@@ -18,14 +20,19 @@
 //! After a delete is answered, the actor stays until the shim has exited: a shim's socket is named
 //! after the container, and a new task must not find the old shim there.
 
-use std::{path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{
+    path::PathBuf,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use prost_types::{Any, Timestamp};
 use proto::{
     any::pack,
     containerd::{
         events::{TaskDelete, TaskExit},
-        task::v3,
+        task::v3::{self, DeleteResponse},
         v1::types::Status,
     },
     ttrpc::CallError,
@@ -63,6 +70,11 @@ const CREATE_PAUSE: Duration = Duration::from_millis(50);
 /// How long a shim is given to tell of an exit that happened while no daemon ran. Shims try again
 /// at most five seconds apart.
 const TELL_GRACE: Duration = Duration::from_secs(6);
+
+/// How often `shim delete` is tried, the pause between, and for how long it is tried at all.
+const CLEAN_TRIES: usize = 3;
+const CLEAN_PAUSE: Duration = Duration::from_millis(300);
+const CLEAN_LIMIT: Duration = Duration::from_secs(10);
 
 /// The status of a process whose shim died and could not be cleaned up after, as containerd's.
 const STATUS_UNKNOWN: u32 = 255;
@@ -124,11 +136,11 @@ impl Actor {
     async fn make(&mut self, request: Create) -> Result<(Held, u32), Error> {
         let work = self.context.work(&self.task);
         let (bundle, binary, spec) = (self.bundle.clone(), self.binary.clone(), request.spec);
+        // The map of tasks says that there is none, so a bundle can only be a left-over.
+        if bundle.path().exists() {
+            self.clear_left_over().await?;
+        }
         let make = move || {
-            // The map of tasks says that there is none, so a bundle can only be a left-over.
-            if bundle.path().exists() {
-                bundle.remove()?;
-            }
             bundle.make(&work, spec.as_ref(), &binary)?;
             Ok(spec)
         };
@@ -195,9 +207,10 @@ impl Actor {
 
     async fn find(&mut self, mut place: Option<OwnedSemaphorePermit>) -> Option<Held> {
         let bundle = self.bundle.clone();
-        let exit = blocking(move || Ok(bundle.exit())).await.ok().flatten();
-        if let Some(exit) = exit {
-            self.task.tell(&exit);
+        match blocking(move || Ok(bundle.exit())).await.ok().flatten() {
+            Some((exit, true)) => drop(self.task.tell(&exit)),
+            Some((exit, false)) => self.task.record(from_event(&exit)),
+            None => {}
         }
         let Some(bootstrap) = self.bundle.bootstrap() else {
             self.clear_unrecorded().await;
@@ -372,30 +385,72 @@ impl Actor {
         if let Some(process) = process {
             process.kill();
         }
-        let answer = self.launch().delete().await;
-        if let Err(error) = &answer {
-            self.report("clean up after the shim", error);
-        }
-        self.remove_bundle().await;
+        let answer = self.clean().await;
         let now = Some(Timestamp::from(std::time::SystemTime::now()));
-        let cleaned = match answer {
+        let cleaned = match &answer {
             Ok(answer) => {
                 Exit { pid: answer.pid, status: answer.exit_status, at: answer.exited_at.or(now) }
             }
             Err(_) => Exit { pid: self.task.last().pid, status: STATUS_UNKNOWN, at: now },
         };
+        let cleaned = self.task.recorded().unwrap_or(cleaned);
         self.tell_exit(cleaned).await;
         let exit = self.task.told().map_or(cleaned, |told| from_event(&told));
-        let event = TaskDelete {
-            container_id: self.task.id().to_owned(),
-            pid: exit.pid,
-            exit_status: exit.status,
-            exited_at: exit.at,
-            id: String::new(),
-        };
-        self.context.events.publish(self.task.namespace(), "/tasks/delete", pack(&event));
+        if self.remove_cleaned(answer).await {
+            self.tell_delete(exit);
+        }
         self.leave(Some(exit));
         exit
+    }
+
+    /// Removes the bundle after [`clean`](Self::clean), unless a container may be left that only the
+    /// bundle leads to. `false` when it stays.
+    async fn remove_cleaned(&self, answer: Result<DeleteResponse, Error>) -> bool {
+        if let Err(error) = answer {
+            if self.bundle.has_container() {
+                self.report("clean up after the shim, and keep the bundle", &error);
+                return false;
+            }
+            self.report("clean up after the shim", &error);
+        }
+        self.remove_bundle().await;
+        true
+    }
+
+    /// Has the shim's binary remove what a shim left. Little is tried for long: somebody may wait.
+    async fn clean(&self) -> Result<DeleteResponse, Error> {
+        let begun = Instant::now();
+        for _ in 1..CLEAN_TRIES {
+            match self.launch().delete().await {
+                Err(error) if begun.elapsed() < CLEAN_LIMIT => {
+                    self.report("clean up after the shim", &error);
+                    tokio::time::sleep(CLEAN_PAUSE).await;
+                }
+                answer => return answer,
+            }
+        }
+        self.launch().delete().await
+    }
+
+    /// Cleans up what an earlier task of the container left that could not be cleaned up then.
+    async fn clear_left_over(&mut self) -> Result<(), Error> {
+        let (exit, recorded) = (self.bundle.exit(), self.bundle.binary());
+        if let Some(recorded) = recorded {
+            let own = std::mem::replace(&mut self.binary, recorded);
+            let cleaned = self.launch().delete().await;
+            self.binary = own;
+            match cleaned {
+                Err(error) if self.bundle.has_container() => return Err(error),
+                Err(error) => self.report("clean up after an earlier task", &error),
+                Ok(_) => {}
+            }
+        }
+        let bundle = self.bundle.clone();
+        blocking(move || bundle.remove()).await?;
+        if let Some((exit, true)) = exit {
+            self.tell_delete(from_event(&exit));
+        }
+        Ok(())
     }
 
     /// Ends a shim whose task nobody was told of, after the shim's own cleaning.
@@ -425,10 +480,8 @@ impl Actor {
             process.kill();
         }
         self.await_exit(held).await;
-        if let Err(error) = self.launch().delete().await {
-            self.report("clean up after the shim", &error);
-        }
-        self.remove_bundle().await;
+        let cleaned = self.clean().await;
+        self.remove_cleaned(cleaned).await;
     }
 
     async fn shutdown(&self, shim: &Shim) -> bool {
@@ -473,9 +526,22 @@ impl Actor {
             exited_at: exit.at,
         };
         if self.task.tell(&event) {
-            self.context.keep_exit(&self.bundle, &event).await;
+            self.context.record_exit(&self.bundle, &event).await;
             self.context.events.publish(self.task.namespace(), "/tasks/exit", pack(&event));
+            self.context.note_told(&self.bundle).await;
         }
+    }
+
+    /// Tells subscribers that nothing is left of the task.
+    fn tell_delete(&self, exit: Exit) {
+        let event = TaskDelete {
+            container_id: self.task.id().to_owned(),
+            pid: exit.pid,
+            exit_status: exit.status,
+            exited_at: exit.at,
+            id: String::new(),
+        };
+        self.context.events.publish(self.task.namespace(), "/tasks/delete", pack(&event));
     }
 
     fn is_stopped(&self) -> bool {

@@ -8,11 +8,12 @@
 //!     log                fifo into which the shim logs
 //!     shim-binary-path   the shim's binary
 //!     bootstrap.json     how to reach the shim
-//!     exit               the exit of init, once it was told to subscribers
+//!     exit.recorded      the exit of init, before it is told to subscribers
+//!     exit               the same file, once they were told
 //!     address, init.pid, log.json, options.json, runtime ...     the shim's own
 //! ```
 //!
-//! The layout is containerd's, but for `exit`, so that each daemon finds the other's containers.
+//! The layout is containerd's, but for the exit, so that each daemon finds the other's containers.
 //! `shim-binary-path` is written before the shim is started: whatever a crash leaves behind can be
 //! cleaned up by that binary. Nothing is synced, since the state directory does not outlive the
 //! kernel.
@@ -47,6 +48,9 @@ pub(super) const FOLDER: &str = "io.containerd.runtime.v2.task";
 
 /// How many mounts may lie on top of each other on one rootfs.
 const MOUNT_DEPTH_MAX: usize = 64;
+
+/// Whether subscribers were told.
+type Told = bool;
 
 /// The directory of a task.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,15 +150,37 @@ impl Bundle {
         fs::read_to_string(self.path.join("init.pid")).ok()?.trim().parse().ok()
     }
 
-    /// Notes that subscribers were told of init's exit.
-    pub(super) fn keep_exit(&self, exit: &TaskExit) -> Result<(), Error> {
-        self.write("exit", &exit.encode_to_vec())
+    /// Whether a runtime has made a container from the bundle. Shims that fail to clean up before
+    /// they made one have nothing to clean up.
+    pub(super) fn has_container(&self) -> bool {
+        self.init_pid().is_some()
     }
 
-    /// The exit that subscribers were told of.
-    pub(super) fn exit(&self) -> Option<TaskExit> {
-        let bytes = fs::read(self.path.join("exit")).ok()?;
-        TaskExit::decode(bytes.as_slice()).ok()
+    /// Keeps init's exit, of which subscribers are told next.
+    pub(super) fn record_exit(&self, exit: &TaskExit) -> Result<(), Error> {
+        self.write("exit.recorded", &exit.encode_to_vec())
+    }
+
+    /// Notes that subscribers were told of the exit that was recorded. One that was not, because the
+    /// bundle is gone, is none.
+    pub(super) fn note_told(&self) -> Result<(), Error> {
+        let recorded = self.path.join("exit.recorded");
+        match fs::rename(&recorded, self.path.join("exit")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renamed => renamed.map_err(Error::bundle("rename", recorded)),
+        }
+    }
+
+    /// The exit that was recorded, and whether subscribers were told of it. What a daemon was killed
+    /// in the middle of writing does not count.
+    pub(super) fn exit(&self) -> Option<(TaskExit, Told)> {
+        let read = |name: &str| {
+            let bytes = fs::read(self.path.join(name)).ok()?;
+            // All of a message is there when its last field is.
+            TaskExit::decode(bytes.as_slice()).ok().filter(|exit| exit.exited_at.is_some())
+        };
+        let told = read("exit").map(|exit| (exit, true));
+        told.or_else(|| read("exit.recorded").map(|exit| (exit, false)))
     }
 
     /// Unmounts the root filesystem, if it is mounted, and removes the directory and its work
@@ -302,9 +328,26 @@ mod tests {
         bundle.make(&work, None, Path::new("/bin/shim")).expect_err("exists");
         assert!(bundle.path().join("config.json").exists());
 
-        let exit = TaskExit { id: "c1".to_owned(), exit_status: 3, ..Default::default() };
-        bundle.keep_exit(&exit).expect("written");
-        assert_eq!(bundle.exit(), Some(exit));
+        bundle.note_told().expect("nothing to tell");
+        let at = Some(prost_types::Timestamp { seconds: 1, nanos: 1 });
+        let exit = TaskExit {
+            id: "c1".to_owned(),
+            exit_status: 3,
+            exited_at: at,
+            pid: 1,
+            ..Default::default()
+        };
+        bundle.record_exit(&exit).expect("written");
+        assert_eq!(bundle.exit(), Some((exit.clone(), false)));
+        let recorded = bundle.path().join("exit.recorded");
+        let whole = fs::read(&recorded).expect("there");
+        for len in 0..whole.len() {
+            fs::write(&recorded, &whole[..len]).expect("written");
+            assert_eq!(bundle.exit(), None, "{len} of {} bytes", whole.len());
+        }
+        fs::write(&recorded, whole).expect("written");
+        bundle.note_told().expect("noted");
+        assert_eq!(bundle.exit(), Some((exit, true)));
         fs::write(bundle.path().join("address"), "unix:///s/a").expect("written");
         assert_eq!(bundle.bootstrap().map(|found| found.version), Some(2));
 

@@ -10,6 +10,7 @@ use proto::containerd::events::TaskExit;
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    Error,
     actor::blocking,
     bundle::{Bundle, FOLDER},
     launch::{Daemon, Dialects},
@@ -63,12 +64,27 @@ impl Context {
         }
     }
 
-    /// Keeps for later daemons that subscribers were told of an exit.
-    pub(super) async fn keep_exit(&self, bundle: &Bundle, exit: &TaskExit) {
+    /// Keeps for later daemons an exit that subscribers are about to be told of.
+    pub(super) async fn record_exit(&self, bundle: &Bundle, exit: &TaskExit) {
         let (bundle, exit) = (bundle.clone(), exit.clone());
-        // Without a bundle there is no later daemon that would tell again.
-        let _ =
-            blocking(move || if bundle.path().exists() { bundle.keep_exit(&exit) } else { Ok(()) })
-                .await;
+        keep(move || {
+            // Without a bundle there is no later daemon that would tell.
+            if bundle.path().exists() { bundle.record_exit(&exit) } else { Ok(()) }
+        })
+        .await;
+    }
+
+    /// Keeps for later daemons that subscribers were told of the exit that was recorded.
+    pub(super) async fn note_told(&self, bundle: &Bundle) {
+        let bundle = bundle.clone();
+        keep(move || bundle.note_told()).await;
+    }
+}
+
+/// Writes for later daemons. A failure costs them an event too many or the exact status of an exit,
+/// and must not cost subscribers the event.
+async fn keep(write: impl FnOnce() -> Result<(), Error> + Send + 'static) {
+    if let Err(error) = blocking(write).await {
+        tracing::warn!(error = %sys::error::Chain(&error), "exit is not kept for later daemons");
     }
 }

@@ -29,6 +29,7 @@ use proto::containerd::{
     task::v3::DeleteResponse,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
+use sys::spawn::CommandChild;
 use tokio::process::Command;
 
 use super::{Error, bootstrap::Bootstrap, bundle::Bundle, resolve::OWN_SHIM};
@@ -50,6 +51,8 @@ pub(super) struct Daemon {
     pub(super) ttrpc_address: PathBuf,
     pub(super) version: &'static str,
     pub(super) debug: bool,
+    /// The soft limit of open files that shims, and so containers, get; `None` for this daemon's.
+    pub(super) open_files_limit: Option<u64>,
 }
 
 /// What a shim is given when it says that it does not want options (`pkg/shim/compat.go`).
@@ -204,6 +207,9 @@ impl Launch<'_> {
             .kill_on_drop(true)
             .stdout(stdout.try_clone()?)
             .stderr(stderr.try_clone()?);
+        if let Some(soft) = self.daemon.open_files_limit {
+            command.as_std_mut().open_files_limit(soft);
+        }
         if input.is_empty() {
             command.stdin(Stdio::null());
         } else {
@@ -263,6 +269,7 @@ mod tests {
             ttrpc_address: "/run/x.sock.ttrpc".into(),
             version: "2.3.0",
             debug: false,
+            open_files_limit: Some(99),
         };
         let launch = Launch {
             daemon: &daemon,
@@ -290,6 +297,7 @@ mod tests {
                 "echo unix:///$1/$2/$7/$8/$9",
                 found("unix:///-namespace/default/-id/c1/start"),
             ),
+            ("limit", "echo unix:///s/$(ulimit -Sn)", found("unix:///s/99")),
             ("directory", "echo unix:///${PWD##*/}", found("unix:///c1")),
             (
                 "output stays open",

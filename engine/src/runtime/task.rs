@@ -93,6 +93,8 @@ struct Known {
     state: v3::StateResponse,
     /// What subscribers were told of init's end.
     told: Option<TaskExit>,
+    /// The exit that an earlier daemon recorded and may not have told.
+    recorded: Option<Exit>,
     suspect: bool,
 }
 
@@ -315,6 +317,16 @@ impl Task {
         known.state.exited_at = exit.exited_at;
         known.told = Some(exit.clone());
         true
+    }
+
+    /// Notes init's end, of which subscribers may not have been told.
+    pub(super) fn record(&self, exit: Exit) {
+        self.known().recorded = Some(exit);
+    }
+
+    /// Init's end as an earlier daemon recorded it.
+    pub(super) fn recorded(&self) -> Option<Exit> {
+        self.known().recorded
     }
 
     /// What subscribers were told of init's end.

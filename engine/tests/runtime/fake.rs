@@ -61,6 +61,7 @@ impl Stage {
              for last; do :; done\n\
              while [ $# -gt 0 ]; do [ \"$1\" = -id ] && id=$2; shift; done\n\
              echo \"$last $id\" >> {0}/calls\n\
+             [ $last = delete ] && [ -e {0}/unlucky ] && echo no luck >&2 && exit 1\n\
              [ $last = start ] && echo unix://{0}/$id.sock && exit\n\
              printf '\\010\\222\\041\\020\\211\\001'\n",
             folder.path().display()
@@ -81,6 +82,7 @@ impl Stage {
             ttrpc_address: path.join("sock.ttrpc"),
             version: "2.3.0",
             debug: false,
+            open_files_limit: None,
             runtimes: RuntimeTable::new(),
         };
         Runtime::open(settings, self.events.clone()).expect("opens")
@@ -118,6 +120,13 @@ impl Stage {
 
     pub(crate) fn subscribe(&self) -> Subscription {
         self.events.subscribe(Filter::default())
+    }
+
+    /// Whether the binary's `delete` fails.
+    pub(crate) fn unlucky(&self, fails: bool) {
+        let path = self.folder.path().join("unlucky");
+        let done = if fails { fs::write(path, "") } else { fs::remove_file(path) };
+        done.expect("written or removed");
     }
 
     /// That no bundle and no working directory is left.
