@@ -51,6 +51,9 @@ pub(crate) fn measure(options: &Options, stage: &Stage, table: &mut Table) -> Re
                 steps(runtime, &bundle, round, table)?;
             }
         }
+        for runtime in &runtimes {
+            peaks(runtime, &bundle, table)?;
+        }
     }
     let row = "OCI 200 runs, 8 at a time";
     if options.wants(row) {
@@ -86,6 +89,14 @@ fn runs(
         let words = ["run", "--bundle", bundle.text(), &id];
         runtime::run(&mut runtime.traced(&words, &file))?;
         let (calls, forks) = runtime::counted(&file)?;
+        let id = format!("bench-{}-weighed", runtime.name);
+        let words = ["run", "--bundle", bundle.text(), &id];
+        table.add(
+            &format!("{row}, peak RSS"),
+            "KiB",
+            &runtime.name,
+            peak(runtime, &words, bundle)?,
+        );
         table.add(&format!("{row}, system calls"), "each", &runtime.name, calls);
         table.add(&format!("{row}, forks"), "each", &runtime.name, forks);
     }
@@ -131,6 +142,31 @@ fn steps(runtime: &Runtime, bundle: &Bundle, round: usize, table: &mut Table) ->
     step("delete", &["delete", &id])
 }
 
+/// How much memory each step takes.
+fn peaks(runtime: &Runtime, bundle: &Bundle, table: &mut Table) -> Result<()> {
+    let id = format!("bench-{}-weighed", runtime.name);
+    let steps: [(&str, &[&str]); 6] = [
+        ("create", &["create", "--bundle", bundle.text(), &id]),
+        ("state", &["state", &id]),
+        ("start", &["start", &id]),
+        ("exec", &["exec", &id, "/bin/true"]),
+        ("kill", &["kill", &id, "KILL"]),
+        ("delete", &["delete", "--force", &id]),
+    ];
+    for (step, words) in steps {
+        let peak = peak(runtime, words, bundle)?;
+        table.add(&format!("OCI steps: {step}, peak RSS"), "KiB", &runtime.name, peak);
+    }
+    Ok(())
+}
+
+/// The most memory that a command or one of its children has resident, in KiB.
+fn peak(runtime: &Runtime, words: &[&str], bundle: &Bundle) -> Result<f64> {
+    let file = bundle.0.join("peak");
+    runtime::run(&mut runtime.weighed(words, &file)?)?;
+    Ok(fs::read_to_string(file)?.trim().parse()?)
+}
+
 /// How long a process was on a processor.
 fn nanoseconds_run(pid: u32) -> Result<u64> {
     let text = fs::read_to_string(format!("/proc/{pid}/schedstat"))?;
@@ -164,7 +200,6 @@ fn many(runtime: &Runtime, bundle: &Bundle, round: usize) -> Result<f64> {
 fn add(row: &str, side: &str, took: &Took, table: &mut Table) {
     table.add(row, "ms", side, took.wall_ms);
     table.add(&format!("{row}, CPU"), "ms", side, took.cpu_ms());
-    table.add(&format!("{row}, peak RSS"), "KiB", side, took.usage.peak_kib as f64);
     table.add(&format!("{row}, page faults"), "each", side, took.usage.faults as f64);
 }
 

@@ -68,6 +68,13 @@ impl Runtime {
         command
     }
 
+    /// The same, with the most memory that it takes written into `file`.
+    pub(crate) fn weighed(&self, words: &[&str], file: &Path) -> Result<Command> {
+        let mut command = Command::new(programs::own("probe")?);
+        command.arg("peak").arg(file).arg(&self.program).arg("--root").arg(&self.state).args(words);
+        Ok(command)
+    }
+
     /// The same, under strace, which counts into `file`.
     pub(crate) fn traced(&self, words: &[&str], file: &Path) -> Command {
         let mut command = Command::new("strace");

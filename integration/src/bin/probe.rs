@@ -2,6 +2,10 @@
 //!
 //! Says where it finds itself, from inside, and then does what its arguments ask for:
 //! `exit <code>`, `sleep <seconds>`, `echo <words>`; without arguments it only says.
+//!
+//! Outside of containers, `peak <file> <program> <words>` writes into a file how much memory a
+//! program had resident at most, in KiB. A child counts what the one who starts it has resident,
+//! too, so that has to be a small program.
 
 use std::{env, fs, io::Write, process::ExitCode, thread, time::Duration};
 
@@ -16,9 +20,19 @@ fn main() -> ExitCode {
             thread::sleep(Duration::from_secs(seconds.parse().unwrap_or(1)));
         }
         ["echo", rest @ ..] => say(&format!("{}\n", rest.join(" "))),
+        ["peak", file, program, rest @ ..] => return peak(file, program, rest),
         _ => return ExitCode::from(2),
     }
     ExitCode::SUCCESS
+}
+
+fn peak(file: &str, program: &str, words: &[&str]) -> ExitCode {
+    let child = std::process::Command::new(program).args(words).spawn();
+    let Ok((status, usage)) = child.and_then(sys::usage::wait) else { return ExitCode::from(2) };
+    match fs::write(file, usage.peak_kib.to_string()) {
+        Ok(()) if status.success() => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    }
 }
 
 fn say(text: &str) {
