@@ -198,7 +198,7 @@ impl Container {
             Err(error) => return Err(fail(error)),
         }
         rustix::io::write(&fifo, b"0").map_err(|error| Error::file("write", &path, error))?;
-        let hooks = self.run_hooks("poststart", Status::Running);
+        let hooks = self.run_poststart_hooks();
         if hooks.is_err()
             && let Err(error) = self.kill()
         {
@@ -224,18 +224,15 @@ impl Container {
         self.entry.store(&self.state)
     }
 
-    /// Runs poststart or poststop hooks.
-    pub(crate) fn run_hooks(&self, point: &'static str, status: Status) -> Result<(), Error> {
-        let hooks = match point {
-            "poststart" => &self.state.config.hooks.poststart,
-            _ => &self.state.config.hooks.poststop,
-        };
+    /// Runs the poststart hooks.
+    pub(crate) fn run_poststart_hooks(&self) -> Result<(), Error> {
+        let hooks = &self.state.config.hooks.poststart;
         if hooks.is_empty() {
             return Ok(());
         }
-        let state = self.hook_state(status);
+        let state = self.hook_state(Status::Running);
         hooks::run_all(
-            point,
+            "poststart",
             hooks,
             &state,
             hooks::Environment::Inherited,
@@ -292,13 +289,22 @@ impl Container {
         let killed = if self.cgroup.remove_unused() { Ok(()) } else { kill_all(&self.cgroup) };
         self.cgroup.destroy()?;
         self.resctrl_group().map_or(Ok(()), |group| group.remove())?;
-        let hooks = self.run_hooks("poststop", Status::Stopped);
-        let entry = self.entry.remove();
-        if let Err(error) = hooks {
-            // The spec has them logged, not obeyed.
-            crate::log::warn(&format!("poststop hooks: {}", sys::error::Chain(&error)));
+        self.run_poststop_hooks();
+        killed.and(self.entry.remove())
+    }
+
+    /// Runs the poststop hooks, all of them: a failure is logged, and not obeyed (runtime-spec
+    /// `runtime.md`, "Lifecycle").
+    fn run_poststop_hooks(&self) {
+        let hooks = &self.state.config.hooks.poststop;
+        if hooks.is_empty() {
+            return;
         }
-        killed.and(entry)
+        let state = self.hook_state(Status::Stopped);
+        let directory = Path::new(self.state.bundle());
+        hooks::run_each("poststop", hooks, &state, directory, |error| {
+            crate::log::warn(&format!("poststop hooks: {}", sys::error::Chain(&error)));
+        });
     }
 }
 

@@ -77,24 +77,48 @@ pub(crate) fn run_all(
     environment: Environment<'_>,
     directory: &Path,
 ) -> Result<(), Error> {
-    for (number, hook) in hooks.iter().enumerate() {
-        let start =
-            |error| Error::Start { point, number, path: hook.path.clone(), source: Cause(error) };
-        let mut hook = Running::start(hook, state, environment, directory).map_err(start)?;
-        let Some(status) = hook.wait().map_err(start)? else {
-            return Err(Error::Timeout { point, number, seconds: hook.timeout.unwrap_or(0) });
-        };
-        if !status.success() {
-            return Err(Error::Exit {
-                point,
-                number,
-                status: describe(status),
-                stdout: content(&mut hook.stdout),
-                stderr: content(&mut hook.stderr),
-            });
-        }
+    let mut hooks = hooks.iter().enumerate();
+    hooks.try_for_each(|hook| run_one(point, hook, state, environment, directory))
+}
+
+/// Runs the hooks of one point, in order, and passes what fails to `report`.
+pub(crate) fn run_each(
+    point: &'static str,
+    hooks: &[spec::Hook],
+    state: &State,
+    directory: &Path,
+    report: impl FnMut(Error),
+) {
+    let environment = Environment::Inherited;
+    let hooks = hooks.iter().enumerate();
+    hooks
+        .filter_map(|hook| run_one(point, hook, state, environment, directory).err())
+        .for_each(report);
+}
+
+fn run_one(
+    point: &'static str,
+    (number, hook): (usize, &spec::Hook),
+    state: &State,
+    environment: Environment<'_>,
+    directory: &Path,
+) -> Result<(), Error> {
+    let start =
+        |error| Error::Start { point, number, path: hook.path.clone(), source: Cause(error) };
+    let mut hook = Running::start(hook, state, environment, directory).map_err(start)?;
+    let Some(status) = hook.wait().map_err(start)? else {
+        return Err(Error::Timeout { point, number, seconds: hook.timeout.unwrap_or(0) });
+    };
+    if status.success() {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::Exit {
+        point,
+        number,
+        status: describe(status),
+        stdout: content(&mut hook.stdout),
+        stderr: content(&mut hook.stderr),
+    })
 }
 
 /// What Go calls each signal, by its number.

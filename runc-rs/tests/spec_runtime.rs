@@ -59,8 +59,12 @@ fn hooks_that_fail_later() {
     assert_eq!(bundle.leftovers(), Vec::<String>::new(), "poststart");
 
     let mut bundle = Bundle::new("echo ran");
-    bundle.config["hooks"]["poststop"] = hook("exit 1");
+    let mark = bundle.path().join("second hook");
+    let mut hooks = hook("exit 1");
+    hooks.as_array_mut().expect("a list").push(hook(&format!("> '{}'", mark.display()))[0].take());
+    bundle.config["hooks"]["poststop"] = hooks;
     let answer = bundle.run();
+    assert!(mark.exists(), "poststop: those after a failed one run, too");
     assert_eq!((answer.status, answer.stdout.as_str()), (0, "ran\n"), "poststop: {answer:?}");
     assert!(answer.stderr.contains("level=warning"), "poststop: {answer:?}");
     assert_eq!(bundle.leftovers(), Vec::<String>::new(), "poststop");
