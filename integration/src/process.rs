@@ -246,7 +246,39 @@ impl OnTerminal {
     ///
     /// It does not in time; the error has what was shown.
     pub fn wait_for(&mut self, wanted: &str) -> Result<()> {
+        self.repeat_until(wanted, |_| Ok(()))
+    }
+
+    /// Changes the terminal's size until it has shown `wanted`. A command that has just started may
+    /// not listen to the signal yet, and nobody is told of a size that is not new.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_for`](Self::wait_for).
+    pub fn resize_until(&mut self, rows: u16, columns: u16, wanted: &str) -> Result<()> {
+        self.repeat_until(wanted, |terminal| {
+            terminal.resize(rows, columns + 1)?;
+            terminal.resize(rows, columns)
+        })
+    }
+
+    /// Types `keys` until the terminal has shown `wanted`. A command that makes the terminal raw
+    /// drops what was typed before.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait_for`](Self::wait_for).
+    pub fn type_until(&mut self, keys: &str, wanted: &str) -> Result<()> {
+        self.repeat_until(wanted, |terminal| terminal.type_keys(keys))
+    }
+
+    fn repeat_until(
+        &mut self,
+        wanted: &str,
+        mut act: impl FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
         wait::until(&format!("{wanted:?} on the terminal"), || {
+            act(self)?;
             self.read();
             let Some(at) = self.seen.find(wanted) else { return Ok(None) };
             self.seen.drain(..at + wanted.len());

@@ -55,9 +55,8 @@ fn ctrl_c(cell: &mut Cell) -> Result<()> {
 fn resize(cell: &mut Cell) -> Result<()> {
     let mut terminal = on_terminal(cell, &["--rm"], &["sh"])?;
     terminal.wait_for("# ")?;
-    terminal.resize(33, 99)?;
     terminal.type_keys("while ! stty size | grep '33 99'; do :; done; echo changed; exit\n")?;
-    terminal.wait_for("\n33 99")?;
+    terminal.resize_until(33, 99, "\n33 99")?;
     same(terminal.finish()?, 0)
 }
 
@@ -82,8 +81,11 @@ fn attach(cell: &mut Cell) -> Result<()> {
     let start = cell.command(&["tasks", "start", "-d", &id]);
     same(OnTerminal::start(&start, 24, 80)?.finish()?, 0)?;
     let mut terminal = OnTerminal::start(&cell.command(&["tasks", "attach", &id]), 24, 80)?;
-    terminal.type_keys("echo $((6*7)); exit 5\n")?;
-    let shown = terminal.wait_for("42");
+    // The prompt says that what is typed from now on gets there.
+    let shown = terminal.type_until("\n", "# ").and_then(|()| {
+        terminal.type_keys("echo $((6*7)); exit 5\n")?;
+        terminal.wait_for("42")
+    });
     let code = terminal.finish();
     cell.ctr(&["tasks", "rm", "-f", &id])?;
     cell.ok(&["containers", "rm", &id])?;
