@@ -17,6 +17,7 @@
 //! | [`cell`]     | one choice of daemon, shim, runtime and client, ready to be driven |
 //! | [`leaks`]    | what a test has left behind                                        |
 //! | [`stage`]    | the private mount namespace in which all of this happens           |
+//! | [`sum`]      | how many tests there were                                          |
 //! | [`vm`]       | a throw-away machine with cgroup v2, v1 or systemd                 |
 
 pub mod cell;
@@ -27,5 +28,6 @@ pub mod process;
 pub mod programs;
 pub mod registry;
 pub mod stage;
+pub mod sum;
 pub mod vm;
 pub mod wait;

@@ -3,36 +3,12 @@
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use integration::sum::Sum;
 
 use crate::{
     dist, needs,
     run::{cargo, must, needs_root, watch},
 };
-
-/// How many tests there were.
-#[derive(Default)]
-struct Sum {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
-}
-
-impl Sum {
-    /// Takes a line of a test program's output.
-    ///
-    /// Its summary has the form `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
-    fn read(&mut self, line: &str) {
-        let Some((_, counts)) = line.split_once("test result: ") else { return };
-        for part in counts.split([';', '.']) {
-            match part.trim().split_once(' ') {
-                Some((count, "passed")) => self.passed += count.parse().unwrap_or(0),
-                Some((count, "failed")) => self.failed += count.parse().unwrap_or(0),
-                Some((count, "ignored")) => self.skipped += count.parse().unwrap_or(0),
-                _ => {}
-            }
-        }
-    }
-}
 
 /// Runs all tests; with `cells`, only those end-to-end tests.
 pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Result<()> {
@@ -108,27 +84,11 @@ fn test(words: &[&str]) -> Command {
 fn step(sum: &mut Sum, name: &str, command: &mut Command) -> Result<()> {
     println!("\ntest: {name}");
     let failed = sum.failed;
-    let good = watch(command, |line| sum.read(line))?;
+    let good = watch(command, |line| {
+        sum.read(line);
+    })?;
     if !good && sum.failed == failed {
         sum.failed += 1;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sum() {
-        let mut sum = Sum::default();
-        for line in [
-            "running 3 tests",
-            "test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; finished in 0.00s",
-            "test result: FAILED. 10 passed; 2 failed; 0 ignored",
-        ] {
-            sum.read(line);
-        }
-        assert_eq!((sum.passed, sum.failed, sum.skipped), (13, 2, 1));
-    }
 }

@@ -19,6 +19,7 @@ use anyhow::{Context, Result, ensure};
 use integration::{
     leaks::Inventory,
     stage::{self, Stage, View},
+    sum::Sum,
 };
 
 use cases::{CASES, Case};
@@ -72,7 +73,7 @@ fn outside() -> Result<bool> {
         let missing = kind.missing();
         if !missing.is_empty() {
             println!("peer {} ... skipped: {}", kind.name(), missing.join(", "));
-            println!("test result: ok. 0 passed; 0 failed; {} ignored", cases.len());
+            println!("{}", Sum { skipped: cases.len(), ..Sum::default() });
             continue;
         }
         let mut arguments: Vec<OsString> = vec!["--inside".into(), kind.name().into()];
@@ -89,7 +90,7 @@ fn inside(stage: &Stage) -> Result<bool> {
     let kind = Kind::named(name).with_context(|| format!("no engine is named {name}"))?;
     stage.enter(View { own_cgroup_root: true, ..View::default() })?;
     let peer = Peer::start(kind, stage).with_context(|| format!("start {name}"))?;
-    let (mut passed, mut failed) = (0, 0);
+    let mut sum = Sum::default();
     for case in chosen(kind, words) {
         let outcome = run(case, &peer).or_else(|why| {
             // On a busy machine a case may run into a deadline of its own.
@@ -97,17 +98,16 @@ fn inside(stage: &Stage) -> Result<bool> {
             run(case, &peer)
         });
         match outcome {
-            Ok(()) => passed += 1,
-            Err(_) => failed += 1,
+            Ok(()) => sum.passed += 1,
+            Err(_) => sum.failed += 1,
         }
         match outcome {
             Ok(()) => println!("test {name}/{} ... ok", case.name),
             Err(why) => println!("test {name}/{} ... FAILED\n    {why:#}", case.name),
         }
     }
-    let summary = if failed == 0 { "ok" } else { "FAILED" };
-    println!("test result: {summary}. {passed} passed; {failed} failed; 0 ignored");
-    Ok(failed == 0)
+    println!("{sum}");
+    Ok(sum.failed == 0)
 }
 
 fn run(case: &Case, peer: &Peer) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, fs, path::Path};
 
 use anyhow::{Context, Result};
-use integration::{cell::Choice, programs};
+use integration::{cell::Choice, programs, sum::Sum};
 use serde_json::{Value, json};
 
 /// What became of a case.
@@ -95,13 +95,12 @@ impl Report {
         fs::create_dir_all(programs::target())?;
         fs::write(programs::target().join("swap.md"), &table)?;
         fs::write(programs::target().join("swap.json"), format!("{:#}\n", self.json()))?;
-        println!(
-            "test result: {}. {} passed; {} failed; {} ignored",
-            if self.is_good() { "ok" } else { "FAILED" },
-            self.count(Outcome::is_good),
-            self.count(|outcome| matches!(outcome, Outcome::Failed(_))),
-            self.count(|outcome| matches!(outcome, Outcome::Skipped(_))),
-        );
+        let sum = Sum {
+            passed: self.count(Outcome::is_good),
+            failed: self.count(|outcome| matches!(outcome, Outcome::Failed(_))),
+            skipped: self.count(|outcome| matches!(outcome, Outcome::Skipped(_))),
+        };
+        println!("{sum}");
         Ok(())
     }
 

@@ -19,6 +19,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use integration::{
     programs,
+    sum::{self, Sum},
     vm::{Cgroups, Machine},
 };
 use serde_json::Value;
@@ -55,31 +56,6 @@ const FEATURES: &[(&str, &str)] = &[
     ("cgroup_kill", "test -e /sys/fs/cgroup/init.scope/cgroup.kill"),
     ("idmap", "test \"$(uname -r | cut -d. -f1)\" -ge 7"),
 ];
-
-/// How many tests there were, of all machines.
-#[derive(Default)]
-struct Sum {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
-}
-
-impl Sum {
-    /// Takes a test program's summary: `test result: ok. 3 passed; 0 failed; 1 ignored; 0
-    /// measured; 2 filtered out; ...`.
-    fn read(&mut self, counts: &str) {
-        for part in counts.split([';', '.']) {
-            let Some((count, what)) = part.trim().split_once(' ') else { continue };
-            let count: usize = count.parse().unwrap_or(0);
-            match what {
-                "passed" => self.passed += count,
-                "failed" => self.failed += count,
-                "ignored" | "filtered out" => self.skipped += count,
-                _ => {}
-            }
-        }
-    }
-}
 
 fn main() -> ExitCode {
     match run() {
@@ -120,13 +96,7 @@ fn run() -> Result<Sum> {
         run_suite(suite, &machine, built.as_ref().expect("was just built"), &tests, &mut sum)?;
         println!("vm {name}: {:.0} s", start.elapsed().as_secs_f64());
     }
-    println!(
-        "test result: {}. {} passed; {} failed; {} ignored",
-        if sum.failed == 0 { "ok" } else { "FAILED" },
-        sum.passed,
-        sum.failed,
-        sum.skipped
-    );
+    println!("{sum}");
     Ok(sum)
 }
 
@@ -153,10 +123,9 @@ fn run_suite(
     let mut ended = 0;
     let result = machine.run(&script(&programs, built, tests)?, |line| {
         // Not the words by which whoever runs this program finds its own sum.
-        if let Some((_, counts)) = line.split_once("test result: ") {
+        if sum.read(line) {
             ended += 1;
-            sum.read(counts);
-            println!("vm {name}: {counts}");
+            println!("vm {name}: {}", line.replace(sum::MARK, ""));
         } else if !line.is_empty() {
             println!("vm {name}: {line}");
         }
