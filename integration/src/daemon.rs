@@ -105,8 +105,18 @@ impl Daemon {
     ///
     /// It does not come up.
     pub fn launch_again(&mut self) -> Result<()> {
-        self.child = launch(&self.options)?;
+        self.launch_without_waiting()?;
         self.wait_until_it_answers()
+    }
+
+    /// Starts it again after [`Self::stop`], and leaves it to the caller to wait for its answers.
+    ///
+    /// # Errors
+    ///
+    /// The program cannot be started.
+    pub fn launch_without_waiting(&mut self) -> Result<()> {
+        self.child = launch(&self.options)?;
+        Ok(())
     }
 
     /// Sends `signal` and waits for the end.
@@ -121,7 +131,7 @@ impl Daemon {
     }
 
     fn wait_until_it_answers(&mut self) -> Result<()> {
-        let client = programs::find("ctr").or_else(|| programs::own("ctr").ok());
+        let client = programs::own("ctr").ok().or_else(|| programs::find("ctr"));
         let client = client.context("no ctr to ask the engine with")?;
         let address = self.address();
         let answers = wait::until("the engine's answer", || {

@@ -1,12 +1,15 @@
 //! Daemon, shim, runtime and client together: what a user waits for.
 
-use std::{process::Child, time::Instant};
+use std::{
+    process::{Child, Command, Stdio},
+    time::Instant,
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use integration::{
     cell::{Cell, IMAGE},
     image::{self, Flavour, Image, Layer},
-    wait,
+    programs, wait,
 };
 use rustix::process::Signal;
 use serde_json::json;
@@ -80,19 +83,36 @@ fn many(cell: &mut Cell, table: &mut Table) -> Result<()> {
     table.add("many containers: start 50, one by one", "ms", name, took);
     memory::shims(cell, table)?;
     memory::daemon("daemon RSS, with 50 containers", cell, table)?;
-    let start = Instant::now();
     cell.daemon().stop(Signal::KILL)?;
-    cell.daemon().launch_again()?;
-    wait::until("all tasks", || {
-        let listed = cell.ok(&["tasks", "ls"])?;
-        Ok((listed.matches("RUNNING").count() == ids.len()).then_some(()))
-    })?;
-    let took = start.elapsed().as_secs_f64() * 1000.0;
-    table.add("many containers: daemon killed, until all 50 are known", "ms", name, took);
+    let took = start_again(cell, ids.len())?;
+    let row = "many containers: daemon started after a kill, until all 50 are known";
+    table.add(row, "ms", name, took);
     table.add("many containers: delete 50", "ms", name, delete(cell, &ids)?);
     let (took, ids) = start_many(cell, AT_A_TIME)?;
     table.add("many containers: start 50, 8 at a time", "ms", name, took);
     delete(cell, &ids).map(drop)
+}
+
+/// Starts the daemon and asks for its tasks until it knows `count`. Both sides are asked by the same
+/// client, the quicker one, again and again without a rest.
+fn start_again(cell: &mut Cell, count: usize) -> Result<f64> {
+    let client = programs::own("ctr")?;
+    let start = Instant::now();
+    cell.daemon().launch_without_waiting()?;
+    let address = cell.daemon().address();
+    while start.elapsed() < wait::DEADLINE {
+        let output = Command::new(&client)
+            .arg("--address")
+            .arg(&address)
+            .args(["--namespace", cell.namespace(), "tasks", "ls"])
+            .stdin(Stdio::null())
+            .output()?;
+        let listed = String::from_utf8_lossy(&output.stdout);
+        if listed.matches("RUNNING").count() == count {
+            return Ok(start.elapsed().as_secs_f64() * 1000.0);
+        }
+    }
+    bail!("the daemon does not know its tasks within {:?}", wait::DEADLINE)
 }
 
 fn start_many(cell: &Cell, at_a_time: usize) -> Result<(f64, Vec<String>)> {
