@@ -147,9 +147,12 @@ pub(crate) struct Config {
 }
 
 #[derive(Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct Linux {
     #[serde(default)]
     namespaces: Vec<Namespace>,
+    #[serde(default)]
+    cgroups_path: String,
 }
 
 #[derive(Debug, PartialEq, Eq, Deserialize)]
@@ -164,6 +167,12 @@ impl Config {
     /// The group of containers that share a shim, if this container is in one.
     pub(crate) fn group(&self) -> Option<&str> {
         GROUP_ANNOTATIONS.iter().find_map(|&name| self.annotations.get(name)).map(String::as_str)
+    }
+
+    /// The control group that the specification names: not one that is systemd's to place.
+    pub(crate) fn cgroups_path(&self) -> Option<&str> {
+        let path = self.linux.as_ref().map(|linux| linux.cgroups_path.as_str())?;
+        (!path.is_empty() && !path.contains(':')).then_some(path)
     }
 
     /// Whether the container has a pid namespace of its own, so that the kernel kills all of its

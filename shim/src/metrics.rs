@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use prost_types::Any;
@@ -35,6 +35,31 @@ pub(crate) fn paths_of(pid: Pid) -> io::Result<Paths> {
     let text = fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero()))?;
     let root = Path::new(ROOT);
     Ok(paths_in(&text, root, root.join("cgroup.controllers").exists()))
+}
+
+/// The directories of the control group at `path`, below the mounts of all hierarchies that have
+/// it.
+pub(crate) fn paths_below(path: &str) -> Paths {
+    paths_of_group(path, Path::new(ROOT))
+}
+
+fn paths_of_group(path: &str, root: &Path) -> Paths {
+    let inside = |component| matches!(component, Component::Normal(_) | Component::RootDir);
+    if !Path::new(path).components().all(inside) {
+        return Paths::new();
+    }
+    let below = path.trim_start_matches('/');
+    if root.join("cgroup.controllers").exists() {
+        let group = root.join(below);
+        return group.is_dir().then_some((String::new(), group)).into_iter().collect();
+    }
+    let entries = fs::read_dir(root).into_iter().flatten().flatten();
+    let group = |name: String| {
+        let group = root.join(&name).join(below);
+        // "unified" is the v2 hierarchy of a hybrid machine, which has no controllers.
+        (name != "unified" && group.is_dir()).then_some((name, group))
+    };
+    entries.filter_map(|entry| group(entry.file_name().into_string().ok()?)).collect()
 }
 
 fn paths_in(text: &str, root: &Path, is_unified: bool) -> Paths {
@@ -352,6 +377,28 @@ mod tests {
             let want: Paths =
                 want.into_iter().map(|(name, path)| (name.to_owned(), path.into())).collect();
             assert_eq!(paths_in(text, Path::new("/c"), is_unified), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn paths_of_a_group() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let (legacy, unified) = (folder.path().join("v1"), folder.path().join("v2"));
+        for group in ["memory/pod/a", "pids/pod", "cpu", "unified/pod"] {
+            fs::create_dir_all(legacy.join(group)).expect("made");
+        }
+        fs::create_dir_all(unified.join("pod")).expect("made");
+        fs::write(unified.join("cgroup.controllers"), "").expect("written");
+        let cases = [
+            ("legacy", &legacy, "/pod", vec![("memory", "memory/pod"), ("pids", "pids/pod")]),
+            ("below", &legacy, "pod/a", vec![("memory", "memory/pod/a")]),
+            ("unified", &unified, "/pod", vec![("", "pod")]),
+            ("absent", &unified, "/nosuch", vec![]),
+            ("not below", &legacy, "/../v2/pod", vec![]),
+        ];
+        for (case, root, path, want) in cases {
+            let want = want.into_iter().map(|(name, below)| (name.to_owned(), root.join(below)));
+            assert_eq!(paths_of_group(path, root), want.collect(), "{case}");
         }
     }
 }

@@ -21,7 +21,7 @@ mod query;
 mod start;
 mod state;
 
-pub(crate) use container::Container;
+pub(crate) use container::{Container, check_id};
 pub(crate) use create::LoggerWait;
 pub(crate) use job::Job;
 pub(crate) use oom::Watched;

@@ -4,6 +4,8 @@
 
 #[path = "task/harness.rs"]
 mod harness;
+#[path = "task/sandbox.rs"]
+mod sandbox;
 
 use std::{fs, io::Write, os::unix::fs::PermissionsExt, time::Instant};
 

@@ -162,6 +162,11 @@ impl Container {
         found.map(|(id, _)| id.clone())
     }
 
+    /// Whether init has begun, and has not ended.
+    pub(crate) fn is_live(&self) -> bool {
+        self.init.pid.is_some() && self.init.state.exit().is_none()
+    }
+
     /// Whether an exec is being started or runs.
     pub(crate) fn has_live_execs(&self) -> bool {
         let live = [State::Starting, State::Running];
@@ -178,7 +183,7 @@ fn no_exec(exec: &str) -> Error {
 /// # Errors
 ///
 /// `InvalidArgument`: it is empty, long, or has letters that containerd's grammar has not.
-pub(super) fn check_id(id: &str) -> Result<(), Error> {
+pub(crate) fn check_id(id: &str) -> Result<(), Error> {
     const ID_LEN_MAX: usize = 128;
     let good = |byte: u8| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte);
     let begins_well = id.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());

@@ -82,6 +82,7 @@ impl Shim {
         request: api::CreateTaskRequest,
     ) -> Result<(), Error> {
         check_id(&request.id)?;
+        self.sandbox.check_open()?;
         if self.containers.contains_key(&request.id) || self.creating.contains(&request.id) {
             return Err(Error::AlreadyExists(format!("container {}", request.id)));
         }
@@ -269,12 +270,14 @@ impl Shim {
                 self.init_exited(&request.id, exit);
             }
         }
+        self.created_in_sandbox(&request.id);
     }
 
     fn create_failed(&mut self, mut creation: Creation, error: Error) {
         self.creating.remove(&creation.request.id);
         self.undo_create(&mut creation);
         self.reply(creation.call, Err::<api::CreateTaskResponse, _>(error));
+        self.sandbox_may_have_stopped();
     }
 
     fn undo_create(&mut self, creation: &mut Creation) {

@@ -68,7 +68,7 @@ impl Shim {
             Then::Kill { id, call } => self.kill_ended(&id, call, result),
             Then::KillAll { id } => {
                 if let Err(message) = result {
-                    self.log.warn(&format!("kill what init of {id} has left: {message}"));
+                    self.log.warn(&format!("kill the processes of {id}: {message}"));
                 }
             }
             Then::Delete { id } => self.runtime_delete_ended(&id, result),
@@ -101,14 +101,15 @@ impl Shim {
         self.tell_init_exit(id);
     }
 
-    fn kill_all(&mut self, id: &str) {
+    /// Has the runtime kill all processes of a container.
+    pub(crate) fn kill_all(&mut self, id: &str) {
         let Some(container) = self.containers.get(id) else { return };
         let runtime = container.runtime.clone();
         let command = Command::Kill { id, signal: libc::SIGKILL.unsigned_abs(), all: true };
         let then = Then::KillAll { id: id.to_owned() };
         let started = Job::start(&runtime, &command, job::Streams::Captured, then);
         if let Err(error) = self.take_job(started) {
-            self.log.warn(&format!("kill what init of {id} has left: {error}"));
+            self.log.warn(&format!("kill the processes of {id}: {error}"));
         }
     }
 
@@ -155,6 +156,7 @@ impl Shim {
             self.reply(call, Ok(wait_response(exit)));
         }
         self.output_ended();
+        self.sandbox_may_have_stopped();
     }
 
     fn logger_ended(&mut self, pid: Pid) {

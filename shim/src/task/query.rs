@@ -79,9 +79,10 @@ impl Shim {
         })
     }
 
-    /// Serves `Shutdown`: a shim that still has containers stays.
+    /// Serves `Shutdown`: a shim that still has containers, or is a sandbox, stays.
     pub(crate) fn shutdown(&mut self, _request: &api::ShutdownRequest) -> Result<(), Error> {
-        if self.containers.is_empty() && self.creating.is_empty() {
+        let unused = self.containers.is_empty() && self.creating.is_empty();
+        if unused && !self.sandbox.is_live() {
             self.end();
         }
         Ok(())

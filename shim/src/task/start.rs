@@ -65,6 +65,7 @@ impl Shim {
         if !request.exec_id.is_empty() {
             return self.start_exec(call, request);
         }
+        self.sandbox.check_open()?;
         let container = self.container_mut(&request.id)?;
         container.init.apply(Event::Start)?;
         match container.checkpoint.take() {

@@ -56,18 +56,27 @@ impl Shim {
         fs::write(bundle.join("config.json"), config(&id, args)).expect("config.json");
         make_image(&directory.path().join("image"));
         let events = listen_for_events(&directory.path().join("events.sock"));
-        let output = Command::new(PROGRAM)
-            .args(["-namespace", "shim-test", "-id", &id])
-            .args(["-address", &directory.path().join("c.sock").to_string_lossy(), "start"])
-            .env("TTRPC_ADDRESS", directory.path().join("events.sock"))
-            .current_dir(&bundle)
-            .stdin(Stdio::null())
-            .output()
-            .expect("start");
-        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
-        let text = String::from_utf8(output.stdout).expect("an address");
-        let address = text.strip_prefix("unix://").expect("a path").into();
+        let address = start(directory.path(), &id);
         Self { directory, id, address, events, runtime: runtime.to_owned() }
+    }
+
+    /// Makes the bundle of another container, of which `annotations` may say that it belongs to
+    /// this one's group, and gives where `start` says that its shim is, and its `Create`.
+    pub(crate) fn start_another(
+        &self,
+        name: &str,
+        args: &[&str],
+        annotations: serde_json::Value,
+    ) -> (PathBuf, api::CreateTaskRequest) {
+        let id = format!("{}-{name}", self.id);
+        let bundle = self.directory.path().join("bundle").join(&id);
+        fs::create_dir_all(&bundle).expect("bundle");
+        let mut spec: serde_json::Value = serde_json::from_slice(&config(&id, args)).expect("JSON");
+        spec["annotations"] = annotations;
+        fs::write(bundle.join("config.json"), spec.to_string()).expect("config.json");
+        let address = start(self.directory.path(), &id);
+        let bundle = bundle.to_string_lossy().into_owned();
+        (address, api::CreateTaskRequest { id, bundle, ..self.create_request() })
     }
 
     pub(crate) fn bundle(&self) -> PathBuf {
@@ -163,6 +172,21 @@ pub(crate) fn delete_output(bundle: &Path, id: &str) -> std::process::Output {
         .current_dir(bundle)
         .output()
         .expect("delete")
+}
+
+/// Runs the `start` command for a bundle, and gives where the shim listens.
+fn start(directory: &Path, id: &str) -> PathBuf {
+    let output = Command::new(PROGRAM)
+        .args(["-namespace", "shim-test", "-id", id])
+        .args(["-address", &directory.join("c.sock").to_string_lossy(), "start"])
+        .env("TTRPC_ADDRESS", directory.join("events.sock"))
+        .current_dir(directory.join("bundle").join(id))
+        .stdin(Stdio::null())
+        .output()
+        .expect("start");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    let text = String::from_utf8(output.stdout).expect("an address");
+    text.strip_prefix("unix://").expect("a path").into()
 }
 
 /// The runtime under test.
@@ -272,12 +296,17 @@ impl Client {
         self.receive(stream_id)
     }
 
-    /// Sends a call, and returns its number.
+    /// Sends a call of the task API, and returns its number.
     pub(crate) fn send(&mut self, method: &str, request: &impl Message) -> u32 {
+        let version = 2 + (self.last_stream_id + 2) / 2 % 2;
+        self.send_to(&format!("containerd.task.v{version}.Task"), method, request)
+    }
+
+    /// Sends a call, and returns its number.
+    pub(crate) fn send_to(&mut self, service: &str, method: &str, request: &impl Message) -> u32 {
         self.last_stream_id += 2;
-        let version = 2 + self.last_stream_id / 2 % 2;
         let request = Request {
-            service: format!("containerd.task.v{version}.Task"),
+            service: service.to_owned(),
             method: method.to_owned(),
             payload: request.encode_to_vec(),
             ..Request::default()
