@@ -179,12 +179,13 @@ pub(crate) fn warn_of_missing_capabilities(process: &spec::Process, new_user: bo
     for name in capability::not_ambient(process.capabilities.as_ref()) {
         log::warn(&format!("can't raise ambient capability {name}: operation not permitted"));
     }
-    if new_user {
-        return;
+    let mut ignored = capability::unknown(process.capabilities.as_ref());
+    if !new_user {
+        ignored.extend(capability::missing(process.capabilities.as_ref()));
     }
-    let missing = capability::missing(process.capabilities.as_ref());
-    if !missing.is_empty() {
-        log::warn(&format!("ignoring unavailable capabilities: {}", missing.join(", ")));
+    if !ignored.is_empty() {
+        let names = ignored.join(" ");
+        log::warn(&format!("ignoring unknown or unavailable capabilities: [{names}]"));
     }
 }
 

@@ -59,6 +59,9 @@ fn capabilities_that_nobody_has_are_left_out() {
     let asked = 1 << 5 | rustix::thread::CapabilitySet::SYS_RESOURCE.bits();
     let answer = bundle.run();
     assert_eq!(answer.stdout, format!("CapPrm:\t{:016x}\n", asked & own.bits()));
+    // Clients look for these words.
+    let want = "ignoring unknown or unavailable capabilities: [CAP_NO_SUCH";
+    assert!(answer.stderr.contains(want), "{answer:?}");
 }
 
 #[test]

@@ -35,6 +35,43 @@ fn mode_of_a_tmpfs() {
     }
 }
 
+/// Options that take an access time back leave the kernel's own one to all mounts below.
+#[test]
+fn recursive_access_times() {
+    let cases = [
+        ("rnoatime", "noatime"),
+        ("rstrictatime", ""),
+        ("rrelatime", "relatime"),
+        ("rnorelatime", "relatime"),
+        ("ratime", "relatime"),
+        ("rnostrictatime", "relatime"),
+    ];
+    for (option, want) in cases {
+        let mut bundle = Bundle::new("grep -E ' /top(/below)? ' /proc/self/mounts");
+        fs::create_dir_all(bundle.rootfs().join("top/below")).expect("make directories");
+        for destination in ["/tmp", "/tmp/below"] {
+            add(
+                &mut bundle,
+                json!({"type": "tmpfs", "source": "tmpfs", "destination": destination,
+                       "options": ["noatime"]}),
+            );
+        }
+        let source = bundle.rootfs().join("tmp");
+        add(
+            &mut bundle,
+            json!({"source": source, "destination": "/top", "options": ["rbind", option]}),
+        );
+        let answer = bundle.run();
+        let found: Vec<_> = answer
+            .stdout
+            .lines()
+            .filter_map(|line| line.split(' ').nth(3))
+            .map(|options| options.split(',').find(|word| word.contains("atime")).unwrap_or(""))
+            .collect();
+        assert_eq!(found, [want, want], "{option}: {answer:?}");
+    }
+}
+
 #[test]
 fn targets_behind_links_that_lead_nowhere() {
     let cases = [

@@ -1,5 +1,7 @@
 //! Capability sets, capabilities(7).
 
+use std::collections::BTreeSet;
+
 use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set,
     configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
@@ -122,6 +124,16 @@ impl Sets {
     }
 }
 
+/// The names that no capability has, sorted, each once.
+pub(crate) fn unknown(described: Option<&spec::Capabilities>) -> Vec<&str> {
+    let Some(described) = described else { return Vec::new() };
+    let spec::Capabilities { bounding, effective, inheritable, permitted, ambient } = described;
+    let all = [bounding, effective, inheritable, permitted, ambient].into_iter().flatten();
+    let names: BTreeSet<_> =
+        all.map(String::as_str).filter(|name| number(name).is_none()).collect();
+    names.into_iter().collect()
+}
+
 /// The names of those capabilities that are asked for but cannot be granted in the user namespace
 /// of this process.
 pub(crate) fn missing(described: Option<&spec::Capabilities>) -> Vec<&'static str> {
@@ -171,6 +183,19 @@ mod tests {
             };
             assert_eq!(not_ambient(Some(&described)), want, "{case}");
         }
+    }
+
+    #[test]
+    fn unknown_names() {
+        let set = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
+        let described = spec::Capabilities {
+            bounding: set(&["CAP_TIME_TRAVEL", "CAP_KILL"]),
+            permitted: set(&["CAP_TIME_TRAVEL", "CAP_CHOWN"]),
+            ambient: set(&["BEFORE", ""]),
+            ..spec::Capabilities::default()
+        };
+        assert_eq!(unknown(Some(&described)), ["", "BEFORE", "CAP_TIME_TRAVEL"]);
+        assert_eq!(unknown(None), [""; 0]);
     }
 
     #[test]

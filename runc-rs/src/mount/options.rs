@@ -46,9 +46,12 @@ impl Change {
         self.clear & libc::MOUNT_ATTR__ATIME != 0 || self.set & libc::MOUNT_ATTR_NODIRATIME != 0
     }
 
-    fn forget_access_time(&mut self) {
-        self.set &= !libc::MOUNT_ATTR__ATIME;
-        self.clear &= !libc::MOUNT_ATTR__ATIME;
+    /// Takes the access time back if it is this one.
+    fn forget_access_time(&mut self, value: u64) {
+        if self.set & libc::MOUNT_ATTR__ATIME == value {
+            self.set &= !libc::MOUNT_ATTR__ATIME;
+            self.clear &= !libc::MOUNT_ATTR__ATIME;
+        }
     }
 
     fn apply(&mut self, effect: Effect) {
@@ -63,8 +66,12 @@ impl Change {
             }
             // The access times are one of three values in a field, and setting the field means to
             // clear all of it, see mount_setattr(2).
-            Effect::AccessTime(value) | Effect::NoAccessTime(value) => {
+            Effect::AccessTime(value) => {
                 self.set = self.set & !libc::MOUNT_ATTR__ATIME | value;
+                self.clear |= libc::MOUNT_ATTR__ATIME;
+            }
+            Effect::NoAccessTime(value) => {
+                self.forget_access_time(value);
                 self.clear |= libc::MOUNT_ATTR__ATIME;
             }
         }
@@ -97,8 +104,8 @@ enum Effect {
     Set(u64),
     Clear(u64),
     AccessTime(u64),
-    /// Takes an access time option back, which leaves what there was before; recursively it sets
-    /// this one.
+    /// Takes this access time back, which leaves what there was before; recursively, where no other
+    /// one is asked for, it leaves the kernel's own, `relatime`.
     NoAccessTime(u64),
 }
 
@@ -117,11 +124,11 @@ const ATTRIBUTES: [(&str, Effect); 18] = [
     ("nosymfollow", Effect::Set(libc::MOUNT_ATTR_NOSYMFOLLOW)),
     ("symfollow", Effect::Clear(libc::MOUNT_ATTR_NOSYMFOLLOW)),
     ("relatime", Effect::AccessTime(libc::MOUNT_ATTR_RELATIME)),
-    ("norelatime", Effect::NoAccessTime(libc::MOUNT_ATTR_STRICTATIME)),
+    ("norelatime", Effect::NoAccessTime(libc::MOUNT_ATTR_RELATIME)),
     ("noatime", Effect::AccessTime(libc::MOUNT_ATTR_NOATIME)),
-    ("atime", Effect::NoAccessTime(libc::MOUNT_ATTR_RELATIME)),
+    ("atime", Effect::NoAccessTime(libc::MOUNT_ATTR_NOATIME)),
     ("strictatime", Effect::AccessTime(libc::MOUNT_ATTR_STRICTATIME)),
-    ("nostrictatime", Effect::NoAccessTime(libc::MOUNT_ATTR_RELATIME)),
+    ("nostrictatime", Effect::NoAccessTime(libc::MOUNT_ATTR_STRICTATIME)),
 ];
 
 /// Options that are flags of the filesystem.
@@ -167,7 +174,7 @@ fn apply(parsed: &mut Options, option: &str) {
             if let Some(effect) = attribute(option) {
                 parsed.has_attributes = true;
                 match effect {
-                    Effect::NoAccessTime(_) => parsed.attributes.forget_access_time(),
+                    Effect::NoAccessTime(value) => parsed.attributes.forget_access_time(value),
                     effect => parsed.attributes.apply(effect),
                 }
             } else if let Some(propagation) = propagation(option) {
@@ -220,12 +227,17 @@ mod tests {
             has_attributes: true,
             ..Options::default()
         };
-        let cases: [(&str, &[&str], Options); 10] = [
+        let cases: [(&str, &[&str], Options); 11] = [
             ("none", &[], Options::default()),
             ("set", &["ro", "nosuid"], attributes(RO | NOSUID, 0)),
             ("later wins", &["ro", "rw"], attributes(0, RO)),
             ("noatime", &["relatime", "noatime"], attributes(libc::MOUNT_ATTR_NOATIME, ATIME)),
             ("taken back", &["noatime", "atime"], attributes(0, 0)),
+            (
+                "another taken back",
+                &["noatime", "nostrictatime"],
+                attributes(libc::MOUNT_ATTR_NOATIME, ATIME),
+            ),
             (
                 "recursive",
                 &["rbind", "rro"],
@@ -273,6 +285,25 @@ mod tests {
         for (case, options, want) in cases {
             let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
             assert_eq!(parse(&options), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn recursive_access_times() {
+        const ATIME: u64 = libc::MOUNT_ATTR__ATIME;
+        let cases: [(&[&str], u64); 8] = [
+            (&["rrelatime"], libc::MOUNT_ATTR_RELATIME),
+            (&["rnorelatime"], libc::MOUNT_ATTR_RELATIME),
+            (&["rnoatime"], libc::MOUNT_ATTR_NOATIME),
+            (&["rnoatime", "ratime"], libc::MOUNT_ATTR_RELATIME),
+            (&["rstrictatime"], libc::MOUNT_ATTR_STRICTATIME),
+            (&["rstrictatime", "rnostrictatime"], libc::MOUNT_ATTR_RELATIME),
+            (&["rstrictatime", "rnorelatime"], libc::MOUNT_ATTR_STRICTATIME),
+            (&["rstrictatime", "ratime"], libc::MOUNT_ATTR_STRICTATIME),
+        ];
+        for (options, set) in cases {
+            let options: Vec<_> = options.iter().map(|&option| option.to_owned()).collect();
+            assert_eq!(parse(&options).recursive, Change { set, clear: ATIME }, "{options:?}");
         }
     }
 
