@@ -447,8 +447,10 @@ fn attend(
                 run("createRuntime", &hooks.create_runtime)?;
                 proceed(channel)?;
             }
-            Message::Listener(fd) => {
+            Message::ListenerAt(number) => {
+                let fd = process::take_listener(channel, child, number)?;
                 process::send_listener(listener, &fd, (state, "creating"), child.pid)?;
+                proceed(channel)?;
             }
             Message::WantTree(number) => {
                 let paths = (Path::new(state.bundle()), Path::new(&state.config.rootfs));

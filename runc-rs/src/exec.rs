@@ -190,8 +190,10 @@ fn attend(
 ) -> Result<(), Error> {
     loop {
         match process::next(channel, child)? {
-            Message::Listener(fd) => {
+            Message::ListenerAt(number) => {
+                let fd = process::take_listener(channel, child, number)?;
                 process::send_listener(listener, &fd, (&container.state, "running"), child.pid)?;
+                proceed(channel)?;
             }
             Message::Ready => {
                 log::debug("setns_init: about to exec");

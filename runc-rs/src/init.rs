@@ -22,7 +22,9 @@
 //! | prestart, createRuntime hooks             |                                               |
 //! | `Proceed` ->                              |                                               |
 //! |                                           | createContainer hooks, console, root, user    |
-//! | <- `Listener` (seccomp notify)            |                                               |
+//! | <- `ListenerAt` (seccomp notify)          | waits                                         |
+//! | copies it, tells the agent; `Proceed` ->  |                                               |
+//! | (or `WantListener` ->, <- `Listener`)     |                                               |
 //! | <- `Ready` or `Failed`, or the end        | init: reads a byte from `exec.fifo`           |
 //! | `start` writes that byte                  | startContainer hooks, execve                  |
 //!

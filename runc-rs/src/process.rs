@@ -10,8 +10,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair,
+use rustix::{
+    io::Errno,
+    net::{
+        AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair,
+    },
+    process::{PidfdGetfdFlags, pidfd_getfd},
 };
 use serde::Serialize;
 
@@ -230,6 +234,26 @@ struct ListenerState<'a> {
     state: serde_json::Value,
 }
 
+/// Takes a seccomp listener from a process that is under its filter already, and therefore may be
+/// unable to send it. A runtime that may not look into the process, for it is in a container itself,
+/// asks for it all the same.
+pub(crate) fn take_listener(
+    channel: &Channel,
+    child: &Child,
+    number: i32,
+) -> Result<OwnedFd, Error> {
+    let fail = |error| Error::system("take", "seccomp listener", error);
+    match pidfd_getfd(&child.pidfd, number, PidfdGetfdFlags::empty()) {
+        Err(Errno::PERM | Errno::NOSYS) => {}
+        result => return result.map_err(fail),
+    }
+    channel.send(&Message::WantListener).map_err(fail)?;
+    match next(channel, child)? {
+        Message::Listener(fd) => Ok(fd),
+        message => Err(unexpected(&message)),
+    }
+}
+
 /// Sends a seccomp listener to the agent that the configuration names.
 pub(crate) fn send_listener(
     listener: Option<&seccomp::Listener>,
@@ -269,5 +293,5 @@ fn receive_master(socket: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
     let fail = |error| Error::system("receive", "console", error);
     let mut name = [0; 64];
     let (_, master) = channel::receive_with(socket, &mut name).map_err(fail)?;
-    master.ok_or_else(|| fail(rustix::io::Errno::PROTO))
+    master.ok_or_else(|| fail(Errno::PROTO))
 }

@@ -122,6 +122,42 @@ fn agent_is_told_of_an_exec() {
     assert_eq!(answer.stdout, REFUSED, "{answer:?}");
 }
 
+/// The filter is loaded before the agent has the listener: it need not allow what sends one.
+#[test]
+fn profiles_that_allow_no_messages() {
+    for no_new_privileges in [true, false] {
+        let (mut bundle, listener) = watched("mkdir /tmp/x 2>&1; sleep 1000");
+        bundle.config["process"]["noNewPrivileges"] = json!(no_new_privileges);
+        let names = ["sendmsg", "recvmsg", "sendto", "recvfrom", "sendmmsg", "recvmmsg"];
+        let rules = bundle.config["linux"]["seccomp"]["syscalls"].as_array_mut();
+        rules.expect("a list").push(json!({"names": names, "action": "SCMP_ACT_ERRNO"}));
+        bundle.start();
+        let (_, _notifications_of_init) = receive(&listener);
+        let mut command = bundle.command(&["exec", &bundle.id, "sh", "-c", "mkdir /tmp/x 2>&1"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("run");
+        let (_, notifications) = receive(&listener);
+        answer_with(&notifications, libc::EXFULL);
+        let answer = Answer::new(child.wait_with_output().expect("end"));
+        assert_eq!(answer.stdout, REFUSED, "{no_new_privileges}: {answer:?}");
+    }
+}
+
+/// A runtime that may not look into other processes.
+#[test]
+fn agent_of_a_runtime_without_ptrace() {
+    let (bundle, listener) = watched("mkdir /tmp/x 2>&1");
+    bundle.write_config();
+    let call = bundle.command(&["run", "-b", bundle.path_text(), &bundle.id]);
+    let mut command = std::process::Command::new("setpriv");
+    command.args(["--bounding-set", "-sys_ptrace", "--inh-caps", "-all"]);
+    command.arg(call.get_program()).args(call.get_args()).stdin(Stdio::null());
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("run");
+    let (_, notifications) = receive(&listener);
+    answer_with(&notifications, libc::EXFULL);
+    let answer = Answer::new(child.wait_with_output().expect("end"));
+    assert_eq!(answer.stdout, REFUSED, "{answer:?}");
+}
+
 #[test]
 fn no_agent() {
     let (bundle, listener) = watched("true");

@@ -6,7 +6,7 @@
 use std::{
     io::{IoSlice, IoSliceMut},
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use rustix::{
@@ -33,7 +33,12 @@ pub(crate) enum Message {
     Tree(OwnedFd),
     /// The mounts are made: it is time for the runtime's hooks.
     Hooks,
-    /// The descriptor from which seccomp notifications are read.
+    /// The number of the descriptor from which seccomp notifications are read; the process waits
+    /// until the runtime has it.
+    ListenerAt(RawFd),
+    /// To the child: the runtime may not take the descriptor, it has to be sent.
+    WantListener,
+    /// That descriptor.
     Listener(OwnedFd),
     /// All is set but the last step, the program.
     Ready,
@@ -76,6 +81,8 @@ impl Channel {
                 b"T".to_vec()
             }
             Message::Hooks => b"H".to_vec(),
+            Message::ListenerAt(number) => format!("N{number}").into_bytes(),
+            Message::WantListener => b"S".to_vec(),
             Message::Listener(fd) => {
                 descriptor = Some(fd.as_fd());
                 b"L".to_vec()
@@ -105,6 +112,19 @@ impl Channel {
         let (length, descriptor) = receive_with(self.0.as_fd(), &mut bytes)?;
         Message::decode(&bytes[..length], descriptor)
     }
+
+    /// Waits for the next message, one that has no descriptor, by read(2): a seccomp filter that is
+    /// loaded already need not allow recvmsg(2).
+    pub(crate) fn receive_plain(&self) -> Result<Option<Message>, Errno> {
+        let mut bytes = [0; MESSAGE_LEN_MAX];
+        loop {
+            match rustix::io::read(&self.0, &mut bytes[..]) {
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+                Ok(length) => return Message::decode(&bytes[..length], None),
+            }
+        }
+    }
 }
 
 impl Message {
@@ -118,6 +138,8 @@ impl Message {
             (b'W', _) => Message::WantTree(text().parse().map_err(|_| Errno::PROTO)?),
             (b'T', Some(fd)) => Message::Tree(fd),
             (b'H', _) => Message::Hooks,
+            (b'N', _) => Message::ListenerAt(text().parse().map_err(|_| Errno::PROTO)?),
+            (b'S', _) => Message::WantListener,
             (b'L', Some(fd)) => Message::Listener(fd),
             (b'R', _) => Message::Ready,
             (b'F', _) => Message::Failed(text()),

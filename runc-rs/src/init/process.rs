@@ -4,7 +4,7 @@
 use std::{
     convert::Infallible,
     ffi::{CStr, CString},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
 
@@ -179,11 +179,25 @@ fn load_filter(plan: &ProcessPlan, channel: &Channel) -> Result<(), Error> {
     let Some(program) = &plan.seccomp else { return Ok(()) };
     let listener = sys::seccomp::load(&program.instructions, program.flags)
         .map_err(|error| Error::system("unable to init", "seccomp", error))?;
-    match listener {
-        None => Ok(()),
-        Some(listener) => channel
-            .send(&Message::Listener(listener))
-            .map_err(|error| Error::system("send", "seccomp listener", error)),
+    listener.map_or(Ok(()), |listener| hand_over(listener, channel))
+}
+
+/// Lets the runtime take the listener. The filter is loaded by now, and need not allow sendmsg(2):
+/// the runtime copies the descriptor by itself, and only where it may not does this process send it.
+fn hand_over(listener: OwnedFd, channel: &Channel) -> Result<(), Error> {
+    let fail = |error| Error::system("hand over", "seccomp listener", error);
+    let number = listener.as_raw_fd();
+    channel.send(&Message::ListenerAt(number)).map_err(fail)?;
+    let mut listener = Some(listener);
+    loop {
+        match (channel.receive_plain().map_err(fail)?, listener.take()) {
+            (Some(Message::Proceed), _) => return Ok(()),
+            (Some(Message::WantListener), Some(listener)) => {
+                channel.send(&Message::Listener(listener)).map_err(fail)?;
+            }
+            // The runtime is gone, or says why it gives up.
+            _ => sys::execute::exit_now(1),
+        }
     }
 }
 
