@@ -96,7 +96,7 @@ pub(crate) fn fuzz(words: &[String]) {
     exec::fuzz(words);
 }
 
-fn fail(error: &dyn std::error::Error, status: i32) -> i32 {
+fn fail(error: &(dyn std::error::Error + 'static), status: i32) -> i32 {
     log::error(&Chain(error).to_string());
     status
 }

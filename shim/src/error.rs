@@ -31,7 +31,7 @@ pub(crate) enum Error {
 
 impl Error {
     /// An error that has no class, with its causes.
-    pub(crate) fn unknown(context: &str, error: &dyn std::error::Error) -> Self {
+    pub(crate) fn unknown(context: &str, error: &(dyn std::error::Error + 'static)) -> Self {
         Self::Unknown(format!("{context}: {}", sys::error::Chain(error)))
     }
 

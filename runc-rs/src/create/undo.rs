@@ -120,7 +120,7 @@ impl Drop for Undo {
             let _ = sys::pidfd::send_signal(process.pidfd.as_fd(), libc::SIGKILL);
         }
         // Logged, not returned: the caller has an error already, which is what matters.
-        let warn = |what: &str, error: &dyn std::error::Error| {
+        let warn = |what: &str, error: &(dyn std::error::Error + 'static)| {
             log::warn(&format!("clean up {what}: {}", Chain(error)));
         };
         if parts.owns_cgroup

@@ -125,7 +125,7 @@ fn remove_sockets(bundle: &Bundle) -> io::Result<()> {
     Ok(())
 }
 
-fn warn(error: &dyn std::error::Error) {
+fn warn(error: &(dyn std::error::Error + 'static)) {
     // There is nowhere to report that to.
     let _ = writeln!(io::stderr(), "{}", sys::error::Chain(error));
 }

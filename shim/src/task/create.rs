@@ -315,8 +315,9 @@ fn mount_rootfs(bundle: &Bundle, mounts: &[ApiMount]) -> Result<(), Error> {
         return Ok(());
     }
     let rootfs = bundle.rootfs();
-    let failed =
-        |error: &dyn std::error::Error| Error::unknown("failed to mount rootfs component", error);
+    let failed = |error: &(dyn std::error::Error + 'static)| {
+        Error::unknown("failed to mount rootfs component", error)
+    };
     let made = fs::DirBuilder::new().mode(0o711).create(&rootfs);
     made.or_else(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => Ok(()),
