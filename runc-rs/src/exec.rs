@@ -3,7 +3,7 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::OwnedFd,
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -64,19 +64,21 @@ pub fn exec(
         return refuse("cannot exec in a stopped container");
     };
     let spec = Spec::load(Path::new(container.state.bundle()))?;
-    let seccomp = process::filter(&spec)?;
-    let listener = seccomp.as_ref().and_then(|program| program.listener.clone());
+    let (seccomp, listener) = filter(&spec)?;
     let (join, kinds) = namespaces_of(init, container.state.init_process_pid)?;
     process::check_labels(&described)?;
     let affinity = affinity(&described, &spec)?;
-    if let Some(cpus) = affinity.initial_bits() {
-        log::debug(&format!("nsexec: affinity: {cpus:#x}"));
-    }
     let has_user = kinds & NamespaceKind::User.flag() != 0;
     process::warn_of_missing_capabilities(&described, has_user);
     let (terminal, console) = options.process.console(&described)?;
     let (oom_score, limits) = (described.oom_score_adj, described.rlimits.clone());
-    let (unified, mut entrances) = container.cgroup.entrances()?;
+    let pid = container.state.init_process_pid;
+    let of_init = || container.cgroup.directory_of(pid.cast_unsigned());
+    let moved = if is_left(&container.cgroup) { of_init() } else { None };
+    let (unified, mut entrances) = match &moved {
+        Some(directory) => (Some(directory.as_fd()), Vec::new()),
+        None => container.cgroup.entrances()?,
+    };
     if !options.cgroups.is_empty() {
         // Else the process would come in by itself after it was put where it is to be.
         entrances.clear();
@@ -98,8 +100,6 @@ pub fn exec(
         user_namespace: has_user,
     };
     let body = move |channel| init::exec(plan, channel);
-    let pid = container.state.init_process_pid;
-    let of_init = || container.cgroup.directory_of(pid.cast_unsigned());
     let destination = Destination { directory: unified, otherwise: Some(&of_init) };
     let (child, channel) = spawn(&join, 0, &destination, body)?;
     log::debug(&format!("nsexec container setup: exec is process {}", child.pid));
@@ -124,10 +124,27 @@ pub fn exec(
     Ok(Started { child: guard.disarm(), terminal })
 }
 
+/// Whether the container has moved out of its v2 group, and that was removed.
+fn is_left(cgroup: &Cgroup) -> bool {
+    cgroup.is_unified() && !cgroup.exists()
+}
+
+/// Which program filters the process's system calls, and who is told of them.
+fn filter(spec: &Spec) -> Result<(Option<seccomp::Program>, Option<seccomp::Listener>), Error> {
+    let program = process::filter(spec)?;
+    let listener = program.as_ref().and_then(|program| program.listener.clone());
+    Ok((program, listener))
+}
+
 /// On which CPUs the process runs: what it says itself, or else the container's configuration.
 fn affinity(described: &spec::Process, spec: &Spec) -> Result<Affinity, Error> {
     let config = spec.process.as_ref().and_then(|process| process.exec_cpu_affinity.as_ref());
-    Affinity::parse(described.exec_cpu_affinity.as_ref().or(config)).map_err(Error::Process)
+    let affinity =
+        Affinity::parse(described.exec_cpu_affinity.as_ref().or(config)).map_err(Error::Process)?;
+    if let Some(cpus) = affinity.initial_bits() {
+        log::debug(&format!("nsexec: affinity: {cpus:#x}"));
+    }
+    Ok(affinity)
 }
 
 /// A cgroup below the container's: of one controller, or without one of all.
@@ -228,7 +245,6 @@ impl Ending {
 impl Drop for Ending {
     fn drop(&mut self) {
         use rustix::process::{Pid, WaitOptions, waitpid};
-        use std::os::fd::AsFd as _;
         let Some(child) = self.0.take() else { return };
         let _ = sys::pidfd::send_signal(child.pidfd.as_fd(), libc::SIGKILL);
         if let Some(pid) = Pid::from_raw(child.pid) {

@@ -413,6 +413,43 @@ fn exec_follows_the_init_into_a_group_below() {
     assert_eq!(bundle.leftovers(), Vec::<String>::new());
 }
 
+#[test]
+fn exec_finds_an_init_that_has_left_its_group() {
+    needs_unified();
+    let elsewhere = PathBuf::from(format!("/sys/fs/cgroup/elsewhere-{}", std::process::id()));
+    fs::create_dir(&elsewhere).expect("make a group");
+    let script = format!("echo 1 > {}/cgroup.procs && exec sleep 1000", elsewhere.display());
+    let mut bundle = Bundle::new(&script);
+    make_cgroups_writable(&mut bundle);
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().expect("a list");
+    namespaces.retain(|namespace| namespace["type"] != "cgroup");
+    bundle.start();
+    wait_until("the init has moved", || fs::remove_dir(directory(&bundle)).is_ok());
+    let answer = bundle.on("exec", &["cat", "/proc/self/cgroup"]);
+    assert_eq!(answer.status, 0, "{}", answer.stderr);
+    let name = elsewhere.file_name().expect("has one").to_string_lossy();
+    assert_eq!(answer.stdout, format!("0::/{name}\n"));
+    assert_eq!(bundle.on("delete", &["--force"]).status, 0);
+    fs::remove_dir(&elsewhere).expect("nothing is in it");
+    assert_eq!(bundle.leftovers(), Vec::<String>::new());
+}
+
+#[test]
+fn exec_says_why_it_may_not_come_in() {
+    needs_unified();
+    let mut bundle = Bundle::new("sleep 1000");
+    make_cgroups_writable(&mut bundle);
+    bundle.start();
+    let script = "cd /sys/fs/cgroup; mkdir foo; for p in $(cat cgroup.procs); do \
+                  echo $p > foo/cgroup.procs || true; done; echo +memory > cgroup.subtree_control";
+    let answer = bundle.on("exec", &["sh", "-uc", script]);
+    assert_eq!(answer.status, 0, "{}", answer.stderr);
+    let answer = bundle.call(&["exec", "--cgroup", "/", &bundle.id, "true"]);
+    assert_ne!(answer.status, 0);
+    assert!(answer.stderr.contains("adding pid "), "{}", answer.stderr);
+    assert!(answer.stderr.contains("Device or resource busy"), "{}", answer.stderr);
+}
+
 fn make_cgroups_writable(bundle: &mut Bundle) {
     let mounts = bundle.config["mounts"].as_array_mut().expect("a list");
     for mount in mounts.iter_mut().filter(|mount| mount["type"] == "cgroup") {

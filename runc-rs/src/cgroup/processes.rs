@@ -100,17 +100,26 @@ impl Cgroup {
         }
     }
 
-    /// The v2 group in which the process `pid` is, if that is this one or one below it.
+    /// The v2 group in which the process `pid` is, if that is this one or one below it, or if this
+    /// one is gone.
     ///
     /// A container may move its init, and once it switches controllers on for groups below, no
-    /// process may be in its own any more.
+    /// process may be in its own any more. One without a cgroup namespace, with the host's groups
+    /// writable, may have moved it anywhere, and the empty group may have been removed since.
     pub fn directory_of(&self, pid: u32) -> Option<OwnedFd> {
         let root = Path::new(super::path::ROOT);
         let group = self.group("").filter(|_| self.unified)?;
         let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
         let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
+        let own = match group.directory() {
+            Ok(own) => own,
+            Err(error) if is_gone(&error) => {
+                let path = below(root, Path::new(path)).ok()?;
+                return Directory::open(&path).ok()?.as_fd().try_clone_to_owned().ok();
+            }
+            Err(_) => return None,
+        };
         let below = root.join(path).strip_prefix(&group.path).ok()?.to_owned();
-        let own = group.directory().ok()?;
         if below.as_os_str().is_empty() {
             return own.as_fd().try_clone_to_owned().ok();
         }
