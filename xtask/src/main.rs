@@ -61,6 +61,15 @@ enum Chore {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Do the same again and again, and see that nothing grows, as root
+    Soak {
+        /// How many containers are made, started, used and removed, eight at a time
+        #[arg(long, default_value_t = 5_000)]
+        cycles: usize,
+        /// How many processes are started in one container, eight at a time
+        #[arg(long, default_value_t = 200_000)]
+        execs: usize,
+    },
     /// Generate the Rust types in proto/src/gen from proto/protos
     Codegen {
         /// Change nothing; fail if what is committed is not what would be generated
@@ -81,6 +90,7 @@ fn main() -> ExitCode {
             demo::run(pull.as_deref(), if stock { Choice::STOCK } else { Choice::OWN })
         }
         Chore::Bench { arguments } => test::bench(&arguments),
+        Chore::Soak { cycles, execs } => test::soak(cycles, execs),
         Chore::Codegen { check } => codegen(check),
     };
     match done {

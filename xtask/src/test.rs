@@ -23,6 +23,8 @@ pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Re
         step(&mut sum, "cgroup v2, v1 and systemd, in virtual machines", &mut machines)?;
         let mut peers = test(&["--package", "integration", "--test", "peers"]);
         step(&mut sum, "podman and dockerd on the runtime", &mut peers)?;
+        let mut soak = test(&["--package", "integration", "--test", "soak"]);
+        step(&mut sum, "the same again and again", &mut soak)?;
     }
     let mut swap = test(&["--package", "integration", "--test", "swap", "--"]);
     for cell in cells {
@@ -54,6 +56,16 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
             .args(arguments)
             .env("GANTRY_BIN", dist::directory()),
     )
+}
+
+/// Runs the soak for as long as it takes, over programs as they are released.
+pub(crate) fn soak(cycles: usize, execs: usize) -> Result<()> {
+    needs_root("the soak starts containers")?;
+    needs::satisfy(true);
+    dist::run(dist::RELEASE)?;
+    let mut soak = test(&["--package", "integration", "--test", "soak", "--"]);
+    soak.args(["--cycles", &cycles.to_string(), "--execs", &execs.to_string()]);
+    must(&mut soak)
 }
 
 /// Which of the bench's arguments are parts of rows' names.
