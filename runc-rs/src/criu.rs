@@ -42,9 +42,13 @@ impl Version {
     fn of(response: &Response) -> Self {
         let (major, minor, sublevel) = response.version;
         let number = |number: i32| u32::try_from(number).unwrap_or(0);
-        let version = (number(major) * 100).saturating_add(number(minor)) * 100 + number(sublevel);
+        let version = number(major).saturating_mul(100).saturating_add(number(minor));
+        let version = version.saturating_mul(100).saturating_add(number(sublevel));
         // What comes after a version has what the next one has.
-        Self(if response.from_git { version - version % 100 + 100 } else { version })
+        Self(match response.from_git {
+            true => (version - version % 100).saturating_add(100),
+            false => version,
+        })
     }
 }
 
@@ -97,6 +101,17 @@ fn ask_at_once(request: &Request<'_>) -> Result<Response, Error> {
     Session::start(Place::default(), || Ok(()))?.ask(request, |_, _| Ok(()))
 }
 
+/// What criu says, and what it has written to its log; see [`crate::fuzz`].
+pub(crate) fn fuzz(data: &[u8]) {
+    message::fuzz(data);
+    if let Ok(response) = session::read(data) {
+        assert!(response.success, "{response:?}");
+        let later = Response { from_git: true, ..response.clone() };
+        assert!(Version::of(&later) >= Version::of(&response), "{response:?}");
+    }
+    log::fuzz(&String::from_utf8_lossy(data));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -109,6 +124,7 @@ mod tests {
             ("after a release", (4, 2, 0), true, 40_300),
             ("after a sublevel", (3, 17, 1), true, 31_800),
             ("nonsense", (-1, 0, 0), false, 0),
+            ("too large", (i32::MAX, i32::MAX, i32::MAX), true, u32::MAX),
         ];
         for (case, version, from_git, want) in cases {
             let response = Response { version, from_git, ..Response::default() };

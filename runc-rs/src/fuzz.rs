@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    cgroup, cli, container,
+    cgroup, cli, container, criu,
     id::ContainerId,
     init::{channel::Message, devices, program, sysctl},
     mount, seccomp,
@@ -19,7 +19,7 @@ use crate::{
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 11] = [
     ("config", config),
     ("process", process),
     ("seccomp", seccomp::fuzz::profile),
@@ -29,6 +29,7 @@ pub const TARGETS: [Target; 10] = [
     ("mountinfo", mountinfo),
     ("cgroups", cgroup::fuzz::paths),
     ("state", state),
+    ("criu", criu::fuzz),
     ("words", words),
 ];
 

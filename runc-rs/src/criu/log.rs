@@ -48,6 +48,14 @@ fn errors(text: &str) -> Vec<String> {
     shown
 }
 
+/// Checks what is shown of a log.
+pub(super) fn fuzz(text: &str) {
+    let lines = errors(text);
+    let wrong = text.lines().filter(|line| line.contains("Error")).count();
+    assert_eq!(lines.iter().filter(|line| line.contains("Error")).count(), wrong, "{text:?}");
+    assert!(lines.len() <= wrong * (CONTEXT + 2), "{text:?}");
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

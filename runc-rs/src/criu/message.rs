@@ -325,6 +325,23 @@ impl Response {
     }
 }
 
+/// Reads a message, and writes one with the same text and number that can be read, too.
+pub(super) fn fuzz(data: &[u8]) {
+    let Ok(response) = Response::decode(data) else { return };
+    let mut out = Writer::default();
+    out.number(1, response.kind.0);
+    out.switch(2, response.success);
+    out.message(5, |out| {
+        out.text(1, &response.script);
+        out.number(2, response.pid);
+    });
+    out.number(7, response.error_number);
+    let again = Response::decode(&out.into_bytes()).expect("can be read");
+    let Response { kind, success, script, pid, error_number, .. } = response;
+    let want = Response { kind, success, script, pid, error_number, ..Response::default() };
+    assert_eq!(again, want);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

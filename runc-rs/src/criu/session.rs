@@ -178,7 +178,8 @@ fn run_program(socket: BorrowedFd<'_>, inherited: &[BorrowedFd<'_>]) -> Error {
     })
 }
 
-fn read(bytes: &[u8]) -> Result<Response, Error> {
+/// Reads an answer; one that tells of a failure is an error.
+pub(super) fn read(bytes: &[u8]) -> Result<Response, Error> {
     let fail = |text: &str| Err(Error::Criu(text.to_owned()));
     match bytes.len() {
         0 => return fail("unexpected EOF"),
