@@ -51,7 +51,7 @@ fn each_command_has_help() {
 
 #[test]
 fn flags_that_help_lists_are_taken() {
-    for command in COMMANDS.into_iter().filter(|name| !matches!(*name, "checkpoint" | "restore")) {
+    for command in COMMANDS {
         let (_, help, _) = call(&[command, "--help"]);
         let options = help.split_once("\nOPTIONS:\n").map_or("", |(_, options)| options);
         for line in options.lines() {
@@ -65,6 +65,36 @@ fn flags_that_help_lists_are_taken() {
                 assert!(stdout.starts_with("Incorrect Usage: flag provided"), "{command}");
             }
         }
+    }
+}
+
+/// The flags of runc 1.5, as its help lists them, but for help itself.
+#[test]
+fn checkpoint_and_restore_have_flags_of_runc() {
+    let both = "image-path work-path tcp-established ext-unix-sk shell-job lazy-pages file-locks \
+                manage-cgroups-mode empty-ns auto-dedup";
+    let cases = [
+        (
+            "checkpoint",
+            "parent-path leave-running tcp-skip-in-flight link-remap status-fd page-server pre-dump",
+        ),
+        (
+            "restore",
+            "console-socket bundle b detach d pid-file no-subreaper no-pivot lsm-profile \
+             lsm-mount-context",
+        ),
+    ];
+    for (command, own) in cases {
+        let (_, help, _) = call(&[command, "--help"]);
+        let options = help.split_once("\nOPTIONS:\n").map_or("", |(_, options)| options);
+        let spelled = options.lines().filter_map(|line| line.trim_start().split("  ").next());
+        let flags = spelled.flat_map(|text| text.split(", ").map(|one| one.split(' ').next()));
+        let mut listed: Vec<_> =
+            flags.map(|flag| flag.unwrap_or_default().trim_start_matches('-')).collect();
+        listed.sort_unstable();
+        let mut want: Vec<_> = both.split_whitespace().chain(own.split_whitespace()).collect();
+        want.sort_unstable();
+        assert_eq!(listed, want, "{command}");
     }
 }
 
