@@ -3,151 +3,25 @@
 //! Tests with `needs_criu` in their name need a criu in `PATH` that works on this kernel, which is
 //! what `criu check` says. Without one they say so and pass, unless `GANTRY_REQUIRE_CRIU` is set.
 
-#![expect(clippy::print_stderr, reason = "what is not tested is said")]
-
 mod support;
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, PipeReader, PipeWriter, Read as _, Write as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     os::{fd::AsRawFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use serde_json::{Value, json};
-use support::{Answer, Bundle, wait_until};
-
-/// Whether criu works here. Where it has to, the environment says so.
-fn criu_works() -> bool {
-    let works = Command::new("criu").arg("check").output().is_ok_and(|out| out.status.success());
-    let required = std::env::var_os("GANTRY_REQUIRE_CRIU").is_some();
-    assert!(works || !required, "criu check fails, and GANTRY_REQUIRE_CRIU is set");
-    if !works {
-        eprintln!("SKIPPED: `criu check` fails here, or there is no criu in PATH");
-    }
-    works
-}
-
-/// Answers each line that it reads.
-const ECHO: &str = "while read line; do echo got $line; done";
-
-/// A container with pipes for input and output.
-struct Talking {
-    bundle: Bundle,
-    input: PipeWriter,
-    output: BufReader<PipeReader>,
-}
-
-impl Talking {
-    /// Starts a container in the background.
-    fn start(bundle: Bundle) -> Self {
-        bundle.write_config();
-        Self::with(bundle, &["run", "-d"])
-    }
-
-    fn with(bundle: Bundle, words: &[&str]) -> Self {
-        let (stdin, input) = std::io::pipe().expect("pipe");
-        let (output, stdout) = std::io::pipe().expect("pipe");
-        let (mut errors, stderr) = std::io::pipe().expect("pipe");
-        let mut command = bundle.command(words);
-        command.args(["-b", bundle.path_text(), &bundle.id]);
-        let status = command.stdin(stdin).stdout(stdout).stderr(stderr).status().expect("run");
-        drop(command);
-        if !status.success() {
-            let mut text = String::new();
-            errors.read_to_string(&mut text).expect("read errors");
-            panic!("{words:?}: {text}");
-        }
-        Self { bundle, input, output: BufReader::new(output) }
-    }
-
-    /// Says something, and checks that it is answered.
-    fn talk(&mut self, word: &str) {
-        writeln!(self.input, "{word}").expect("write");
-        let mut line = String::new();
-        self.output.read_line(&mut line).expect("read");
-        assert_eq!(line, format!("got {word}\n"));
-    }
-
-    fn checkpoint(&self, more: &[&str]) -> Answer {
-        checkpoint(&self.bundle, more)
-    }
-
-    /// Ends this one, and restores it with other pipes.
-    fn restore(self, more: &[&str]) -> Self {
-        let bundle = self.bundle;
-        drop((self.input, self.output));
-        let (images, work) = (images(&bundle), work(&bundle));
-        let words = ["restore", "-d", "--image-path", &images, "--work-path", &work];
-        Self::with(bundle, &[&words[..], more].concat())
-    }
-}
-
-fn images(bundle: &Bundle) -> String {
-    format!("{}/images", bundle.path_text())
-}
-
-fn work(bundle: &Bundle) -> String {
-    format!("{}/work", bundle.path_text())
-}
-
-fn checkpoint(bundle: &Bundle, more: &[&str]) -> Answer {
-    let (images, work) = (images(bundle), work(bundle));
-    let mut words = vec!["checkpoint", "--image-path", &images, "--work-path", &work];
-    words.extend(more);
-    words.push(&bundle.id);
-    bundle.call(&words)
-}
-
-fn restore(bundle: &Bundle, more: &[&str]) -> Answer {
-    let (images, work) = (images(bundle), work(bundle));
-    let mut words = vec!["restore", "-b", bundle.path_text()];
-    words.extend(["--image-path", &images, "--work-path", &work]);
-    words.extend(more);
-    words.push(&bundle.id);
-    bundle.call(&words)
-}
-
-/// A process that ends with the test.
-struct Helper(Child);
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        // It may have ended.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-#[track_caller]
-fn succeed(answer: &Answer) {
-    assert_eq!(answer.status, 0, "{}", answer.stderr);
-}
-
-#[track_caller]
-fn fail(answer: &Answer, want: &str) {
-    assert_eq!(answer.status, 1, "{}", answer.stderr);
-    // A message with quotes is quoted once more in the log.
-    let text = answer.stderr.replace("\\\"", "\"");
-    assert!(text.contains(want), "{text}");
-}
-
-/// What a program in the container writes.
-fn inside(bundle: &Bundle, words: &[&str]) -> String {
-    let answer = bundle.on("exec", words);
-    succeed(&answer);
-    answer.stdout
-}
-
-fn pid(bundle: &Bundle) -> i64 {
-    bundle.state()["pid"].as_i64().expect("a pid")
-}
-
-fn end(bundle: Bundle) {
-    succeed(&bundle.on("delete", &["--force"]));
-    assert_eq!(bundle.leftovers(), Vec::<String>::new());
-}
+use support::{
+    Answer, Bundle,
+    criu::{
+        ECHO, Helper, Talking, checkpoint, criu_works, end, fail, free_port, images, inside,
+        lazy_pages_work, pid, restore, succeed, work,
+    },
+    wait_until,
+};
 
 #[test]
 fn needs_criu_twice_and_with_its_execs() {
@@ -456,12 +330,8 @@ fn needs_criu_user_namespace() {
 
 #[test]
 fn needs_criu_page_server() {
-    if !criu_works() {
+    if !criu_works() || !lazy_pages_work() {
         return;
-    }
-    let check = Command::new("criu").args(["check", "--feature", "uffd-noncoop"]).output();
-    if !check.expect("run criu").status.success() {
-        return eprintln!("SKIPPED: this kernel has no userfaultfd that criu can use");
     }
     let talking = Talking::start(Bundle::new(ECHO));
     let (images, work) = (images(&talking.bundle), work(&talking.bundle));
@@ -483,11 +353,6 @@ fn needs_criu_page_server() {
     assert_eq!(dump.wait().expect("wait").code(), Some(0), "checkpoint");
     fail(&talking.bundle.on("state", &[]), "container does not exist");
     assert_eq!(talking.bundle.leftovers(), Vec::<String>::new());
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("listen");
-    listener.local_addr().expect("address").port()
 }
 
 #[test]
