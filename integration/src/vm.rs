@@ -7,17 +7,23 @@
 //!
 //! The kernel is the file in `GANTRY_VM_KERNEL`, or that of Debian's package `user-mode-linux`,
 //! which has less: what a job finds missing it has to leave out, and say so.
+//!
+//! criu cannot take processes of User Mode Linux apart. For it there is a second kind of machine
+//! ([`emulated`]), with the kernel and the processor of an ordinary one, and much slower.
+
+pub mod emulated;
+mod initramfs;
 
 use std::{
     fs::{self, File},
-    io::{Read as _, Seek as _, SeekFrom, Write as _},
-    os::unix::{fs::PermissionsExt, process::CommandExt as _},
+    io::{Read as _, Seek as _, SeekFrom},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 /// The environment variable with the kernel's file.
@@ -30,14 +36,11 @@ const DEBIAN_MODULES: &str = "/usr/lib/uml/modules";
 /// The modules that the machine needs where they are not built in.
 const MODULES: &[&str] = &["overlay", "loop"];
 
-/// The machine's first program.
-const INIT: &str = include_str!("../vm/init");
-
 /// What has systemd use cgroup v1.
 const SYSTEMD_LEGACY: &str = "systemd.unified_cgroup_hierarchy=0";
 
-/// The shell and everything else that the first program uses.
-const BUSYBOX: &str = "/bin/busybox";
+/// How long a machine may run: some seconds are usual, but this one may be busy with other things.
+const LIMIT: Duration = Duration::from_secs(400);
 
 /// How often what the job has written is looked at.
 const STEP: Duration = Duration::from_millis(50);
@@ -71,15 +74,23 @@ impl Cgroups {
     }
 }
 
+/// What kind of machine it is.
+#[derive(Clone, Debug)]
+enum Kind {
+    /// A User Mode Linux.
+    Process(PathBuf),
+    Emulated(emulated::Kernel),
+}
+
 /// A machine to be started.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    kernel: PathBuf,
+    kind: Kind,
     /// The layout of its cgroups.
     pub cgroups: Cgroups,
     /// The directory of the host's that the job may change, at the same path.
     pub share: PathBuf,
-    /// The size of its empty block device, `/dev/ubda`.
+    /// The size of its empty block device, `/dev/ubda`, which an emulated one has not.
     pub disk_bytes: u64,
     /// How long it may run.
     pub limit: Duration,
@@ -101,22 +112,33 @@ impl Machine {
             "no kernel: {} does not exist; install user-mode-linux, or set {KERNEL}",
             kernel.display()
         );
-        ensure!(Path::new(BUSYBOX).is_file(), "{BUSYBOX} is missing: install busybox-static");
+        Self::of(Kind::Process(kernel), cgroups, share, LIMIT)
+    }
+
+    /// A machine with an emulated processor, if this one has qemu and the kernel for it.
+    ///
+    /// # Errors
+    ///
+    /// Something is missing; the error says what to do.
+    pub fn emulated(cgroups: Cgroups, share: &Path) -> Result<Self> {
+        Self::of(Kind::Emulated(emulated::Kernel::find()?), cgroups, share, emulated::LIMIT)
+    }
+
+    fn of(kind: Kind, cgroups: Cgroups, share: &Path, limit: Duration) -> Result<Self> {
+        initramfs::check()?;
         let systemd = Path::new("/lib/systemd/systemd").is_file();
         ensure!(
             !cgroups.has_systemd() || systemd && crate::programs::find("dbus-daemon").is_some(),
             "systemd or dbus is not installed"
         );
         let share = share.canonicalize().with_context(|| share.display().to_string())?;
-        // Some seconds are usual, but this machine may be busy with other things.
-        let limit = Duration::from_secs(400);
-        Ok(Self { kernel, cgroups, share, disk_bytes: 64 << 20, limit })
+        Ok(Self { kind, cgroups, share, disk_bytes: 64 << 20, limit })
     }
 
-    /// Whether the kernel is Debian's: a tenth as fast as one that traces no processes, and with
-    /// fewer controllers.
+    /// Whether it is a User Mode Linux of Debian's: a tenth as fast as one that traces no
+    /// processes, and with fewer controllers.
     pub fn is_debian(&self) -> bool {
-        self.kernel == Path::new(DEBIAN_KERNEL)
+        matches!(&self.kind, Kind::Process(kernel) if kernel == Path::new(DEBIAN_KERNEL))
     }
 
     /// Runs a shell script in the machine as root, gives each line that it writes to `look`, and
@@ -132,11 +154,12 @@ impl Machine {
         fs::write(job.join("run"), script)?;
         fs::write(job.join("output"), "")?;
         let console = directory.path().join("console");
-        let mut kernel = Running(self.start(directory.path(), &job, &console)?);
+        let mut programs = self.start(directory.path(), &job, &console)?;
         let mut output = File::open(job.join("output"))?;
         let mut rest = String::new();
         let start = Instant::now();
         let ended = loop {
+            let kernel = programs.last_mut().context("no kernel was started")?;
             let ended = kernel.0.try_wait()?.is_some();
             output.read_to_string(&mut rest)?;
             while let Some(end) = rest.find('\n') {
@@ -148,7 +171,7 @@ impl Machine {
             }
             std::thread::sleep(STEP);
         };
-        drop(kernel);
+        drop(programs);
         match fs::read_to_string(job.join("status")) {
             Ok(status) => status.trim().parse().context("the job's exit status"),
             Err(_) if !ended => bail!("the machine did not end within {:?}", self.limit),
@@ -158,89 +181,72 @@ impl Machine {
         }
     }
 
-    fn start(&self, directory: &Path, job: &Path, console: &Path) -> Result<Child> {
+    /// Starts the kernel, and what it needs beside it.
+    fn start(&self, directory: &Path, job: &Path, console: &Path) -> Result<Vec<Running>> {
+        let mut words = vec![
+            format!("vm.cgroups={}", self.cgroups.name()),
+            format!("vm.job={}", job.display()),
+            format!("vm.share={}", self.share.display()),
+            "panic=-1".to_owned(),
+        ];
+        words.extend((self.cgroups == Cgroups::SystemdLegacy).then(|| SYSTEMD_LEGACY.to_owned()));
+        let console = File::create(console)?;
+        match &self.kind {
+            Kind::Process(kernel) => self.start_process(kernel, directory, &words, console),
+            Kind::Emulated(kernel) => {
+                let shares = [("root", Path::new("/")), ("job", job), ("share", &self.share)];
+                emulated::start(kernel, directory, &shares, &words, console)
+            }
+        }
+    }
+
+    fn start_process(
+        &self,
+        kernel: &Path,
+        directory: &Path,
+        words: &[String],
+        console: File,
+    ) -> Result<Vec<Running>> {
         let initramfs = directory.join("initramfs");
-        self.make_initramfs(&directory.join("initramfs.d"), &initramfs)?;
+        let modules: Vec<PathBuf> = MODULES
+            .iter()
+            .filter(|_| self.is_debian())
+            .filter_map(|module| find(Path::new(DEBIAN_MODULES), &format!("{module}.ko")))
+            .collect();
+        initramfs::make(&directory.join("initramfs.d"), &initramfs, &modules)?;
         let disk = directory.join("disk");
         File::create(&disk)?.set_len(self.disk_bytes)?;
-        let console = File::create(console)?;
-        let mut command = Command::new(&self.kernel);
+        let mut command = Command::new(kernel);
         command
-            .args(["mem=2G", "ncpus=1", "seccomp=on", "quiet", "panic=-1"])
-            .args(["con=null", "con0=null,fd:1", "umid=vm"])
+            .args(["mem=2G", "ncpus=1", "seccomp=on", "quiet"])
+            .args(["con=null", "con0=null,fd:1", "umid=vm", "vm.root=hostfs"])
             .arg(format!("uml_dir={}/", directory.display()))
             .arg(format!("initrd={}", initramfs.display()))
             .arg(format!("ubd0={}", disk.display()))
-            .arg(format!("vm.cgroups={}", self.cgroups.name()))
-            .args((self.cgroups == Cgroups::SystemdLegacy).then_some(SYSTEMD_LEGACY))
-            .arg(format!("vm.job={}", job.display()))
-            .arg(format!("vm.share={}", self.share.display()))
+            .args(words)
             // Its memory is a file there, unless it is told otherwise.
-            .env_remove("TMPDIR")
-            .stdin(Stdio::null())
-            .stdout(console.try_clone()?)
-            .stderr(console)
-            .process_group(0);
-        command.spawn().with_context(|| format!("start {}", self.kernel.display()))
-    }
-
-    /// Packs busybox, the first program, and modules.
-    fn make_initramfs(&self, tree: &Path, file: &Path) -> Result<()> {
-        for name in ["bin", "dev", "proc", "sys", "modules"] {
-            fs::create_dir_all(tree.join(name))?;
-        }
-        fs::copy(BUSYBOX, tree.join("bin/busybox"))?;
-        let applets =
-            "sh mount umount mkdir rmdir insmod cat echo switch_root poweroff ln hostname chmod";
-        for applet in applets.split(' ') {
-            std::os::unix::fs::symlink("busybox", tree.join("bin").join(applet))?;
-        }
-        fs::write(tree.join("init"), INIT)?;
-        fs::set_permissions(tree.join("init"), PermissionsExt::from_mode(0o755))?;
-        if self.is_debian() {
-            for module in MODULES {
-                let name = format!("{module}.ko");
-                if let Some(found) = find(Path::new(DEBIAN_MODULES), &name) {
-                    fs::copy(found, tree.join("modules").join(name))?;
-                }
-            }
-        }
-        let mut packer = Command::new(BUSYBOX)
-            .args(["cpio", "-o", "-H", "newc"])
-            .current_dir(tree)
-            .stdin(Stdio::piped())
-            .stdout(File::create(file)?)
-            .stderr(Stdio::null())
-            .spawn()?;
-        let mut names = String::new();
-        list(tree, Path::new(""), &mut names)?;
-        packer.stdin.take().expect("is piped").write_all(names.as_bytes())?;
-        ensure!(packer.wait()?.success(), "pack the initramfs: busybox cpio failed");
-        Ok(())
+            .env_remove("TMPDIR");
+        Ok(vec![Running::start(&mut command, console)?])
     }
 }
 
 /// A kernel, which is killed with all its processes when dropped.
 struct Running(Child);
 
+impl Running {
+    fn start(command: &mut Command, console: File) -> Result<Self> {
+        command.stdin(Stdio::null()).stdout(console.try_clone()?).stderr(console).process_group(0);
+        let name = command.get_program().to_owned();
+        let child = command.spawn().with_context(|| format!("start {}", name.display()))?;
+        Ok(Self(child))
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         let _ = kill_process_group(Pid::from_child(&self.0), Signal::KILL);
         let _ = self.0.wait();
     }
-}
-
-/// The names of what is in a directory, those of directories first, as cpio wants them.
-fn list(tree: &Path, below: &Path, names: &mut String) -> Result<()> {
-    for entry in fs::read_dir(tree.join(below))? {
-        let entry = entry?;
-        let name = below.join(entry.file_name());
-        *names += &format!("{}\n", name.display());
-        if entry.file_type()?.is_dir() {
-            list(tree, &name, names)?;
-        }
-    }
-    Ok(())
 }
 
 fn find(directory: &Path, name: &str) -> Option<PathBuf> {

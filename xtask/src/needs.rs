@@ -1,5 +1,7 @@
 //! What tests and benches need from Debian.
 
+mod kernel;
+
 use std::{path::Path, process::Command};
 
 /// A package, and a file by which it is known to be there.
@@ -8,6 +10,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("containerd", "/usr/bin/containerd"),
     ("containernetworking-plugins", "/usr/lib/cni/bridge"),
     ("conmon", "/usr/bin/conmon"),
+    ("criu", "/usr/sbin/criu"),
     ("crun", "/usr/bin/crun"),
     ("dbus", "/usr/bin/dbus-daemon"),
     ("docker-registry", "/usr/bin/docker-registry"),
@@ -16,6 +19,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("jq", "/usr/bin/jq"),
     ("netavark", "/usr/lib/podman/netavark"),
     ("podman", "/usr/bin/podman"),
+    ("qemu-system-x86", "/usr/bin/qemu-system-x86_64"),
     ("runc", "/usr/sbin/runc"),
     ("strace", "/usr/bin/strace"),
     ("systemd", "/lib/systemd/systemd"),
@@ -25,6 +29,15 @@ const PACKAGES: &[(&str, &str)] = &[
 
 /// The kernel for virtual machines, unless another one was chosen.
 const KERNEL: &str = "user-mode-linux";
+
+/// Fetches the kernel of emulated machines, if that is wished and can be done; gives its package's
+/// name if it is missing still.
+pub(crate) fn kernel(install: bool) -> Option<&'static str> {
+    if install && let Err(error) = kernel::fetch() {
+        println!("needs: {error:#}");
+    }
+    (!kernel::is_there()).then_some(kernel::PACKAGE)
+}
 
 /// Installs what is missing, if that is wished and can be done; gives what is missing still.
 pub(crate) fn satisfy(install: bool) -> Vec<&'static str> {

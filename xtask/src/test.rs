@@ -13,7 +13,10 @@ use crate::{
 /// Runs all tests; with `cells`, only those end-to-end tests.
 pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Result<()> {
     needs_root("tests mount, make cgroups and namespaces, and start containers")?;
-    let missing = needs::satisfy(install);
+    let mut missing = needs::satisfy(install);
+    if cells.is_empty() {
+        missing.extend(needs::kernel(install));
+    }
     dist::run(profile)?;
     let mut sum = Sum::default();
     if cells.is_empty() {

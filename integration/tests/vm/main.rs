@@ -6,6 +6,9 @@
 //! The programs are built here and run there (see [`integration::vm`]). A test whose name has
 //! `needs_<feature>` is left out where the machine lacks that, and is counted as skipped; so are
 //! whole machines when there is no kernel for them.
+//!
+//! On an emulated machine a test takes seconds, so only those run that a suite names, unless others
+//! are asked for: `-- criu needs` runs all of them that need criu.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
 
@@ -26,21 +29,55 @@ use serde_json::Value;
 
 /// A machine, and the runtime's test programs that run on it.
 struct Suite {
+    name: &'static str,
     cgroups: Cgroups,
+    /// Whether it has an emulated processor.
+    emulated: bool,
     programs: &'static [&'static str],
     /// Those for which Debian's kernel is too slow.
     long: &'static [&'static str],
+    /// The tests that run when none are asked for; all if there are none.
+    tests: &'static [&'static str],
 }
+
+/// What most suites have.
+const SMALL: Suite = Suite {
+    name: "",
+    cgroups: Cgroups::Unified,
+    emulated: false,
+    programs: &[],
+    long: &[],
+    tests: &[],
+};
 
 const SUITES: &[Suite] = &[
     Suite {
-        cgroups: Cgroups::Unified,
+        name: "v2",
         programs: &["unified", "cgroup"],
         long: &["lifecycle", "isolation", "seccomp"],
+        ..SMALL
     },
-    Suite { cgroups: Cgroups::Legacy, programs: &["cgroup"], long: &["lifecycle"] },
-    Suite { cgroups: Cgroups::Systemd, programs: &[], long: &["systemd"] },
-    Suite { cgroups: Cgroups::SystemdLegacy, programs: &[], long: &["systemd"] },
+    Suite {
+        name: "v1",
+        cgroups: Cgroups::Legacy,
+        programs: &["cgroup"],
+        long: &["lifecycle"],
+        ..SMALL
+    },
+    Suite { name: "systemd", cgroups: Cgroups::Systemd, long: &["systemd"], ..SMALL },
+    Suite { name: "systemd-v1", cgroups: Cgroups::SystemdLegacy, long: &["systemd"], ..SMALL },
+    Suite {
+        name: "criu",
+        emulated: true,
+        programs: &["checkpoint", "restore"],
+        tests: &[
+            "needs_criu_another_cgroup",
+            "needs_criu_foreground",
+            "needs_criu_hooks",
+            "needs_criu_limits",
+        ],
+        ..SMALL
+    },
 ];
 
 /// What a test may need, and the shell's condition for it.
@@ -54,6 +91,7 @@ const FEATURES: &[(&str, &str)] = &[
     ("io_weight", "test -e /sys/fs/cgroup/init.scope/io.weight"),
     ("time", "test -e /proc/self/ns/time"),
     ("cgroup_kill", "test -e /sys/fs/cgroup/init.scope/cgroup.kill"),
+    ("systemd", "test -d /run/systemd/system"),
     ("idmap", "test \"$(uname -r | cut -d. -f1)\" -ge 7"),
 ];
 
@@ -71,16 +109,16 @@ fn main() -> ExitCode {
 fn run() -> Result<Sum> {
     let words: Vec<String> =
         std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    let is_machine = |word: &&String| SUITES.iter().any(|suite| suite.cgroups.name() == **word);
+    let is_machine = |word: &&String| SUITES.iter().any(|suite| suite.name == **word);
     let (machines, tests): (Vec<&String>, Vec<&String>) = words.iter().partition(is_machine);
-    let wanted = |suite: &&Suite| {
-        machines.is_empty() || machines.iter().any(|name| **name == suite.cgroups.name())
+    let wanted = |suite: &&'static Suite| {
+        machines.is_empty() || machines.iter().any(|name| **name == suite.name)
     };
     let mut sum = Sum::default();
     let mut built = None;
     for suite in SUITES.iter().filter(wanted) {
-        let name = suite.cgroups.name();
-        let machine = match Machine::new(suite.cgroups, &programs::target()) {
+        let name = suite.name;
+        let machine = match machine(suite) {
             Ok(machine) => machine,
             Err(why) => {
                 let programs = suite.programs.len() + suite.long.len();
@@ -90,7 +128,7 @@ fn run() -> Result<Sum> {
             }
         };
         if built.is_none() {
-            built = Some(build()?);
+            built = Some(build(SUITES.iter().filter(wanted))?);
         }
         let start = Instant::now();
         run_suite(suite, &machine, built.as_ref().expect("was just built"), &tests, &mut sum)?;
@@ -100,6 +138,16 @@ fn run() -> Result<Sum> {
     Ok(sum)
 }
 
+fn machine(suite: &Suite) -> Result<Machine> {
+    let share = programs::target();
+    if suite.emulated {
+        // What it is for.
+        programs::debian("criu")?;
+        return Machine::emulated(suite.cgroups, &share);
+    }
+    Machine::new(suite.cgroups, &share)
+}
+
 fn run_suite(
     suite: &Suite,
     machine: &Machine,
@@ -107,7 +155,7 @@ fn run_suite(
     tests: &[&String],
     sum: &mut Sum,
 ) -> Result<()> {
-    let name = suite.cgroups.name();
+    let name = suite.name;
     let mut programs = suite.programs.to_owned();
     if machine.is_debian() {
         if !suite.long.is_empty() {
@@ -120,8 +168,12 @@ fn run_suite(
     if programs.is_empty() {
         return Ok(());
     }
+    let chosen: Vec<&str> = match tests.is_empty() {
+        true => suite.tests.to_vec(),
+        false => tests.iter().map(|test| test.as_str()).collect(),
+    };
     let mut ended = 0;
-    let result = machine.run(&script(&programs, built, tests)?, |line| {
+    let result = machine.run(&script(suite, &programs, built, &chosen)?, |line| {
         // Not the words by which whoever runs this program finds its own sum.
         if sum.read(line) {
             ended += 1;
@@ -142,11 +194,16 @@ fn run_suite(
 
 /// The shell script that runs the programs.
 fn script(
+    suite: &Suite,
     programs: &[&str],
     built: &BTreeMap<String, PathBuf>,
-    tests: &[&String],
+    tests: &[&str],
 ) -> Result<String> {
     let mut text = "lacks=\nleave_out=\n".to_owned();
+    if suite.emulated {
+        // It is there for criu; a criu that does not work is a failure.
+        text += "export GANTRY_REQUIRE_CRIU=1\n";
+    }
     for (feature, condition) in FEATURES {
         text += &format!(
             "({condition}) > /dev/null 2>&1 || \
@@ -166,14 +223,14 @@ fn script(
     Ok(text)
 }
 
-/// Builds the runtime's test programs, and says where they are.
-fn build() -> Result<BTreeMap<String, PathBuf>> {
+/// Builds the test programs of suites, and says where they are.
+fn build(suites: impl Iterator<Item = &'static Suite>) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = Command::new(env!("CARGO"));
     command
         .args(["test", "--no-run", "--quiet", "--message-format", "json", "--package", "runc-rs"])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
     let mut names: Vec<&str> =
-        SUITES.iter().flat_map(|suite| [suite.programs, suite.long].concat()).collect();
+        suites.flat_map(|suite| [suite.programs, suite.long].concat()).collect();
     names.sort_unstable();
     names.dedup();
     for name in names {
