@@ -130,8 +130,9 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let destination = Destination { directory: unified, otherwise: None };
     let (child, channel) = spawn(&join, namespaces, &destination, body)?;
     log::debug(&format!("nsexec container setup: init is process {}", child.pid));
+    let pid = child.pid;
     undo.add_process(child);
-    undo.start_cgroup(spec.linux.resources.as_ref(), owner)?;
+    undo.start_cgroup(pid, spec.linux.resources.as_ref(), owner)?;
     if let Some(group) = group {
         join_resctrl_group(&mut undo, group, &mut state)?;
     }

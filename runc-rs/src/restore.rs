@@ -2,7 +2,7 @@
 //!
 //! The container is made as `create` makes one, but for its processes: directory and cgroup are
 //! there first, criu is started in the cgroup, and its notifications are answered. criu makes the
-//! init as a child of this process.
+//! init as a child of this process. A cgroup of systemd's is made with criu as its first process.
 //!
 //! | criu says            | done here                                              |
 //! |----------------------|--------------------------------------------------------|
@@ -46,7 +46,7 @@ use crate::{
     mount, process,
     settings::Settings,
     spawn::Destination,
-    spec::{NamespaceKind, Spec},
+    spec::{NamespaceKind, Spec, resources::LinuxResources},
     state::{self, State, record},
     time,
 };
@@ -80,6 +80,12 @@ struct Known {
     criu: Criu,
 }
 
+impl Known {
+    fn resources(&self) -> Option<&LinuxResources> {
+        self.spec.linux.resources.as_ref()
+    }
+}
+
 /// Restores a container.
 ///
 /// # Errors
@@ -88,14 +94,10 @@ struct Known {
 pub fn restore(settings: &Settings, id: &ContainerId, options: Options) -> Result<New, Error> {
     let known = look(&options)?;
     let cgroup = create::plan_cgroup(settings, id, &known.spec)?;
-    if cgroup.begins_with_process() {
-        return Err(Error::Unsupported("restore into a cgroup of systemd".to_owned()));
-    }
     let entry = settings.root.entry(id);
     entry.create()?;
     let mut undo = Undo::new(entry.clone(), cgroup);
-    let owner = create::cgroup_owner(&known.spec);
-    undo.make_cgroup(known.spec.linux.resources.as_ref(), owner)?;
+    undo.make_cgroup(known.resources(), create::cgroup_owner(&known.spec))?;
     let (terminal, console) =
         options.process.console(&known.spec.process.clone().unwrap_or_default())?;
     let paths = (known.bundle.as_path(), known.rootfs.as_path());
@@ -160,6 +162,9 @@ fn run(
 ) -> Result<(), Error> {
     let external_mounts = external_mounts(known, state)?;
     let session = start(known, undo)?;
+    // A unit of systemd's begins with criu, and goes on with what criu makes in it.
+    let owner = create::cgroup_owner(&known.spec);
+    undo.start_cgroup(session.pid(), known.resources(), owner)?;
     let directories = known.directories.seen_by(session.pid(), &options.shared)?;
     let base = options.shared.plan(&directories, LOG, &state.config.labels)?;
     let facts = plan::Facts {

@@ -224,3 +224,41 @@ fn needs_criu_limits() {
     assert_eq!(limits(&talking.bundle)[0], "60");
     end(talking.bundle);
 }
+
+#[test]
+fn needs_criu_and_needs_systemd() {
+    if !criu_works() {
+        return;
+    }
+    if !Path::new("/run/systemd/system").exists() {
+        return eprintln!("SKIPPED: there is no systemd here");
+    }
+    let mut bundle = limited();
+    let path = format!("machine.slice:gantry:{}", bundle.id);
+    bundle.config["linux"]["cgroupsPath"] = json!(path);
+    bundle.systemd_cgroup = true;
+    let unit = format!("gantry-{}.scope", bundle.id);
+    let shown = |property: &str| {
+        let mut command = Command::new("systemctl");
+        command.args(["show", "--property", property, "--value", &unit]);
+        let output = command.output().expect("run systemctl").stdout;
+        String::from_utf8(output).expect("text").trim().to_owned()
+    };
+    let mut talking = Talking::start(bundle);
+    let before = limits(&talking.bundle);
+    succeed(&talking.checkpoint(&[]));
+    wait_until("systemd forgets the unit", || shown("LoadState") == "not-found");
+    talking = talking.restore(&[]);
+    talking.talk("again");
+    assert_eq!(limits(&talking.bundle), before);
+    assert_eq!(shown("ActiveState"), "active");
+    assert_eq!(shown("TasksMax"), "50");
+    let cgroup = fs::read_to_string(format!("/proc/{}/cgroup", pid(&talking.bundle)));
+    let cgroup = cgroup.expect("read");
+    let inside = format!("/machine.slice/{unit}");
+    assert!(cgroup.lines().any(|line| line.ends_with(&inside)), "{cgroup}");
+    assert_eq!(talking.bundle.state()["status"], "running");
+    succeed(&talking.bundle.on("delete", &["--force"]));
+    wait_until("systemd forgets the unit", || shown("LoadState") == "not-found");
+    assert_eq!(talking.bundle.leftovers(), Vec::<String>::new());
+}

@@ -53,18 +53,17 @@ impl Undo {
         parts.entry.own_cgroups()
     }
 
-    /// Has systemd make the cgroup for the process, if it is systemd's to make.
-    pub(super) fn start_cgroup(
+    /// Has systemd make the cgroup for the process `pid`, if it is systemd's to make.
+    pub(crate) fn start_cgroup(
         &mut self,
+        pid: i32,
         resources: Option<&LinuxResources>,
         owner: Option<u32>,
     ) -> Result<(), Error> {
-        let Some(parts) = &mut self.0 else { return Ok(()) };
-        let Some(process) = parts.process.as_ref().filter(|_| parts.cgroup.begins_with_process())
-        else {
+        let Some(parts) = self.0.as_mut().filter(|parts| parts.cgroup.begins_with_process()) else {
             return Ok(());
         };
-        let started = parts.cgroup.start(process.pid.cast_unsigned(), resources);
+        let started = parts.cgroup.start(pid.cast_unsigned(), resources);
         // A unit that did not start may be another's with the same name.
         let absent = |error: &cgroup::Error| {
             matches!(error, cgroup::Error::Unit { .. } | cgroup::Error::Systemd(_))
