@@ -212,6 +212,7 @@ impl Shim {
         let next = processes
             .filter_map(|process| process.drain_until)
             .chain(self.loggers.values().copied().flatten())
+            .chain(self.loggers_starting.values().map(LoggerWait::until))
             .chain(self.publisher.deadline())
             .chain(self.server.deadline())
             .chain(self.ends_by)
@@ -222,6 +223,7 @@ impl Shim {
     fn expire(&mut self, now: Instant) {
         self.publisher.timeout(now, &self.poller);
         self.server.resume(now, &self.poller);
+        self.give_up_loggers(now);
         self.kill_late_loggers(now);
         self.give_up_output(now);
     }

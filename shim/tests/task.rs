@@ -2,8 +2,12 @@
 //!
 //! Needs root, a static busybox and runc; `SHIM_TEST_RUNTIME` names another runtime.
 
+#[path = "task/commands.rs"]
+mod commands;
 #[path = "task/harness.rs"]
 mod harness;
+#[path = "task/output.rs"]
+mod output;
 #[path = "task/sandbox.rs"]
 mod sandbox;
 

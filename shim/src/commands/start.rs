@@ -24,6 +24,9 @@ const INPUT_LEN_MAX: u64 = 10 << 20;
 /// The variable by which containerd says which versions it knows.
 const VERSION_MAX: &str = "MAX_SHIM_VERSION";
 
+/// The variable by which an operator has shims and containers share no core with others.
+const SCHED_CORE: &str = "SCHED_CORE";
+
 /// Starts the shim for the bundle in the working directory, unless its group has one, and returns
 /// what containerd is to read.
 ///
@@ -79,6 +82,11 @@ fn start_server(args: &Args, request: &Request, listener: OwnedFd) -> Result<(),
         .pass_fds(vec![listener]);
     if let Some(address) = &request.events_address {
         command.env(TTRPC_ADDRESS, address);
+    }
+    if std::env::var_os(SCHED_CORE).is_some_and(|value| !value.is_empty()) {
+        // The shim inherits it. This process is about to end, so it does not matter that it has it.
+        sys::scheduling::make_core_cookie()
+            .map_err(CommandError::io("enable sched core support"))?;
     }
     let mut child = command.spawn().map_err(CommandError::io("start the shim"))?;
     let pid = child.id();

@@ -48,6 +48,9 @@ use crate::{
 /// How long a logging program may take to end when it was asked to.
 const LOGGER_TERM_MAX: Duration = Duration::from_secs(10);
 
+/// How long a logging program may take to be ready.
+const LOGGER_READY_MAX: Duration = Duration::from_secs(60);
+
 /// A container that is being created.
 #[derive(Debug)]
 pub(crate) struct Creation {
@@ -64,6 +67,7 @@ pub(crate) struct Creation {
 #[derive(Debug)]
 pub(crate) struct LoggerWait {
     pub(super) logger: Logger,
+    until: Instant,
     pub(super) then: AfterLogger,
 }
 
@@ -72,6 +76,17 @@ pub(crate) struct LoggerWait {
 pub(super) enum AfterLogger {
     Create(Box<Creation>),
     Exec { id: String, exec: String, call: Call, prepared: Box<Prepared> },
+}
+
+impl LoggerWait {
+    pub(super) fn new(logger: Logger, then: AfterLogger) -> Self {
+        Self { logger, until: Instant::now() + LOGGER_READY_MAX, then }
+    }
+
+    /// When it is given up.
+    pub(crate) fn until(&self) -> Instant {
+        self.until
+    }
 }
 
 impl Shim {
@@ -113,7 +128,7 @@ impl Shim {
         match self.take_starting_logger(&mut creation.prepared) {
             Some((number, logger)) => {
                 let then = AfterLogger::Create(creation);
-                self.loggers_starting.insert(number, LoggerWait { logger, then });
+                self.loggers_starting.insert(number, LoggerWait::new(logger, then));
             }
             None => self.create_by_runtime(creation),
         }
@@ -147,7 +162,22 @@ impl Shim {
     pub(crate) fn logger_ready(&mut self, number: u64) {
         let Some(wait) = self.loggers_starting.get(&number) else { return };
         let Some(ready) = wait.logger.is_ready() else { return };
-        let Some(LoggerWait { logger, then }) = self.loggers_starting.remove(&number) else {
+        self.logger_settled(number, ready);
+    }
+
+    /// Gives up those that take too long.
+    pub(crate) fn give_up_loggers(&mut self, now: Instant) {
+        let late = |wait: &LoggerWait| wait.until <= now;
+        let late: Vec<u64> = self
+            .loggers_starting
+            .iter()
+            .filter_map(|(&number, wait)| late(wait).then_some(number))
+            .collect();
+        late.into_iter().for_each(|number| self.logger_settled(number, false));
+    }
+
+    fn logger_settled(&mut self, number: u64, ready: bool) {
+        let Some(LoggerWait { logger, then, .. }) = self.loggers_starting.remove(&number) else {
             return;
         };
         self.poller.remove(&logger.ready);
@@ -346,5 +376,5 @@ fn streams(request: &api::CreateTaskRequest) -> Streams {
 }
 
 fn no_logger() -> Error {
-    Error::Unknown("the logging binary ended before it was ready".to_owned())
+    Error::Unknown("the logging binary ended before it was ready, or took too long".to_owned())
 }

@@ -224,7 +224,7 @@ impl Shim {
         match self.take_starting_logger(&mut prepared) {
             Some((number, logger)) => {
                 let then = AfterLogger::Exec { id, exec, call, prepared };
-                self.loggers_starting.insert(number, LoggerWait { logger, then });
+                self.loggers_starting.insert(number, LoggerWait::new(logger, then));
             }
             None => self.exec_by_runtime(id, exec, call, prepared),
         }

@@ -83,6 +83,11 @@ impl Shim {
         self.directory.path().join("bundle").join(&self.id)
     }
 
+    /// Where the containerd listens that the shim was started for.
+    pub(crate) fn containerd(&self) -> String {
+        self.directory.path().join("c.sock").to_string_lossy().into_owned()
+    }
+
     /// The process ID of the shim.
     pub(crate) fn pid(&self) -> i32 {
         let text = fs::read_to_string(self.bundle().join("shim.pid")).expect("shim.pid");
