@@ -77,6 +77,9 @@ enum Command {
     Namespaces(commands::namespaces::Command),
     /// Run a container
     Run(Box<commands::run::Run>),
+    /// Manage sandboxes
+    #[command(subcommand, visible_aliases = ["sandbox", "sb", "s"])]
+    Sandboxes(commands::sandboxes::Command),
     /// Manage snapshots
     #[command(visible_alias = "snapshot")]
     Snapshots(commands::snapshots::Snapshots),
@@ -112,6 +115,7 @@ impl Cli {
             Command::Leases(command) => command.run(global).await,
             Command::Namespaces(command) => command.run(global).await,
             Command::Run(command) => command.run(global).await,
+            Command::Sandboxes(command) => command.run(global).await,
             Command::Snapshots(command) => command.run(global).await,
             Command::Tasks(command) => command.run(global).await,
             Command::Oci(command) => command.run(global).await,

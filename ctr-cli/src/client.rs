@@ -79,6 +79,8 @@ impl Client {
         introspection: introspection::introspection_client::IntrospectionClient;
         leases: leases::leases_client::LeasesClient;
         namespaces: namespaces::namespaces_client::NamespacesClient;
+        sandbox_controllers: sandbox::controller_client::ControllerClient;
+        sandboxes: sandbox::store_client::StoreClient;
         snapshots: snapshots::snapshots_client::SnapshotsClient;
         streaming: streaming::streaming_client::StreamingClient;
         tasks: tasks::tasks_client::TasksClient;

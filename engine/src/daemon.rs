@@ -21,14 +21,19 @@ use std::{
 use proto::{
     containerd::services::{
         containers::v1::containers_server::ContainersServer,
-        content::v1::content_server::ContentServer, diff::v1::diff_server::DiffServer,
-        events::v1::events_server::EventsServer, images::v1::images_server::ImagesServer,
+        content::v1::content_server::ContentServer,
+        diff::v1::diff_server::DiffServer,
+        events::v1::events_server::EventsServer,
+        images::v1::images_server::ImagesServer,
         introspection::v1::introspection_server::IntrospectionServer,
         leases::v1::leases_server::LeasesServer,
         namespaces::v1::namespaces_server::NamespacesServer,
+        sandbox::v1::{controller_server::ControllerServer, store_server::StoreServer},
         snapshots::v1::snapshots_server::SnapshotsServer,
-        streaming::v1::streaming_server::StreamingServer, tasks::v1::tasks_server::TasksServer,
-        transfer::v1::transfer_server::TransferServer, version::v1::version_server::VersionServer,
+        streaming::v1::streaming_server::StreamingServer,
+        tasks::v1::tasks_server::TasksServer,
+        transfer::v1::transfer_server::TransferServer,
+        version::v1::version_server::VersionServer,
     },
     grpc::health::v1::health_server::HealthServer,
 };
@@ -105,13 +110,10 @@ impl Daemon {
                     .max_encoding_message_size(limit.1)
             };
         }
+        let transfer = transfer(&state, &events, &streams, paths);
         let State { metadata, content, snapshotters, .. } = state;
-        let collector = gc.clone();
-        let transfer =
-            Transfer::new(content.clone(), Arc::clone(&snapshotters), events.clone(), move || {
-                collector.note_removal()
-            });
-        let transfer = services::Transfer::new(transfer, Arc::clone(&streams), paths.hosts.clone());
+        let runtime = Arc::new(Runtime::open(settings(&config, paths), events.clone())?);
+        let tasks = services::Tasks::new(content.clone(), Arc::clone(&runtime), stop.clone());
         let containers = services::Containers::new(metadata.clone(), events.clone(), gc.clone());
         let diff = services::Diff::new(content.clone());
         let content = services::Content::new(content, events.clone(), gc.clone());
@@ -123,8 +125,8 @@ impl Daemon {
             events.clone(),
             gc.clone(),
         );
-        let runtime = Arc::new(Runtime::open(settings(&config, paths), events.clone())?);
-        let tasks = services::Tasks::new(metadata.clone(), Arc::clone(&runtime), stop.clone());
+        let sandboxes = services::SandboxStore::new(metadata.clone(), gc.clone());
+        let sandboxers = services::SandboxController::new(&metadata, &runtime, &events, &stop);
         let namespaces = services::Namespaces::new(metadata, snapshotters, events.clone());
         let events = services::Events::new(events, Arc::clone(&runtime), stop.clone());
         let routes = Routes::default()
@@ -140,12 +142,14 @@ impl Daemon {
             .with(server!(LeasesServer, leases))
             .with(server!(SnapshotsServer, snapshots))
             .with(server!(TasksServer, tasks))
+            .with(server!(StoreServer, sandboxes))
+            .with(server!(ControllerServer, sandboxers))
             .with(server!(StreamingServer, services::Streaming::new(streams, stop.clone())))
             .with(server!(TransferServer, transfer));
 
         let listener = socket::bind(&paths.address, config.grpc.uid, config.grpc.gid)?;
         let ttrpc_listener = socket::bind(&paths.ttrpc_address, config.grpc.uid, config.grpc.gid)?;
-        let parts = Self {
+        Ok(Self {
             config,
             listener,
             ttrpc_listener,
@@ -156,8 +160,7 @@ impl Daemon {
             syncer,
             stop,
             _locks: locks,
-        };
-        Ok(parts)
+        })
     }
 
     /// Serves until `stop` is ready, then lets calls end that are under way, within a bound.
@@ -210,6 +213,20 @@ impl Daemon {
             Ok(())
         })
     }
+}
+
+/// The service of transfers, which tells the garbage collector of what they leave.
+fn transfer(
+    state: &State,
+    events: &Exchange,
+    streams: &Arc<Streams>,
+    paths: &Paths,
+) -> services::Transfer {
+    let (content, snapshotters) = (state.content.clone(), Arc::clone(&state.snapshotters));
+    let collector = state.gc.clone();
+    let transfer =
+        Transfer::new(content, snapshotters, events.clone(), move || collector.note_removal());
+    services::Transfer::new(transfer, Arc::clone(streams), paths.hosts.clone())
 }
 
 /// What the runtime has to know.

@@ -28,6 +28,7 @@ mod namespaces;
 mod objects;
 mod record;
 mod rows;
+mod sandboxes;
 mod store;
 
 pub use self::{
@@ -37,6 +38,7 @@ pub use self::{
     leases::{Lease, Resource, ResourceKind},
     namespaces::NamespaceInfo,
     rows::{Changes, Rows, Table, View, Visit},
+    sandboxes::Sandbox,
     store::Store,
 };
 pub(crate) use self::{

@@ -31,11 +31,12 @@ mod launch;
 mod log;
 mod process;
 mod resolve;
+mod sandbox;
 mod shim;
 mod task;
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
     time::Duration,
@@ -53,7 +54,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     actor::{Actor, blocking},
-    bundle::{Bundle, FOLDER},
+    bundle::{Bundle, FOLDER, SANDBOX_FOLDER},
     context::Context,
     launch::{Daemon, Dialects},
     task::Phase,
@@ -63,6 +64,7 @@ use crate::{error::Error as ApiError, events::Exchange, identifier, namespace::N
 pub use self::{
     error::{Attempt, Error},
     resolve::{RuntimeConfig, RuntimeTable},
+    sandbox::{CreateSandbox, Membership, Sandbox},
     shim::Call,
     task::{Exit, Task},
 };
@@ -93,6 +95,18 @@ pub struct Settings {
     pub runtimes: RuntimeTable,
 }
 
+/// What a task goes on from.
+#[derive(Clone, Debug, Default)]
+pub enum Checkpoint {
+    /// Nothing: it begins.
+    #[default]
+    None,
+    /// A directory that criu wrote.
+    Folder(String),
+    /// A tar stream of one, which is unpacked for as long as the task lives.
+    Archive(Arc<File>),
+}
+
 /// What a task is made from.
 #[derive(Clone, Debug, Default)]
 #[expect(missing_docs, reason = "named as in the API")]
@@ -108,8 +122,9 @@ pub struct Create {
     pub stdout: String,
     pub stderr: String,
     pub terminal: bool,
-    /// The directory of a checkpoint to restore, or empty.
-    pub checkpoint: String,
+    pub checkpoint: Checkpoint,
+    /// The sandbox whose shim makes the task; `None` for a shim of its own, or its group's.
+    pub sandbox: Option<Membership>,
 }
 
 /// The tasks. See the [module](self).
@@ -142,9 +157,11 @@ impl Runtime {
             events,
             stop: CancellationToken::new(),
             tasks: Mutex::default(),
+            sandboxes: Mutex::default(),
         });
         let runtime = Self { context, runtimes, actors: TaskTracker::new() };
         runtime.adopt()?;
+        runtime.adopt_sandboxes()?;
         Ok(runtime)
     }
 
@@ -201,6 +218,11 @@ impl Runtime {
         let (reply, answer) = oneshot::channel();
         self.actors.spawn(actor.create(request, reply));
         answer.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    /// A directory for what belongs to a task and is to go with it at the latest. It is not made.
+    pub fn scratch(&self, task: &Task, name: &str) -> PathBuf {
+        self.context.work(task).join(name)
     }
 
     /// Tells subscribers about an event that a shim publishes. An exit that they were told of is
@@ -309,20 +331,30 @@ fn names(folder: &Path) -> Result<Vec<String>, ApiError> {
     Ok(names.collect())
 }
 
-/// Removes the working directories without a task, such as those from before a reboot.
+/// Removes the working directories without a task or a sandbox, such as those from before a reboot.
 fn remove_work(context: &Context) {
-    let root = context.root.join(FOLDER);
-    for namespace in names(&root).unwrap_or_default() {
+    // Who is in a map is there before its directory is made, so what is hidden under the lock has
+    // nobody.
+    remove_unused(&context.root.join(FOLDER), |namespace, id, hide| {
+        let tasks = context.tasks();
+        !tasks.get(namespace).is_some_and(|tasks| tasks.contains_key(id)) && hide()
+    });
+    remove_unused(&context.root.join(SANDBOX_FOLDER), |namespace, id, hide| {
+        let sandboxes = context.sandboxes();
+        !sandboxes.get(namespace).is_some_and(|found| found.contains_key(id)) && hide()
+    });
+}
+
+/// Removes the directories that `take` hides, whose names begin with a dot then.
+fn remove_unused(root: &Path, take: impl Fn(&str, &str, &dyn Fn() -> bool) -> bool) {
+    for namespace in names(root).unwrap_or_default() {
         let folder = root.join(&namespace);
         for id in names(&folder).unwrap_or_default() {
             let hidden = folder.join(format!(".{}", id.trim_start_matches('.')));
-            let unused = {
-                // A task is in the map before its directory is made.
-                let tasks = context.tasks();
-                let known = tasks.get(namespace.as_str()).is_some_and(|t| t.contains_key(&id));
-                !known && (id.starts_with('.') || fs::rename(folder.join(&id), &hidden).is_ok())
-            };
-            if unused && let Err(error) = fs::remove_dir_all(&hidden) {
+            let hide = || id.starts_with('.') || fs::rename(folder.join(&id), &hidden).is_ok();
+            if take(&namespace, &id, &hide)
+                && let Err(error) = fs::remove_dir_all(&hidden)
+            {
                 tracing::warn!(%error, id, "left-over working directory stays");
             }
         }

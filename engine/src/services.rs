@@ -4,6 +4,7 @@
 //! the result back. The state is blocking code and is called through [`blocking`]; dropping an RPC
 //! cancels between two such calls, never inside one.
 
+mod checkpoint;
 mod containers;
 mod content;
 mod diff;
@@ -13,6 +14,7 @@ mod images;
 mod introspection;
 mod leases;
 mod namespaces;
+mod sandboxes;
 mod snapshots;
 mod status;
 mod streaming;
@@ -38,6 +40,7 @@ pub use self::{
     introspection::{Introspection, Plugin, server_uuid},
     leases::Leases,
     namespaces::Namespaces,
+    sandboxes::{SandboxController, SandboxStore},
     snapshots::Snapshots,
     status::status,
     streaming::Streaming,

@@ -12,6 +12,8 @@ const GRPC: &str = "io.containerd.grpc.v1";
 const LEASE: &str = "io.containerd.lease.v1";
 const METADATA: &str = "io.containerd.metadata.v1";
 const RUNTIME: &str = "io.containerd.runtime.v2";
+const SANDBOX_CONTROLLER: &str = "io.containerd.sandbox.controller.v1";
+const SANDBOX_STORE: &str = "io.containerd.sandbox.store.v1";
 const SERVICE: &str = "io.containerd.service.v1";
 const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 const STREAMING: &str = "io.containerd.streaming.v1";
@@ -54,6 +56,8 @@ pub(super) fn list(root: &Path) -> Vec<Plugin> {
     let mut tasks = part(RUNTIME, "task", &[EVENT, METADATA]);
     tasks.has_platform = true;
     plugins.push(tasks);
+    plugins.push(part(SANDBOX_STORE, "local", &[METADATA]));
+    plugins.push(part(SANDBOX_CONTROLLER, "shim", &[EVENT]));
     for name in [
         "containers",
         "content",
@@ -76,6 +80,8 @@ pub(super) fn list(root: &Path) -> Vec<Plugin> {
         "introspection",
         "leases",
         "namespaces",
+        "sandbox-controllers",
+        "sandboxes",
         "snapshots",
         "streaming",
         "tasks",

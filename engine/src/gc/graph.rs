@@ -37,6 +37,7 @@ enum Kind {
     Content,
     Image,
     Container,
+    Sandbox,
     Snapshot(String),
 }
 
@@ -122,6 +123,11 @@ impl Graph {
                     self.refers[id].push(snapshot);
                 }
                 self.follow(&namespace, id, &container.labels);
+            }
+            Object::Sandbox(sandbox) => {
+                let id = self.id(&namespace, Kind::Sandbox, &sandbox.id);
+                self.roots.push((id, Reach::Full));
+                self.follow(&namespace, id, &sandbox.labels);
             }
             Object::Content(info) => {
                 let id = self.id(&namespace, Kind::Content, &info.digest.to_string());

@@ -125,6 +125,7 @@ impl Store {
                 (Table::Images, "images"),
                 (Table::Content, "blobs"),
                 (Table::Containers, "containers"),
+                (Table::Sandboxes, "sandboxes"),
             ] {
                 if changes.any(table, &prefix)? {
                     kinds.push(kind.to_owned());

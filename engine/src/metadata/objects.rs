@@ -8,6 +8,7 @@ use super::{
     leases::{self, Lease, Resource},
     record,
     rows::{Changes, Rows, Table},
+    sandboxes::{self, Sandbox},
 };
 use crate::{digest::Digest, error::Error, namespace::Namespace};
 
@@ -18,6 +19,7 @@ pub(crate) enum Object {
     Leased { lease: String, resource: Resource },
     Image(Image),
     Container(Container),
+    Sandbox(Sandbox),
     Content(ContentInfo),
 }
 
@@ -26,8 +28,14 @@ pub(crate) fn each(
     rows: &impl Rows,
     visit: &mut dyn FnMut(Namespace, Object) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    const TABLES: [Table; 5] =
-        [Table::Leases, Table::LeaseResources, Table::Images, Table::Containers, Table::Content];
+    const TABLES: [Table; 6] = [
+        Table::Leases,
+        Table::LeaseResources,
+        Table::Images,
+        Table::Containers,
+        Table::Sandboxes,
+        Table::Content,
+    ];
     for table in TABLES {
         rows.scan(table, b"", &mut |key, value| {
             let (namespace, object) = object(table, key, value)?;
@@ -48,6 +56,7 @@ fn object(table: Table, key: &[u8], value: &[u8]) -> Result<(Namespace, Object),
         }
         Table::Images => Object::Image(images::from_record(name, value)?),
         Table::Containers => Object::Container(containers::from_record(name, value)?),
+        Table::Sandboxes => Object::Sandbox(sandboxes::from_record(name, value)?),
         Table::Content => {
             let digest = record::digest("content", name)?;
             Object::Content(content::from_record(&digest, value)?)

@@ -13,16 +13,18 @@ pub enum Table {
     Namespaces,
     Images,
     Containers,
+    Sandboxes,
     Leases,
     LeaseResources,
     Content,
 }
 
 impl Table {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Namespaces,
         Self::Images,
         Self::Containers,
+        Self::Sandboxes,
         Self::Leases,
         Self::LeaseResources,
         Self::Content,
@@ -33,6 +35,7 @@ impl Table {
             Self::Namespaces => "namespaces",
             Self::Images => "images",
             Self::Containers => "containers",
+            Self::Sandboxes => "sandboxes",
             Self::Leases => "leases",
             Self::LeaseResources => "lease_resources",
             Self::Content => "content",

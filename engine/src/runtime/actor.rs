@@ -21,6 +21,9 @@
 //! after the container, and a new task must not find the old shim there.
 
 use std::{
+    fs::DirBuilder,
+    io::{self, BufReader},
+    os::unix::fs::DirBuilderExt,
     path::PathBuf,
     pin::pin,
     sync::Arc,
@@ -37,18 +40,21 @@ use proto::{
     },
     ttrpc::CallError,
 };
+use snapshotter::Mount;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use super::{
-    Create, Error,
+    Checkpoint, Create, Error,
     bundle::Bundle,
     context::Context,
     launch::Launch,
     log::ShimLog,
     process::Process,
+    sandbox::Membership,
     shim::{Call, Shim},
     task::{Exit, Phase, Task},
 };
+use crate::diff::{self, Limits};
 
 /// How long a shim may take to exit after it was shut down, before it is killed.
 const EXIT_LIMIT: Duration = Duration::from_secs(3);
@@ -76,8 +82,14 @@ const CLEAN_TRIES: usize = 3;
 const CLEAN_PAUSE: Duration = Duration::from_millis(300);
 const CLEAN_LIMIT: Duration = Duration::from_secs(10);
 
+/// How much of the archive of a checkpoint is read at once, in bytes.
+const ARCHIVE_BUFFER_LEN: usize = 256 << 10;
+
 /// The status of a process whose shim died and could not be cleaned up after, as containerd's.
-const STATUS_UNKNOWN: u32 = 255;
+pub(super) const STATUS_UNKNOWN: u32 = 255;
+
+/// The first version of shims' API that has sandboxes.
+const SANDBOX_VERSION_MIN: u8 = 3;
 
 /// What an actor is asked to do.
 pub(super) enum Command {
@@ -145,8 +157,18 @@ impl Actor {
             Ok(spec)
         };
         blocking(make).await?;
-        let log = ShimLog::open(&self.bundle, &self.task);
-        let started = self.start(request.options.as_ref()).await;
+        let log = ShimLog::open(&self.bundle, self.task.id());
+        let checkpoint = match self.checkpoint(request.checkpoint).await {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => {
+                self.remove_bundle().await;
+                return Err(error);
+            }
+        };
+        let started = match &request.sandbox {
+            Some(sandbox) => self.join(sandbox, request.options.as_ref()).await,
+            None => self.start(request.options.as_ref()).await,
+        };
         let shim = match started {
             Ok(shim) => shim,
             Err(error) => {
@@ -162,11 +184,11 @@ impl Actor {
             stdin: request.stdin,
             stdout: request.stdout,
             stderr: request.stderr,
-            checkpoint: request.checkpoint,
+            checkpoint,
             parent_checkpoint: String::new(),
             options: request.options,
         };
-        let (process, created) = tokio::join!(identify(&shim, &self.task), shim.call(&call));
+        let (process, created) = tokio::join!(identify(&shim, self.task.id()), shim.call(&call));
         let held = Held { shim, process, _log: log };
         match created {
             Ok(answer) => {
@@ -190,8 +212,44 @@ impl Actor {
         }
     }
 
+    /// The directory that the task is restored from, or an empty text. An archive is unpacked into
+    /// the working directory, which goes with the bundle.
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<String, Error> {
+        let archive = match checkpoint {
+            Checkpoint::None => return Ok(String::new()),
+            Checkpoint::Folder(path) => return Ok(path),
+            Checkpoint::Archive(archive) => archive,
+        };
+        let folder = self.context.work(&self.task).join("checkpoint");
+        let path = folder.display().to_string();
+        blocking(move || {
+            let made = DirBuilder::new().mode(0o700).create(&folder);
+            made.map_err(Error::bundle("make", &folder))?;
+            let target = [Mount::bind(folder.display().to_string(), false)];
+            let reader = BufReader::with_capacity(ARCHIVE_BUFFER_LEN, &*archive);
+            diff::apply(reader, &target, &Limits::default()).map_err(|error| {
+                Error::bundle("unpack checkpoint", folder)(io::Error::other(error))
+            })
+        })
+        .await?;
+        Ok(path)
+    }
+
     async fn start(&self, options: Option<&Any>) -> Result<Shim, Error> {
         let bootstrap = self.launch().start(options).await?;
+        self.bundle.keep_bootstrap(&bootstrap)?;
+        Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await
+    }
+
+    /// Finds the shim of the sandbox that the task belongs to. One that is older than the sandbox API
+    /// is found by the start of the runtime's own, as any group of containers is.
+    async fn join(&self, sandbox: &Membership, options: Option<&Any>) -> Result<Shim, Error> {
+        let bootstrap = sandbox.bootstrap(&self.context, self.task.namespace()).await?;
+        if bootstrap.version < SANDBOX_VERSION_MIN {
+            return self.start(options).await;
+        }
+        // First, so that nobody ever takes the sandbox's shim for the task's own.
+        self.bundle.keep_sandbox(&sandbox.id)?;
         self.bundle.keep_bootstrap(&bootstrap)?;
         Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await
     }
@@ -216,7 +274,7 @@ impl Actor {
             self.clear_unrecorded().await;
             return None;
         };
-        let log = ShimLog::open(&self.bundle, &self.task);
+        let log = ShimLog::open(&self.bundle, self.task.id());
         let shim = loop {
             match Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await {
                 Ok(shim) => break shim,
@@ -247,7 +305,7 @@ impl Actor {
                 // The daemon went away between the start of the shim and the end of the create,
                 // so nobody was told of a task.
                 tracing::warn!(id = self.task.id(), "shim without a task is shut down");
-                let process = identify(&shim, &self.task).await;
+                let process = identify(&shim, self.task.id()).await;
                 self.end_unused(&Held { shim, process, _log: log }).await;
                 self.leave(None);
                 return None;
@@ -260,7 +318,7 @@ impl Actor {
             }
         }
         self.task.enter(Phase::Live(shim.clone()));
-        let process = identify(&shim, &self.task).await;
+        let process = identify(&shim, self.task.id()).await;
         drop(place);
         Some(Held { shim, process, _log: log })
     }
@@ -288,11 +346,12 @@ impl Actor {
     /// runs gives its address, and one that does not run is soon shut down again.
     async fn clear_unrecorded(&mut self) {
         tracing::warn!(id = self.task.id(), "half-made bundle is removed");
-        if self.bundle.binary().is_some() && self.bundle.path().join("config.json").exists() {
-            let log = ShimLog::open(&self.bundle, &self.task);
+        let may_have_shim = self.bundle.binary().is_some() && !self.bundle.is_in_sandbox();
+        if may_have_shim && self.bundle.path().join("config.json").exists() {
+            let log = ShimLog::open(&self.bundle, self.task.id());
             match self.start(None).await {
                 Ok(shim) => {
-                    let process = identify(&shim, &self.task).await;
+                    let process = identify(&shim, self.task.id()).await;
                     self.end_unused(&Held { shim, process, _log: log }).await;
                 }
                 Err(error) => self.report("find the shim", &error),
@@ -353,11 +412,15 @@ impl Actor {
             }
         };
         self.task.enter(Phase::Ending);
+        // Afterwards there is no bundle that would tell.
+        let is_in_sandbox = self.bundle.is_in_sandbox();
         let shutdown = self.shutdown(&held.shim);
         tokio::join!(shutdown, self.remove_bundle());
         let exit = result.as_ref().ok().copied();
         let _ = reply.send(result);
-        self.await_exit(held).await;
+        if !is_in_sandbox {
+            self.await_exit(held).await;
+        }
         self.leave(exit);
         Turn::Leave
     }
@@ -485,6 +548,9 @@ impl Actor {
     }
 
     async fn shutdown(&self, shim: &Shim) -> bool {
+        if self.bundle.is_in_sandbox() {
+            return true;
+        }
         let request = v3::ShutdownRequest { id: self.task.id().to_owned(), now: false };
         match shim.call(&request).await {
             // The shim may be gone before its answer.
@@ -512,7 +578,12 @@ impl Actor {
     }
 
     fn is_shared(&self, shim: &Shim) -> bool {
-        self.context.others(&self.task).iter().any(|other| other.is_served_at(shim.address()))
+        self.bundle.is_in_sandbox()
+            || self
+                .context
+                .others(&self.task)
+                .iter()
+                .any(|other| other.is_served_at(shim.address()))
     }
 
     /// Tells subscribers how init ended, if they were not told.
@@ -606,8 +677,8 @@ fn from_event(exit: &TaskExit) -> Exit {
 }
 
 /// Takes hold of a shim's process.
-async fn identify(shim: &Shim, task: &Task) -> Option<Process> {
-    let request = v3::ConnectRequest { id: task.id().to_owned() };
+pub(super) async fn identify(shim: &Shim, id: &str) -> Option<Process> {
+    let request = v3::ConnectRequest { id: id.to_owned() };
     let answer = shim.call(&request).await.ok()?;
     let process = Process::open(answer.shim_pid).ok()?;
     // The number was the shim's when it answered. If it lives still, it was when it was opened.

@@ -8,6 +8,7 @@
 //!     log                fifo into which the shim logs
 //!     shim-binary-path   the shim's binary
 //!     bootstrap.json     how to reach the shim
+//!     sandbox            the sandbox whose shim it is, if it is one's
 //!     exit.recorded      the exit of init, before it is told to subscribers
 //!     exit               the same file, once they were told
 //!     address, init.pid, log.json, options.json, runtime ...     the shim's own
@@ -46,6 +47,9 @@ use crate::namespace::Namespace;
 /// The folder of bundles, in the state and in the root directory.
 pub(super) const FOLDER: &str = "io.containerd.runtime.v2.task";
 
+/// The folder of the bundles of sandboxes.
+pub(super) const SANDBOX_FOLDER: &str = "io.containerd.sandbox.controller.v1.shim";
+
 /// How many mounts may lie on top of each other on one rootfs.
 const MOUNT_DEPTH_MAX: usize = 64;
 
@@ -62,6 +66,11 @@ impl Bundle {
     /// The bundle of the container `id`, which need not exist.
     pub(super) fn at(state: &Path, namespace: &Namespace, id: &str) -> Self {
         Self { path: state.join(FOLDER).join(namespace.as_str()).join(id) }
+    }
+
+    /// The bundle of the sandbox `id`, which need not exist.
+    pub(super) fn of_sandbox(state: &Path, namespace: &Namespace, id: &str) -> Self {
+        Self { path: state.join(SANDBOX_FOLDER).join(namespace.as_str()).join(id) }
     }
 
     /// The directory.
@@ -129,6 +138,16 @@ impl Bundle {
     /// Keeps how to reach the shim.
     pub(super) fn keep_bootstrap(&self, bootstrap: &Bootstrap) -> Result<(), Error> {
         self.write("bootstrap.json", &bootstrap.to_json())
+    }
+
+    /// Keeps that the shim is that of a sandbox.
+    pub(super) fn keep_sandbox(&self, sandbox: &str) -> Result<(), Error> {
+        self.write("sandbox", sandbox.as_bytes())
+    }
+
+    /// Whether the shim is that of a sandbox, which stays when the task goes.
+    pub(super) fn is_in_sandbox(&self) -> bool {
+        self.path.join("sandbox").exists()
     }
 
     /// How to reach the shim; `None` when it was never told.

@@ -14,6 +14,7 @@ use super::{
     actor::blocking,
     bundle::{Bundle, FOLDER},
     launch::{Daemon, Dialects},
+    sandbox::Sandbox,
     task::Task,
 };
 use crate::{events::Exchange, namespace::Namespace};
@@ -29,10 +30,15 @@ pub(super) struct Context {
     pub(super) stop: CancellationToken,
     /// The tasks that there are, from before their bundle is made until nothing is left of them.
     pub(super) tasks: Mutex<Tasks>,
+    /// The sandboxes, in the same way.
+    pub(super) sandboxes: Mutex<Sandboxes>,
 }
 
 /// Tasks by namespace and container.
 pub(super) type Tasks = HashMap<Namespace, HashMap<String, Arc<Task>>>;
+
+/// Sandboxes by namespace and name.
+pub(super) type Sandboxes = HashMap<Namespace, HashMap<String, Arc<Sandbox>>>;
 
 impl Context {
     pub(super) fn tasks(&self) -> MutexGuard<'_, Tasks> {
@@ -86,5 +92,28 @@ impl Context {
 async fn keep(write: impl FnOnce() -> Result<(), Error> + Send + 'static) {
     if let Err(error) = blocking(write).await {
         tracing::warn!(error = %sys::error::Chain(&error), "exit is not kept for later daemons");
+    }
+}
+
+#[cfg(test)]
+impl Context {
+    /// A context without anything in it, whose paths do not exist.
+    pub(super) fn for_tests() -> Self {
+        Self {
+            root: "/nonexistent/root".into(),
+            state: "/nonexistent/state".into(),
+            daemon: Daemon {
+                address: PathBuf::new(),
+                ttrpc_address: PathBuf::new(),
+                version: "",
+                debug: false,
+                open_files_limit: None,
+            },
+            dialects: Dialects::default(),
+            events: Exchange::default(),
+            stop: CancellationToken::new(),
+            tasks: Mutex::default(),
+            sandboxes: Mutex::default(),
+        }
     }
 }

@@ -18,6 +18,14 @@ pub enum Error {
     #[error("task {id}: already exists")]
     Exists { id: String },
 
+    /// There is no such sandbox, or there is not yet, or no longer.
+    #[error("can't find shim for sandbox {id}: not found")]
+    NoSandbox { id: String },
+
+    /// There is a sandbox of the name.
+    #[error("sandbox {id} already running: already exists")]
+    SandboxExists { id: String },
+
     /// The request can never be served.
     #[error("{0}: invalid argument")]
     Invalid(String),

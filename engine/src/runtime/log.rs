@@ -11,7 +11,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{bundle::Bundle, task::Task};
+use super::bundle::Bundle;
 
 /// The longest line that is kept together, in bytes.
 const LINE_LEN_MAX: usize = 4096;
@@ -21,9 +21,9 @@ pub(super) struct ShimLog(Option<JoinHandle<()>>);
 
 impl ShimLog {
     /// Starts to read; without a fifo there is nothing to read, and that is no error.
-    pub(super) fn open(bundle: &Bundle, task: &Task) -> Self {
+    pub(super) fn open(bundle: &Bundle, id: &str) -> Self {
         let fifo = OpenOptions::new().read_write(true).open_receiver(bundle.log());
-        let id = task.id().to_owned();
+        let id = id.to_owned();
         Self(fifo.ok().map(|fifo| tokio::spawn(copy(fifo, id))))
     }
 }

@@ -37,6 +37,8 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(10);
 pub trait Call: Message {
     /// The answer.
     type Answer: Message + Default;
+    /// The service; `None` for the task API.
+    const SERVICE: Option<&'static str> = None;
     /// The name of the method.
     const METHOD: &'static str;
     /// How long an answer may take; `None` for as long as the shim lives.
@@ -149,11 +151,12 @@ impl Shim {
         request: &C,
         limit: Option<Duration>,
     ) -> Result<C::Answer, Error> {
-        let version = self.reach.version.load(Ordering::Relaxed);
+        let version = self.version();
         let mut result = self.call_version(version, request, limit).await;
         if let Err(CallError::Status(status)) = &result
             && status.code == Code::Unimplemented as i32
             && version > 2
+            && C::SERVICE.is_none()
         {
             result = self.call_version(2, request, limit).await;
             let known = !matches!(&result, Err(CallError::Status(status)) if status.code == Code::Unimplemented as i32);
@@ -173,8 +176,9 @@ impl Shim {
         request: &C,
         limit: Option<Duration>,
     ) -> Result<C::Answer, CallError> {
-        let service =
+        let task_service =
             if version == 2 { "containerd.task.v2.Task" } else { "containerd.task.v3.Task" };
+        let service = C::SERVICE.unwrap_or(task_service);
         let target = Target { service, method: C::METHOD };
         self.client.call(target, request, &self.reach.metadata, limit).await
     }
@@ -182,6 +186,11 @@ impl Shim {
     /// Waits for the end of the connection.
     pub(super) async fn closed(&self) {
         self.client.closed().await;
+    }
+
+    /// The version of the task API that the shim is asked in.
+    pub(super) fn version(&self) -> u8 {
+        self.reach.version.load(Ordering::Relaxed)
     }
 
     /// Where the shim serves. Containers that share a shim have the same.

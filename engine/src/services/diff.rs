@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, BufReader},
+    path::Path,
     time::{Duration, SystemTime},
 };
 
@@ -133,6 +134,33 @@ fn compare(content: &Store, scope: &Scope, wanted: Comparison) -> Result<Descrip
         let kind = wanted.media_type;
         return Err(Error::NotImplemented(format!("unsupported diff media type: {kind}")));
     };
+    write(content, scope, wanted, compression)
+}
+
+/// Makes a blob of `media_type` with all files of `folder`, as a layer has them, and describes it.
+pub(super) fn archive(
+    content: &Store,
+    scope: &Scope,
+    folder: &Path,
+    media_type: &str,
+) -> Result<Descriptor, Error> {
+    let wanted = Comparison {
+        lower: Vec::new(),
+        upper: vec![Mount::bind(folder.display().to_string(), true)],
+        media_type: media_type.to_owned(),
+        reference: String::new(),
+        labels: Labels::new(),
+        mtime_max: None,
+    };
+    write(content, scope, wanted, Compression::Uncompressed)
+}
+
+fn write(
+    content: &Store,
+    scope: &Scope,
+    wanted: Comparison,
+    compression: Compression,
+) -> Result<Descriptor, Error> {
     let is_own = wanted.reference.is_empty();
     let reference = if is_own { own_reference() } else { wanted.reference };
     let mut new = NewWrite::new(&reference);

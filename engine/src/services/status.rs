@@ -84,8 +84,8 @@ pub(super) fn task_status(error: &runtime::Error) -> Status {
     use runtime::Error as E;
 
     let code = match error {
-        E::NotFound { .. } | E::NotInstalled { .. } => Code::NotFound,
-        E::Exists { .. } => Code::AlreadyExists,
+        E::NotFound { .. } | E::NoSandbox { .. } | E::NotInstalled { .. } => Code::NotFound,
+        E::Exists { .. } | E::SandboxExists { .. } => Code::AlreadyExists,
         E::Invalid(_) => Code::InvalidArgument,
         E::Refused { status, .. } => Code::from(status.code),
         E::Unsupported(_) => Code::Unimplemented,

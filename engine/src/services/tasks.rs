@@ -5,7 +5,7 @@
 //!
 //! Source: containerd, `plugins/services/tasks/local.go`.
 
-use std::{borrow::Cow, sync::Arc, time::SystemTime};
+use std::{borrow::Cow, fs, sync::Arc, time::SystemTime};
 
 use proto::containerd::{
     runc::v1::{CheckpointOptions, Options},
@@ -24,32 +24,63 @@ use proto::containerd::{
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
-use super::{blocking, scope, status::task_status, timestamp};
+use super::{blocking, checkpoint, scope, status::task_status, timestamp};
 use crate::{
+    content,
+    error::Error as ApiError,
     filter::{Fields, Filter, value},
     identifier,
     metadata::{Container, Store},
     namespace::Namespace,
-    runtime::{Call, Create, Error, Runtime, Task},
+    runtime::{Call, Checkpoint, Create, Error, Membership, Runtime, Task},
 };
 
 /// The service.
 #[derive(Clone)]
 pub struct Tasks {
     store: Store,
+    content: content::Store,
     runtime: Arc<Runtime>,
     stop: CancellationToken,
 }
 
 impl Tasks {
-    /// Serves the tasks of `runtime` that belong to containers in `store`. Waits end with `stop`.
-    pub fn new(store: Store, runtime: Arc<Runtime>, stop: CancellationToken) -> Self {
-        Self { store, runtime, stop }
+    /// Serves the tasks of `runtime` that belong to containers in the records of `content`, where
+    /// checkpoints go. Waits end with `stop`.
+    pub fn new(content: content::Store, runtime: Arc<Runtime>, stop: CancellationToken) -> Self {
+        Self { store: content.metadata().clone(), content, runtime, stop }
     }
 
     async fn container(&self, namespace: &Namespace, id: &str) -> Result<Container, Status> {
         let (store, namespace, id) = (self.store.clone(), namespace.clone(), id.to_owned());
         blocking(move || store.container(&namespace, &id)).await
+    }
+
+    /// The sandbox that a task is made in: where its container belongs to one that has a record.
+    async fn membership(
+        &self,
+        namespace: &Namespace,
+        container: &Container,
+        request: &CreateTaskRequest,
+    ) -> Result<Option<Membership>, Status> {
+        if container.sandbox.is_empty() {
+            return Ok(None);
+        }
+        let (store, id) = (self.store.clone(), container.sandbox.clone());
+        let record = {
+            let (namespace, id) = (namespace.clone(), id.clone());
+            blocking(move || match store.sandbox(&namespace, &id) {
+                Err(ApiError::NotFound(_)) => Ok(false),
+                found => found.map(|_| true),
+            })
+        };
+        if !record.await? {
+            // Made by a client that groups containers by an annotation.
+            tracing::warn!(id = container.id, sandbox = id, "sandbox not found");
+            return Ok(None);
+        }
+        let (address, version) = task_api(container, request);
+        Ok(Some(Membership { id, address, version }))
     }
 
     /// The task that a request is about, and the request.
@@ -87,10 +118,17 @@ impl tasks_server::Tasks for Tasks {
         request: Request<CreateTaskRequest>,
     ) -> Result<Response<CreateTaskResponse>, Status> {
         let namespace = scope(&request)?.namespace;
-        let request = request.into_inner();
+        let mut request = request.into_inner();
         let container = self.container(&namespace, &request.container_id).await?;
+        let blob = request.checkpoint.take();
         let id = container.id.clone();
-        let create = create(container, request)?;
+        let sandbox = self.membership(&namespace, &container, &request).await?;
+        let mut create = Create { sandbox, ..create(container, request)? };
+        if let (Checkpoint::None, Some(blob)) = (&create.checkpoint, blob) {
+            let (content, namespace) = (self.content.clone(), namespace.clone());
+            let file = blocking(move || checkpoint::find(&content, &namespace, blob)).await?;
+            create.checkpoint = Checkpoint::Archive(Arc::new(file));
+        }
         let pid = self.runtime.create(&namespace, create).await;
         let pid = pid.map_err(|error| task_status(&error))?;
         Ok(Response::new(CreateTaskResponse { container_id: id, pid }))
@@ -226,16 +264,36 @@ impl tasks_server::Tasks for Tasks {
         &self,
         request: Request<CheckpointTaskRequest>,
     ) -> Result<Response<CheckpointTaskResponse>, Status> {
+        let scope = scope(&request)?;
         let (task, request) = self.task(request, |r| &r.container_id).await?;
         let path = checkpoint_path(request.options.as_ref())?;
-        if path.is_empty() {
-            let text = "checkpoints into the content store: give a path for the image";
-            return Err(Status::unimplemented(text));
+        let CheckpointTaskRequest { container_id: id, options, .. } = request;
+        if !path.is_empty() {
+            ask(&task, v3::CheckpointTaskRequest { id, path, options }).await?;
+            return Ok(Response::new(CheckpointTaskResponse { descriptors: vec![] }));
         }
-        let call =
-            v3::CheckpointTaskRequest { id: request.container_id, path, options: request.options };
-        ask(&task, call).await?;
-        Ok(Response::new(CheckpointTaskResponse { descriptors: vec![] }))
+        let container = self.container(&scope.namespace, &id).await?;
+        // If the call is cut short, the directory goes with the task.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let folder = self.runtime.scratch(&task, &format!("checkpoint-{}", now.as_nanos()));
+        let made = folder.clone();
+        blocking(move || checkpoint::make_folder(&made)).await?;
+        let path = folder.display().to_string();
+        let written = ask(&task, v3::CheckpointTaskRequest { id, path, options }).await;
+        let content = self.content.clone();
+        let descriptors = blocking(move || {
+            let kept = match written {
+                Ok(()) => {
+                    checkpoint::keep(&content, &scope, &folder, container.spec.as_ref()).map(Ok)
+                }
+                Err(status) => Ok(Err(status)),
+            };
+            if let Err(error) = fs::remove_dir_all(&folder) {
+                tracing::warn!(%error, "remains of a checkpoint stay until the task goes");
+            }
+            kept
+        });
+        Ok(Response::new(CheckpointTaskResponse { descriptors: descriptors.await?? }))
     }
 
     async fn update(&self, request: Request<UpdateTaskRequest>) -> Result<Response<()>, Status> {
@@ -280,11 +338,10 @@ fn create(container: Container, request: CreateTaskRequest) -> Result<Create, St
     let given = request.options.filter(|options| !options.value.is_empty());
     let runc = given.as_ref().map(proto::any::unpack::<Options>).transpose();
     let runc = runc.map_err(|error| Status::invalid_argument(error.to_string()))?.flatten();
-    let checkpoint = runc.map(|options| options.criu_image_path).unwrap_or_default();
-    if checkpoint.is_empty() && request.checkpoint.is_some() {
-        let text = "restoring from the content store: give a path to the image";
-        return Err(Status::unimplemented(text));
-    }
+    let checkpoint = match runc.map(|options| options.criu_image_path) {
+        Some(path) if !path.is_empty() => Checkpoint::Folder(path),
+        _ => Checkpoint::None,
+    };
     let runtime =
         if request.runtime_path.is_empty() { container.runtime.name } else { request.runtime_path };
     Ok(Create {
@@ -298,7 +355,20 @@ fn create(container: Container, request: CreateTaskRequest) -> Result<Create, St
         stderr: request.stderr,
         terminal: request.terminal,
         checkpoint,
+        sandbox: None,
     })
+}
+
+/// Where the request says that tasks are made, if it does: by itself, or as clients did once, by the
+/// runtime's options.
+fn task_api(container: &Container, request: &CreateTaskRequest) -> (String, u32) {
+    let given = request.options.as_ref().filter(|options| !options.value.is_empty());
+    let options = given.or(container.runtime.options.as_ref());
+    let options = options.and_then(|options| proto::any::unpack::<Options>(options).ok().flatten());
+    let options = options.unwrap_or_default();
+    let address = Some(request.task_api_address.clone()).filter(|address| !address.is_empty());
+    let version = Some(request.task_api_version).filter(|&version| version != 0);
+    (address.unwrap_or(options.task_api_address), version.unwrap_or(options.task_api_version))
 }
 
 fn checkpoint_path(options: Option<&prost_types::Any>) -> Result<String, Status> {

@@ -8,6 +8,7 @@ mod events;
 mod images;
 mod pull;
 mod run;
+mod sandboxes;
 mod snapshots;
 mod surface;
 mod tasks;
@@ -39,6 +40,7 @@ pub(crate) const CASES: &[&[Case]] = &[
     run::CASES,
     terminal::CASES,
     tasks::CASES,
+    sandboxes::CASES,
     events::CASES,
     bad_input::CASES,
     daemon::CASES,
@@ -109,5 +111,11 @@ pub(crate) fn clean(cell: &Cell) {
     }
     for id in listed(&["containers", "ls", "-q"]).lines() {
         let _ = cell.ctr(&["containers", "rm", id]);
+    }
+    // Debian's client has none, and says so.
+    for line in listed(&["sandboxes", "ls"]).lines().skip(1) {
+        if let Some(id) = line.split_whitespace().next() {
+            let _ = cell.ctr(&["sandboxes", "rm", "-f", id]);
+        }
     }
 }

@@ -2,7 +2,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use super::*;
 use crate::{
-    metadata::{Container, ContentInfo, Image, Lease, Runtime},
+    metadata::{Container, ContentInfo, Image, Lease, Runtime, Sandbox},
     oci::Descriptor,
 };
 
@@ -52,6 +52,19 @@ fn container(id: &str, snapshot: &str, pairs: &[(&str, &str)]) -> Object {
         updated: NOW,
         extensions: std::collections::BTreeMap::new(),
         sandbox: String::new(),
+    })
+}
+
+fn sandbox(id: &str, pairs: &[(&str, &str)]) -> Object {
+    Object::Sandbox(Sandbox {
+        id: id.to_owned(),
+        labels: labels(pairs),
+        runtime: Runtime::default(),
+        spec: None,
+        sandboxer: String::new(),
+        created: NOW,
+        updated: NOW,
+        extensions: std::collections::BTreeMap::new(),
     })
 }
 
@@ -189,6 +202,12 @@ fn snapshots() {
     let chain = || vec![snapshot("1", "", &[]), snapshot("2", "1", &[]), snapshot("3", "2", &[])];
     let cases = [
         ("children go first", vec![], chain(), vec!["3", "2", "1"]),
+        (
+            "a sandbox refers to a snapshot",
+            vec![sandbox("b", &[("containerd.io/gc.ref.snapshot.s", "2")])],
+            chain(),
+            vec!["3"],
+        ),
         ("a container keeps its chain", vec![container("c", "2", &[])], chain(), vec!["3"]),
         (
             "a blob refers to a snapshot",

@@ -1,12 +1,14 @@
 //! Tasks: list, start, exec, kill, pause, resume, ps, metrics, remove.
 
+use std::process::{Command, Stdio};
+
 use anyhow::Result;
 use integration::{
-    cell::{Cell, IMAGE},
+    cell::{Cell, Client, IMAGE, Runtime},
     process, wait,
 };
 
-use super::{Case, exit_code_said, has, has_not, row, same};
+use super::{Case, Skipped, exit_code_said, has, has_not, row, same};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "tasks_start", run: start },
@@ -23,6 +25,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "tasks_rm_exit_code", run: remove_exit_code },
     Case { name: "tasks_restart", run: restart },
     Case { name: "tasks_many", run: many },
+    Case { name: "tasks_checkpoint", run: checkpoint },
 ];
 
 fn status(cell: &Cell, id: &str) -> Result<String> {
@@ -40,6 +43,46 @@ fn detached_exec(cell: &Cell, exec_id: &str, id: &str) -> Result<()> {
     let fifos = cell.file("fifos").display().to_string();
     let words = ["tasks", "exec", "-d", "--fifo-dir", &fifos, "--exec-id", exec_id, id];
     cell.ok(&[&words[..], &["sleep", "100"]].concat()).map(drop)
+}
+
+/// Keeps a task as an image, and makes another one of it.
+fn checkpoint(cell: &mut Cell) -> Result<()> {
+    if cell.choice().runtime == Runtime::Crun {
+        return Err(Skipped("Debian's crun has criu as a library only").into());
+    }
+    let mut check = Command::new("criu");
+    check.arg("check").stdout(Stdio::null()).stderr(Stdio::null());
+    if !check.status().is_ok_and(|status| status.success()) {
+        return Err(Skipped("there is no criu that works on this kernel").into());
+    }
+    let made = checkpoint_and_restore(cell);
+    // What criu keeps of the kernel's features.
+    let _ = std::fs::remove_file("/run/criu.kdat");
+    made
+}
+
+fn checkpoint_and_restore(cell: &Cell) -> Result<()> {
+    let id = cell.background(&[], &["sleep", "100"])?;
+    if cell.choice().client == Client::Own {
+        let said = cell.ok(&["tasks", "checkpoint", "--exit", &id])?;
+        let images = cell.ok(&["images", "ls", "-q"])?;
+        cell.remove(&id)?;
+        cell.ok(&["images", "rm", said.trim()])?;
+        return has(&images, said.trim());
+    }
+    let image = "registry.test/checkpoint:1";
+    cell.ok(&["containers", "checkpoint", "--task", &id, image])?;
+    cell.remove(&id)?;
+    let again = cell.id();
+    let _attached = cell.spawn(&["containers", "restore", "--live", &again, image])?;
+    wait::until("the task", || {
+        let table = cell.ok(&["tasks", "ls"])?;
+        Ok(row(&table, &again).is_ok_and(|row| row.contains("RUNNING")).then_some(()))
+    })?;
+    let said = cell.ctr(&["tasks", "exec", "--exec-id", "e", &again, "echo", "alive"])?;
+    cell.remove(&again)?;
+    cell.ok(&["images", "rm", image])?;
+    same(said.ok()?.as_str(), "alive\n")
 }
 
 fn start(cell: &mut Cell) -> Result<()> {

@@ -1,0 +1,341 @@
+//! The one owner of a sandbox's life, as [`crate::runtime`]'s actors are of tasks'.
+//!
+//! | what happens        | what the actor does                                             |
+//! |---------------------|-----------------------------------------------------------------|
+//! | create fails        | ends the shim, removes the bundle                               |
+//! | shutdown            | asks the shim, waits for its end, removes the bundle            |
+//! | shim dies           | runs `shim delete`, removes the bundle                          |
+//! | connection is lost  | connects again; if that fails, the shim is killed               |
+//! | daemon stops        | leaves everything as it is                                      |
+//!
+//! The tasks of a sandbox whose shim dies have actors of their own, which clean up after them.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use prost_types::Any;
+use proto::{
+    containerd::{runtime::sandbox::v1 as api, task::v3},
+    ttrpc::{CallError, Code},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{CreateSandbox, Phase, Sandbox};
+use crate::runtime::{
+    Error,
+    actor::{blocking, identify},
+    bundle::{Bundle, SANDBOX_FOLDER},
+    context::Context,
+    launch::Launch,
+    log::ShimLog,
+    process::Process,
+    shim::Shim,
+};
+
+/// How long a shim may take to exit after its sandbox was shut down, before it is killed.
+const EXIT_LIMIT: Duration = Duration::from_secs(3);
+
+/// How long after its connection broke a shim may take to be dead.
+const DEATH_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long a shim that is about to be killed may take for an answer.
+const FAREWELL_LIMIT: Duration = Duration::from_secs(5);
+
+/// The pause before a shim is tried again that could not be reached.
+const REACH_PAUSE: Duration = Duration::from_secs(1);
+
+/// What an actor is asked to do.
+pub(super) enum Command {
+    /// Shut the sandbox down.
+    Shutdown(oneshot::Sender<Result<(), Error>>),
+}
+
+/// See the [module](self).
+pub(super) struct Actor {
+    pub(super) sandbox: Arc<Sandbox>,
+    pub(super) context: Arc<Context>,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) bundle: Bundle,
+    pub(super) binary: PathBuf,
+}
+
+/// A shim and what watches it.
+pub(super) struct Held {
+    shim: Shim,
+    /// `None` when the shim did not say who it is; then only its connection tells of its end.
+    process: Option<Process>,
+    _log: ShimLog,
+}
+
+impl Actor {
+    /// Makes the sandbox, answers, and serves it to its end.
+    pub(super) async fn create(
+        self,
+        request: CreateSandbox,
+        reply: oneshot::Sender<Result<(), Error>>,
+    ) {
+        match Box::pin(self.make(request)).await {
+            Ok(held) => {
+                self.enter(Phase::Live(held.shim.clone()));
+                // A caller that left finds the sandbox when it looks again.
+                let _ = reply.send(Ok(()));
+                self.run(held).await;
+            }
+            Err(error) => {
+                self.leave();
+                let _ = reply.send(Err(error));
+            }
+        }
+    }
+
+    async fn make(&self, request: CreateSandbox) -> Result<Held, Error> {
+        let folder = self.context.root.join(SANDBOX_FOLDER);
+        let work = folder.join(self.sandbox.namespace.as_str()).join(&self.sandbox.id);
+        let (bundle, binary, spec) = (self.bundle.clone(), self.binary.clone(), request.spec);
+        // The map says that there is none, so a bundle can only be a left-over.
+        if bundle.path().exists() {
+            self.clean_up().await;
+        }
+        blocking(move || bundle.make(&work, spec.as_ref(), &binary)).await?;
+        let log = ShimLog::open(&self.bundle, &self.sandbox.id);
+        let shim = match self.start(request.options.as_ref()).await {
+            Ok(shim) => shim,
+            Err(error) => {
+                self.remove_bundle().await;
+                return Err(error);
+            }
+        };
+        let process = identify(&shim, &self.sandbox.id).await;
+        let held = Held { shim, process, _log: log };
+        let call = api::CreateSandboxRequest {
+            sandbox_id: self.sandbox.id.clone(),
+            bundle_path: self.bundle.path().display().to_string(),
+            rootfs: request.rootfs,
+            options: request.sandbox_options,
+            netns_path: request.netns_path,
+            annotations: request.annotations,
+        };
+        match held.shim.call(&call).await {
+            Ok(_) => Ok(held),
+            Err(error) => {
+                self.end_unused(&held).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn start(&self, options: Option<&Any>) -> Result<Shim, Error> {
+        let bootstrap = self.launch().start(options).await?;
+        self.bundle.keep_bootstrap(&bootstrap)?;
+        Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &bootstrap).await
+    }
+
+    /// Takes over the sandbox that an earlier daemon left, and serves it to its end.
+    pub(super) async fn adopt(self) {
+        if let Some(held) = Box::pin(self.find()).await {
+            self.run(held).await;
+        }
+    }
+
+    async fn find(&self) -> Option<Held> {
+        let log = ShimLog::open(&self.bundle, &self.sandbox.id);
+        let shim = loop {
+            let shim = match self.bundle.bootstrap() {
+                Some(bootstrap) => {
+                    Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &bootstrap).await
+                }
+                // The daemon went away before it knew the address. To start a shim that runs gives
+                // its address, and one that does not run is soon shut down again.
+                None => self.start(None).await,
+            };
+            match shim {
+                Ok(shim) => break shim,
+                Err(error) if error.is_unreachable_for_now() => {
+                    self.report("reach the sandbox's shim", &error);
+                }
+                Err(_) => {
+                    self.bury(None).await;
+                    return None;
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(REACH_PAUSE) => {}
+                () = self.context.stop.cancelled() => return None,
+            }
+        };
+        let process = identify(&shim, &self.sandbox.id).await;
+        let held = Held { shim, process, _log: log };
+        let id = self.sandbox.id.clone();
+        let request = api::SandboxStatusRequest { sandbox_id: id, verbose: false };
+        match held.shim.call(&request).await {
+            Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
+                self.bury(held.process.as_ref()).await;
+                return None;
+            }
+            // The daemon went away before the sandbox was made, so nobody was told of one.
+            Err(error) if error.is_unknown_to_shim() => {
+                tracing::warn!(id = self.sandbox.id, "shim without a sandbox is shut down");
+                self.end_unused(&held).await;
+                self.leave();
+                return None;
+            }
+            Err(error) => self.report("ask for the sandbox, and keep its shim", &error),
+            Ok(_) => {}
+        }
+        self.enter(Phase::Live(held.shim.clone()));
+        Some(held)
+    }
+
+    /// Serves the sandbox until it is shut down, its shim dies, or the daemon stops.
+    async fn run(mut self, mut held: Held) {
+        loop {
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(Command::Shutdown(reply)) => {
+                        let result = Box::pin(self.shutdown(&held)).await;
+                        let is_over = result.is_ok();
+                        if is_over {
+                            self.leave();
+                        }
+                        let _ = reply.send(result);
+                        if is_over {
+                            return;
+                        }
+                    }
+                    None => return,
+                },
+                () = held.ended() => {
+                    if !Box::pin(self.lose(&mut held)).await {
+                        return;
+                    }
+                }
+                () = self.context.stop.cancelled() => return,
+            }
+        }
+    }
+
+    async fn shutdown(&self, held: &Held) -> Result<(), Error> {
+        let request = api::ShutdownSandboxRequest { sandbox_id: self.sandbox.id.clone() };
+        match held.shim.call(&request).await {
+            // The shim may be gone before its answer.
+            Ok(_) | Err(Error::NoAnswer { source: CallError::Closed, .. }) => {}
+            Err(error) if error.is_unknown_to_shim() => {}
+            Err(error) => return Err(error),
+        }
+        self.enter(Phase::Ending);
+        self.await_exit(held).await;
+        self.remove_bundle().await;
+        Ok(())
+    }
+
+    /// Decides what the end of a connection or of a process means; `false` for the end of the
+    /// sandbox.
+    async fn lose(&self, held: &mut Held) -> bool {
+        if let Some(process) = &held.process
+            && tokio::time::timeout(DEATH_LIMIT, process.exited()).await.is_err()
+            && let Some(bootstrap) = self.bundle.bootstrap()
+            && let Ok(shim) =
+                Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &bootstrap).await
+        {
+            self.enter(Phase::Live(shim.clone()));
+            held.shim = shim;
+            return true;
+        }
+        self.bury(held.process.as_ref()).await;
+        false
+    }
+
+    /// Cleans up after a shim that died.
+    async fn bury(&self, process: Option<&Process>) {
+        let (namespace, id) = (&self.sandbox.namespace, &self.sandbox.id);
+        tracing::warn!(%namespace, id, "shim of a sandbox died; cleaning up");
+        self.enter(Phase::Ending);
+        if let Some(process) = process {
+            process.kill();
+        }
+        self.clean_up().await;
+        self.leave();
+    }
+
+    /// Ends a shim whose sandbox nobody was told of.
+    async fn end_unused(&self, held: &Held) {
+        let request = api::ShutdownSandboxRequest { sandbox_id: self.sandbox.id.clone() };
+        let answer = held.shim.call_within(&request, Some(FAREWELL_LIMIT)).await;
+        let knows_none = matches!(&answer, Err(Error::Refused { status, .. })
+            if [Code::NotFound as i32, Code::Unimplemented as i32].contains(&status.code));
+        if knows_none {
+            let request = v3::ShutdownRequest { id: self.sandbox.id.clone(), now: false };
+            let _ = held.shim.call(&request).await;
+        }
+        self.await_exit(held).await;
+        self.clean_up().await;
+    }
+
+    async fn await_exit(&self, held: &Held) {
+        if tokio::time::timeout(EXIT_LIMIT, held.gone()).await.is_err() {
+            tracing::warn!(id = self.sandbox.id, "shim still runs after it was shut down");
+            if let Some(process) = &held.process {
+                process.kill();
+            }
+        }
+    }
+
+    async fn clean_up(&self) {
+        if self.bundle.binary().is_some()
+            && let Err(error) = self.launch().delete().await
+        {
+            self.report("clean up after the sandbox's shim", &error);
+        }
+        self.remove_bundle().await;
+    }
+
+    async fn remove_bundle(&self) {
+        let bundle = self.bundle.clone();
+        if let Err(error) = blocking(move || bundle.remove()).await {
+            self.report("remove the sandbox's bundle", &error);
+        }
+    }
+
+    fn launch(&self) -> Launch<'_> {
+        Launch {
+            daemon: &self.context.daemon,
+            dialects: &self.context.dialects,
+            binary: &self.binary,
+            namespace: &self.sandbox.namespace,
+            id: &self.sandbox.id,
+            bundle: &self.bundle,
+        }
+    }
+
+    fn enter(&self, phase: Phase) {
+        self.sandbox.phase.send_replace(phase);
+    }
+
+    /// Ends the sandbox: whoever looks for it from now on finds none.
+    fn leave(&self) {
+        self.context.forget_sandbox(&self.sandbox);
+        self.enter(Phase::Gone);
+    }
+
+    fn report(&self, attempt: &str, error: &Error) {
+        let (namespace, id) = (&self.sandbox.namespace, &self.sandbox.id);
+        tracing::error!(%namespace, id, error = %sys::error::Chain(error), "could not {attempt}");
+    }
+}
+
+impl Held {
+    /// Waits until something happens to the shim: its process exits, or its connection breaks.
+    async fn ended(&self) {
+        tokio::select! {
+            () = self.gone() => {}
+            () = self.shim.closed() => {}
+        }
+    }
+
+    /// Waits until the shim is gone.
+    async fn gone(&self) {
+        match &self.process {
+            Some(process) => process.exited().await,
+            None => self.shim.closed().await,
+        }
+    }
+}
