@@ -20,5 +20,6 @@ pub mod seccomp_notify;
 pub mod short_lived;
 pub mod signal;
 pub mod spawn;
+pub mod trace;
 pub mod tree;
 pub mod usage;
