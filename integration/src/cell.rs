@@ -200,6 +200,20 @@ impl Cell {
     ///
     /// Those of [`Self::start`].
     pub fn bare(choice: Choice, stage: &Stage) -> Result<Self> {
+        Self::with_programs(choice, stage, choice.shim()?, choice.runtime()?)
+    }
+
+    /// Starts the daemon of `choice` on `stage`, with programs that stand in for those of the choice.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::start`].
+    pub fn with_programs(
+        choice: Choice,
+        stage: &Stage,
+        shim: PathBuf,
+        runtime: PathBuf,
+    ) -> Result<Self> {
         let directory = stage.directory().join(choice.to_string().replace('/', "-"));
         let state = match choice.daemon {
             Kind::Containerd => "/run/containerd",
@@ -209,14 +223,14 @@ impl Cell {
             kind: choice.daemon,
             root: directory.join("root"),
             state: state.into(),
-            shim: choice.shim()?,
-            runtime: choice.runtime()?,
+            shim,
+            runtime: runtime.clone(),
             scratch: directory.clone(),
         })?;
         Ok(Self {
             choice,
             client: choice.client()?,
-            runtime: choice.runtime()?,
+            runtime,
             daemon,
             directory,
             namespace: stage::namespace(std::process::id()),
@@ -314,7 +328,8 @@ impl Cell {
     /// The runtime is named, except where ours is to be what our shim takes by itself.
     pub fn run_words(&self, flags: &[&str], id: &str, argv: &[&str]) -> Vec<String> {
         let mut words = vec!["run".to_owned()];
-        if !(self.choice.shim == Shim::Own && self.choice.runtime == Runtime::RuncRs) {
+        let is_own = self.choice.shim == Shim::Own && self.choice.runtime == Runtime::RuncRs;
+        if !is_own || programs::own("runc-rs").ok().as_ref() != Some(&self.runtime) {
             words.extend(["--runc-binary".to_owned(), self.runtime.display().to_string()]);
         }
         let rest = flags.iter().chain([&IMAGE, &id]).chain(argv);

@@ -16,12 +16,14 @@
 //! | [`daemon`]   | a private engine: containerd or gantryd                            |
 //! | [`cell`]     | one choice of daemon, shim, runtime and client, ready to be driven |
 //! | [`leaks`]    | what a test has left behind                                        |
+//! | [`failpoint`] | kills programs at a chosen step of what they do                   |
 //! | [`stage`]    | the private mount namespace in which all of this happens           |
 //! | [`sum`]      | how many tests there were                                          |
 //! | [`vm`]       | a throw-away machine with cgroup v2, v1 or systemd                 |
 
 pub mod cell;
 pub mod daemon;
+pub mod failpoint;
 pub mod image;
 pub mod leaks;
 pub mod process;
