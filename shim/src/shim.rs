@@ -216,6 +216,7 @@ impl Shim {
             .chain(self.publisher.deadline())
             .chain(self.server.deadline())
             .chain(self.ends_by)
+            .chain(self.ooms.values().filter_map(Watched::due))
             .min()?;
         Some(next.saturating_duration_since(Instant::now()))
     }
@@ -226,6 +227,7 @@ impl Shim {
         self.give_up_loggers(now);
         self.kill_late_loggers(now);
         self.give_up_output(now);
+        self.recheck_ooms(now);
     }
 
     fn call(&mut self, call: Call, request: &Request) {

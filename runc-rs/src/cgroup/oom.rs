@@ -42,7 +42,7 @@ impl Cgroup {
             let events = inotify::init(flags).map_err(error("watch"))?;
             inotify::add_watch(&events, &path, inotify::WatchFlags::MODIFY)
                 .map_err(error("watch"))?;
-            return Ok(OomWatch { events, count, path });
+            return Ok(OomWatch { events, count, path, unified: true });
         }
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
         let events = eventfd(0, flags).map_err(error("watch"))?;
@@ -51,7 +51,7 @@ impl Cgroup {
             format!("{} {}", events.as_raw_fd(), count.as_raw_fd())
         };
         directory.must_write("cgroup.event_control", &numbers)?;
-        Ok(OomWatch { events, count, path })
+        Ok(OomWatch { events, count, path, unified: false })
     }
 
     /// How many processes have been killed for lack of memory.
@@ -76,9 +76,15 @@ pub struct OomWatch {
     /// The file with the count.
     count: OwnedFd,
     path: PathBuf,
+    unified: bool,
 }
 
 impl OomWatch {
+    /// Whether the descriptor may be readable before the kill that it tells of is counted, as on v1.
+    pub fn counts_late(&self) -> bool {
+        !self.unified
+    }
+
     /// Takes the news, so that the descriptor is not readable until there are others; returns
     /// how many processes have been killed since the group was made, or nothing if the group is
     /// gone.

@@ -8,6 +8,7 @@ use super::{Case, has};
 pub(crate) const CASES: &[Case] = &[
     Case { name: "events_of_run", run: of_run },
     Case { name: "events_of_exec", run: of_exec },
+    Case { name: "events_of_oom", run: of_oom },
     Case { name: "events_filter", run: filter },
 ];
 
@@ -54,6 +55,18 @@ fn of_exec(cell: &mut Cell) -> Result<()> {
     events.wait_for("/tasks/exit")?;
     cell.remove(&id)?;
     in_order(&events.stdout()?, &["/tasks/exec-added", "/tasks/exec-started", "/tasks/exit"])
+}
+
+/// The first process lives on, so nothing but the kill itself makes anybody look.
+fn of_oom(cell: &mut Cell) -> Result<()> {
+    let mut events = subscribe(cell, &[])?;
+    let hungry = "dd if=/dev/zero of=/dev/null bs=100M count=1; sleep 100";
+    let id = cell.background(&["--memory-limit", "16777216"], &["sh", "-c", hungry])?;
+    events.wait_for("/tasks/oom")?;
+    cell.remove(&id)?;
+    let seen = events.stdout()?;
+    let oom = seen.lines().find(|line| line.contains("/tasks/oom")).unwrap_or_default();
+    has(oom, &format!("\"container_id\":\"{id}\""))
 }
 
 fn filter(cell: &mut Cell) -> Result<()> {
