@@ -7,6 +7,8 @@
 //!
 //! Sources: the kernel's `filesystems/resctrl.rst`; runtime-spec `config-linux.md`, "IntelRdt".
 
+mod figures;
+
 use std::{
     fmt, fs, io,
     path::{Path, PathBuf},
@@ -20,6 +22,8 @@ use crate::{
     proc,
     spec::IntelRdt,
 };
+
+pub(crate) use self::figures::Figures;
 
 const MOUNT_POINT: &str = "/sys/fs/resctrl";
 const RDTGROUP_SUPER_MAGIC: u64 = 0x0765_5821;

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 
 use serde::{Serialize, Serializer};
 
-use crate::cgroup::stats::{self, Stats};
+use crate::{
+    cgroup::stats::{self, Stats},
+    intel_rdt::Figures,
+};
 
 /// An event, one line of output.
 #[derive(Debug, Serialize)]
@@ -30,12 +33,9 @@ pub struct Usage {
     pids: Pids,
     blkio: BlockIo,
     hugetlb: BTreeMap<String, Hugetlb>,
-    intel_rdt: Nothing,
+    pub(crate) intel_rdt: Figures,
     network_interfaces: Option<()>,
 }
-
-#[derive(Debug, Serialize)]
-struct Nothing {}
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(number: &u64) -> bool {
@@ -207,7 +207,7 @@ impl From<Stats> for Usage {
             pids: Pids { current: pids.current, limit: pids.limit },
             blkio: block_io.into(),
             hugetlb: hugetlb.into_iter().map(|(size, counter)| (size, counter.into())).collect(),
-            intel_rdt: Nothing {},
+            intel_rdt: Figures::default(),
             network_interfaces: None,
         }
     }

@@ -15,7 +15,7 @@ use crate::{
     container::{Container, Status},
     error::Error,
     settings::Settings,
-    usage::Event,
+    usage::{Event, Usage},
 };
 
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
@@ -49,7 +49,10 @@ pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
 }
 
 fn print_stats(container: &Container) -> Result<(), Error> {
-    let usage = container.cgroup().stats()?.into();
+    let mut usage = Usage::from(container.cgroup().stats()?);
+    if let Some(group) = container.resctrl_group() {
+        usage.intel_rdt = group.figures()?;
+    }
     print(&Event { kind: "stats", id: &container.state().id, data: Some(usage) })
 }
 
