@@ -24,6 +24,7 @@ use crate::{
     hooks,
     id::ContainerId,
     intel_rdt::{Group, Resctrl},
+    mount::left,
     proc,
     spec::IntelRdt,
     state::{Entry, Root, State},
@@ -289,6 +290,9 @@ impl Container {
         let killed = if self.cgroup.remove_unused() { Ok(()) } else { kill_all(&self.cgroup) };
         self.cgroup.destroy()?;
         self.resctrl_group().map_or(Ok(()), |group| group.remove())?;
+        if let Some(number) = self.state.host_mount {
+            left::take_away(Path::new(&self.state.config.rootfs), number)?;
+        }
         self.run_poststop_hooks();
         killed.and(self.entry.remove())
     }

@@ -36,7 +36,7 @@ use crate::{
     },
     intel_rdt::{Group, Resctrl},
     log,
-    mount::{self, Source, options},
+    mount::{self, Source, left, options},
     notify, proc, process, seccomp,
     settings::Settings,
     spawn::{Destination, Join, spawn},
@@ -102,6 +102,7 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let mut undo = Undo::new(entry.clone(), cgroup);
     let owner = cgroup_owner(&spec);
     undo.make_cgroup(spec.linux.resources.as_ref(), owner)?;
+    undo.watch_mounts(left::Before::of(&spec, &rootfs));
     if options.notify {
         notify::make_directory(&entry)?;
     }
@@ -161,7 +162,9 @@ fn finish(
     entry.store(state)?;
     proceed(channel)?;
     log::debug("child process in init()");
-    attend(channel, spec, state, listener, child)
+    attend(channel, spec, state, listener, child)?;
+    state.host_mount = undo.host_mount();
+    if state.host_mount.is_some() { entry.store(state) } else { Ok(()) }
 }
 
 /// The resctrl group that the configuration asks for.

@@ -257,8 +257,8 @@ fn init_steps(mut plan: InitPlan, channel: Channel) -> Result<Infallible, Error>
 /// Makes the container's root below the old one, and everything in it, and runs the hooks that
 /// come then.
 fn prepare_root(plan: &mut InitPlan, channel: &Channel) -> Result<OwnedFd, Error> {
-    // Without a mount namespace of its own a container leaves its mounts behind, but where its
-    // configuration has some, it gets them.
+    // Without a mount namespace of its own a container mounts on the host, all of it below one mount,
+    // which goes when the container is deleted; see `mount::left`.
     let mounted = plan.entry != Entry::Chroot || !plan.mounts.is_empty();
     let root = match (plan.entry, mounted) {
         (Entry::Chroot, false) => rootfs::open_path(&plan.rootfs)

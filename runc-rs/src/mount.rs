@@ -15,6 +15,7 @@ pub(crate) mod attach;
 mod bind;
 pub(crate) mod cgroupfs;
 mod copy_up;
+pub(crate) mod left;
 pub(crate) mod options;
 pub(crate) mod target;
 

@@ -65,6 +65,10 @@ pub struct State {
     /// Whether the group was made for it.
     #[serde(default)]
     pub intel_rdt_owned: bool,
+    /// The number of the mount that it has made at its root filesystem, if it has no mount namespace
+    /// of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_mount: Option<u64>,
     /// What the init's standard streams were when it was made.
     #[serde(default)]
     pub external_descriptors: Vec<String>,
@@ -124,6 +128,7 @@ impl State {
             intel_rdt_path: part(&value["intel_rdt_path"]),
             intel_rdt_mon_path: part(&value["intel_rdt_mon_path"]),
             intel_rdt_owned: part(&value["intel_rdt_owned"]),
+            host_mount: part(&value["host_mount"]),
             ..Self::default()
         }
     }

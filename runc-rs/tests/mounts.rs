@@ -199,10 +199,9 @@ fn procfs_and_sysfs_only_on_directories() {
     }
 }
 
-#[test]
-fn without_a_mount_namespace() {
-    // In a mount namespace that is made for this, so that what stays mounted goes with it.
-    let mut bundle = Bundle::new("cat /new/file; cat /root/made-by-hook");
+/// A bundle without a mount namespace of its own, but with a bind mount.
+fn on_the_host(script: &str) -> Bundle {
+    let mut bundle = Bundle::new(script);
     let source = bundle.path().join("source");
     fs::create_dir(&source).expect("make source");
     fs::write(source.join("file"), "content\n").expect("write source");
@@ -212,15 +211,73 @@ fn without_a_mount_namespace() {
     for list in ["maskedPaths", "readonlyPaths"] {
         bundle.config["linux"][list] = json!([]);
     }
+    bundle
+}
+
+/// Runs a shell script, in which `$runc` is the program, in a mount namespace that is made for this,
+/// so that what stays mounted by mistake goes with it. Counts the mounts that the bundle has then.
+fn apart(bundle: &Bundle, script: &str) -> support::Answer {
+    bundle.write_config();
+    let count = format!("grep -c ' {}/' /proc/self/mountinfo", bundle.path_text());
+    let runc = format!("{} --root {}", bundle.program.display(), bundle.root().display());
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c"]);
+    command.arg(format!("{script}\n{count}")).env("runc", runc).env("id", &bundle.id);
+    command.env("bundle", bundle.path()).stdin(std::process::Stdio::null());
+    support::Answer::new(command.output().expect("run unshare"))
+}
+
+#[test]
+fn mounts_on_the_host_go_with_their_container() {
+    let run = "$runc run -b $bundle $id";
+    let cases = [
+        ("run", "echo ran", run, "ran\n0\n"),
+        (
+            "deleted",
+            "sleep 1000",
+            "$runc create -b $bundle $id >&- 2>&-; $runc delete -f $id",
+            "0\n",
+        ),
+        ("refused program", "/no/such", run, "0\n"),
+        // What was there before stays, however often.
+        (
+            "a mounted root",
+            "cat /new/file",
+            "mount --bind $bundle/rootfs $bundle/rootfs; $runc run -b $bundle $id; $runc run -b $bundle $id",
+            "content\ncontent\n1\n",
+        ),
+        // Whoever has taken it away already may have mounted something else since.
+        (
+            "taken away",
+            "sleep 1000",
+            "$runc create -b $bundle $id >&- 2>&-; umount -l $bundle/rootfs; \
+             mount -t tmpfs x $bundle/rootfs; $runc delete -f $id",
+            "1\n",
+        ),
+    ];
+    for (case, program, script, want) in cases {
+        let mut bundle = on_the_host(program);
+        if case == "refused program" {
+            bundle.config["process"]["args"] = json!([program]);
+        }
+        let answer = apart(&bundle, script);
+        assert_eq!(answer.stdout, want, "{case}: {answer:?}");
+    }
+    let mut bundle = on_the_host("true");
+    bundle.config["hooks"] =
+        json!({"createContainer": [{"path": "/bin/sh", "args": ["sh", "-c", "exit 1"]}]});
+    let answer = apart(&bundle, run);
+    assert_eq!(answer.stdout, "0\n", "failing hook: {answer:?}");
+}
+
+#[test]
+fn without_a_mount_namespace() {
+    let mut bundle = on_the_host("cat /new/file; cat /root/made-by-hook");
     let hook = format!("echo hook > {}/root/made-by-hook", bundle.rootfs().display());
     bundle.config["hooks"] =
         json!({"createRuntime": [{"path": "/bin/sh", "args": ["sh", "-c", hook]}]});
-    bundle.write_config();
-    let mut command = std::process::Command::new("unshare");
-    command.args(["--mount", "--propagation", "private"]).arg(&bundle.program);
-    command.arg("--root").arg(bundle.root()).args(["run", "-b", bundle.path_text(), &bundle.id]);
-    let answer = support::Answer::new(command.output().expect("run unshare"));
-    assert_eq!(answer.stdout, "content\nhook\n", "{}", answer.stderr);
+    let answer = apart(&bundle, "$runc run -b $bundle $id");
+    assert_eq!(answer.stdout, "content\nhook\n0\n", "{}", answer.stderr);
 }
 
 /// The options that a bind mount has in the container, for those of its source and its own.

@@ -12,11 +12,13 @@ use crate::{
     init::clone::Child,
     intel_rdt::Group,
     log,
+    mount::left,
     spec::resources::LinuxResources,
     state::Entry,
 };
 
-/// Takes away a half-made container when dropped: its process, cgroup and directory.
+/// Takes away a half-made container when dropped: its process, cgroup, mounts on the host, and
+/// directory.
 pub(crate) struct Undo(Option<Parts>);
 
 struct Parts {
@@ -27,12 +29,34 @@ struct Parts {
     owns_cgroup: bool,
     process: Option<Child>,
     group: Option<Group>,
+    /// The root filesystem, where the container mounts on the host.
+    host_mounts: Option<left::Before>,
 }
 
 impl Undo {
     /// Guards a container's directory, which exists; its cgroup is where it is going to be.
     pub(crate) fn new(entry: Entry, cgroup: Cgroup) -> Self {
-        Self(Some(Parts { entry, cgroup, owns_cgroup: false, process: None, group: None }))
+        let parts = Parts {
+            entry,
+            cgroup,
+            owns_cgroup: false,
+            process: None,
+            group: None,
+            host_mounts: None,
+        };
+        Self(Some(parts))
+    }
+
+    /// Guards the host's mounts, too.
+    pub(super) fn watch_mounts(&mut self, before: Option<left::Before>) {
+        if let Some(parts) = &mut self.0 {
+            parts.host_mounts = before;
+        }
+    }
+
+    /// The mount on the host that the container has made, if it has.
+    pub(super) fn host_mount(&self) -> Option<u64> {
+        self.parts().host_mounts.as_ref()?.made()
     }
 
     /// Makes the cgroup, and guards it from then on. What `delete` needs to find it after a crash is
@@ -134,6 +158,9 @@ impl Drop for Undo {
             && let Err(error) = parts.cgroup.destroy()
         {
             warn("cgroup", &error);
+        }
+        if let Some(Err(error)) = parts.host_mounts.as_ref().map(left::Before::restore) {
+            warn("mounts", &error);
         }
         if let Some(Err(error)) = parts.group.as_ref().map(Group::remove) {
             warn("resctrl group", &error);
