@@ -48,6 +48,22 @@ fn restrictions() {
     }
 }
 
+/// A driver that is not there says so; a device that the cgroup forbids is refused before.
+#[test]
+fn devices_that_every_container_may_use() {
+    let cases = [("c 10 200, /dev/net/tun", 10, 200, true), ("c 1 11, /dev/kmsg", 1, 11, false)];
+    for (case, major, minor, allowed) in cases {
+        let mut bundle = Bundle::new("cat < /dev/net/it");
+        bundle.config["linux"]["devices"] = json!([
+            {"path": "/dev/net/it", "type": "c", "major": major, "minor": minor, "fileMode": 438}
+        ]);
+        bundle.config["linux"]["resources"]["devices"] = json!([{"allow": false, "access": "rwm"}]);
+        let answer = bundle.run();
+        let refused = answer.stderr.contains("not permitted");
+        assert_eq!(refused, !allowed, "{case}: {answer:?}");
+    }
+}
+
 #[test]
 fn capabilities_that_nobody_has_are_left_out() {
     let mut bundle = Bundle::new("grep CapPrm /proc/self/status");

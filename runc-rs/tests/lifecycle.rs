@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{fs, io::Read as _, os::unix::net::UnixListener};
+use std::{fs, io::Read as _, os::unix::net::UnixListener, process::Stdio};
 
 use serde_json::json;
 use support::{Bundle, wait_until};
@@ -189,6 +189,29 @@ fn exec() {
     fs::write(&file, process.to_string()).expect("write process");
     let answer = bundle.call(&["exec", "-p", file.to_str().expect("plain name"), id]);
     assert_eq!((answer.status, answer.stdout.as_str()), (3, "y\n"), "{}", answer.stderr);
+}
+
+/// A process may have ended before anything is recorded of it, or anybody told.
+#[test]
+fn execs_that_end_at_once() {
+    let bundle = Bundle::new("sleep 1000");
+    bundle.start();
+    let file = bundle.path().join("pid");
+    let pid_file = file.to_str().expect("plain name");
+    for round in 0..20 {
+        let words = ["exec", "-d", "--pid-file", pid_file, &bundle.id, "sh", "-c", "kill -9 $$"];
+        let mut command = bundle.command(&words);
+        let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+        assert!(status.expect("run exec").success(), "detached, round {round}");
+        let pid = fs::read_to_string(&file).expect("read pid file");
+        assert!(pid.parse::<u32>().is_ok_and(|pid| pid > 0), "round {round}: {pid:?}");
+        fs::remove_file(&file).expect("remove pid file");
+        let answer = bundle.on("exec", &["true"]);
+        assert_eq!(answer.status, 0, "round {round}: {answer:?}");
+        let answer = bundle.on("exec", &["sh", "-c", "kill -9 $$"]);
+        assert_eq!(answer.status, 137, "round {round}: {answer:?}");
+    }
+    assert_eq!(bundle.state()["status"], "running");
 }
 
 #[test]

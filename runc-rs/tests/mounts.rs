@@ -280,6 +280,59 @@ fn without_a_mount_namespace() {
     assert_eq!(answer.stdout, "content\nhook\n0\n", "{}", answer.stderr);
 }
 
+/// What a user namespace may not take from a mount stays where the runtime changes something else of
+/// it, and is refused where that is what is asked for.
+#[test]
+fn locked_flags_other_than_of_bind_mounts() {
+    let show = "while read a b c d e; do case $b in /|/mnt|/root) echo $b $d;; esac; done \
+                < /proc/mounts; true";
+    let refused = "operation not permitted";
+    // Options of a bind mount and of a remount of it, and beginnings of lines or what is refused.
+    let cases = [
+        ("root and paths", "bind", "", vec!["/ ro,nosuid,nodev", "/root ro,nosuid,nodev"]),
+        ("remount adds", "bind", "remount,bind,noexec", vec!["/mnt ro,nosuid,nodev,noexec"]),
+        ("remount takes", "bind", "remount,bind,rw", vec![refused]),
+        ("recursive adds", "rbind,rnoexec", "", vec!["/mnt ro,nosuid,nodev,noexec"]),
+    ];
+    for (case, options, more, wanted) in cases {
+        let mut bundle = Bundle::new(show);
+        fs::create_dir(bundle.path().join("source")).expect("make source");
+        fs::create_dir(bundle.rootfs().join("mnt")).expect("make target");
+        let source = bundle.path().join("source");
+        let words = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+        add(
+            &mut bundle,
+            json!({"source": source, "destination": "/mnt", "options": words(options)}),
+        );
+        if !more.is_empty() {
+            add(&mut bundle, json!({"destination": "/mnt", "options": words(more)}));
+        }
+        bundle.config["root"]["readonly"] = json!(true);
+        bundle.config["linux"]["readonlyPaths"] = json!(["/root"]);
+        bundle.config["linux"]["maskedPaths"] = json!(["/etc"]);
+        let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().expect("a list");
+        namespaces.push(json!({"type": "user"}));
+        for kind in ["uidMappings", "gidMappings"] {
+            bundle.config["linux"][kind] =
+                json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+        }
+        let script = "mount --bind $bundle/rootfs $bundle/rootfs
+            mount -o remount,bind,nosuid,nodev $bundle/rootfs
+            mount --bind $bundle/source $bundle/source
+            mount -o remount,bind,ro,nosuid,nodev $bundle/source
+            $runc run -b $bundle $id";
+        let answer = apart(&bundle, script);
+        for want in wanted {
+            let found = if want == refused {
+                answer.stderr.contains(want)
+            } else {
+                answer.stdout.lines().any(|line| line.starts_with(want))
+            };
+            assert!(found, "{case}: {want}: {answer:?}");
+        }
+    }
+}
+
 /// The options that a bind mount has in the container, for those of its source and its own.
 #[test]
 fn attributes_of_bind_mounts() {

@@ -47,6 +47,7 @@ fn cpus_of_an_exec() {
     let cases = [
         ("initial", json!({"initial": one.to_string()}), one.to_string()),
         ("final", json!({"final": other.to_string()}), other.to_string()),
+        ("past 1024", json!({"final": format!("{other},1024-5000")}), other.to_string()),
     ];
     for (case, affinity, want) in cases {
         let process = json!({"args": SHOW, "cwd": "/", "env": ["PATH=/bin"],

@@ -320,6 +320,15 @@ fn the_smallest_memory() {
     bundle.start();
     expect(&bundle, "created", &[("memory.max", "524288")]);
     assert_eq!(bundle.state()["status"], "running");
+    let answer = bundle.on("exec", &["sh", "-c", "exit 7"]);
+    assert_eq!(answer.status, 7, "{}", answer.stderr);
+    let events = file(&bundle, "memory.events");
+    assert!(events.lines().any(|line| line == "oom_kill 0"), "{events}");
+    // In the foreground, from its start to its end.
+    let mut bundle = limited(json!({"memory": {"limit": 524288}}));
+    bundle.config["process"]["args"] = json!(["sh", "-c", "exit 7"]);
+    let answer = bundle.run();
+    assert_eq!(answer.status, 7, "{}", answer.stderr);
 }
 
 /// The group is the user namespace's root's where it is to manage it, and only there.

@@ -111,11 +111,12 @@ mod tests {
 
     #[test]
     fn masks() {
-        let cases: [(&str, &[usize], &[libc::c_ulong]); 4] = [
+        let cases: [(&str, &[usize], &[libc::c_ulong]); 5] = [
             ("none", &[], &[]),
             ("first", &[0], &[1]),
             ("several", &[0, 2, 3], &[0b1101]),
             ("in the second word", &[65], &[0, 2]),
+            ("past 1024", &[1024], &[&[0; 16][..], &[1]].concat()),
         ];
         for (case, numbers, want) in cases {
             let mask: Mask = numbers.iter().copied().collect();
@@ -130,6 +131,9 @@ mod tests {
             let before = cpus().expect("read");
             let one = before.first_word() & before.first_word().wrapping_neg();
             set_cpus(&Mask(vec![one])).expect("one that is allowed");
+            assert_eq!(cpus().expect("read").first_word(), one);
+            let far = [one.trailing_zeros() as usize, 1024, 8191].into_iter().collect();
+            set_cpus(&far).expect("one that is allowed, and some that there are not");
             assert_eq!(cpus().expect("read").first_word(), one);
             set_cpus(&Mask::all()).expect("all");
             assert_eq!(cpus().expect("read"), before);

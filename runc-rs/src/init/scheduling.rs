@@ -75,7 +75,7 @@ pub(crate) const MEMORY_FLAG_NAMES: [&str; MEMORY_FLAGS.len()] = {
 };
 
 /// The highest number of a CPU or node that a list may have, as runc has it.
-const NUMBER_MAX: usize = 1023;
+const NUMBER_MAX: usize = 64 << 10;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Nodes {
@@ -285,14 +285,16 @@ mod tests {
     #[test]
     fn lists_of_numbers() {
         let mask = |numbers: &[usize]| Ok(Some(numbers.iter().copied().collect()));
-        let cases: [(&str, Result<Option<Mask>, &str>); 13] = [
+        let cases: [(&str, Result<Option<Mask>, &str>); 15] = [
             ("", Ok(None)),
             ("0", mask(&[0])),
             ("0-2", mask(&[0, 1, 2])),
             ("0,2", mask(&[0, 2])),
             (" 1 , 3-3 ,", mask(&[1, 3])),
             ("1023", mask(&[1023])),
-            ("1024", Err("values larger than 1023 are not supported")),
+            ("1023-1025,8191", mask(&[1023, 1024, 1025, 8191])),
+            ("65536", mask(&[65_536])),
+            ("65537", Err("values larger than 65536 are not supported")),
             ("2-1", Err("invalid range: 2-1")),
             (",", Err("no members found in set \",\"")),
             ("a", Err("\"a\" is not a number")),

@@ -365,6 +365,15 @@ mod tests {
     }
 
     #[test]
+    fn many_cpus() {
+        let Ok(Value::Array(kind, bytes)) = bits("0,1024-1025,8191") else { panic!("no bits") };
+        let set = |&(_, byte): &(usize, &Value)| *byte != Value::Byte(0);
+        let found: Vec<_> = bytes.iter().enumerate().filter(set).collect();
+        let want = [(0, &Value::Byte(1)), (128, &Value::Byte(3)), (1023, &Value::Byte(128))];
+        assert_eq!((kind.as_str(), bytes.len(), found), ("y", 1024, want.to_vec()));
+    }
+
+    #[test]
     fn limits_on_v2() {
         let cases: [(&str, &[&str]); 12] = [
             (
