@@ -52,10 +52,15 @@ impl Console {
 
     /// Shows the terminal as /dev/console below `root`.
     pub(super) fn mount(&self, root: BorrowedFd<'_>) -> Result<(), Error> {
+        let fail = |error| Error::file("open", "/dev/console", error);
         let target = match target::open_plain(root, "dev/console", OFlags::PATH) {
-            Err(Errno::NOENT) => target::make_file(root, "dev/console"),
-            result => result.map_err(|error| Error::file("open", "/dev/console", error)),
-        }?;
+            // A link that comes in now leads nowhere but below /dev.
+            Err(Errno::NOENT) => {
+                let dev = target::open_plain(root, "dev", OFlags::PATH).map_err(fail)?;
+                target::make_file(dev.as_fd(), "console")?
+            }
+            result => result.map_err(fail)?,
+        };
         attach::clone_at(self.peer.as_fd(), false)
             .and_then(|tree| attach::put(tree.as_fd(), target.as_fd()))
             .map_err(|error| Error::file("mount", "/dev/console", error))

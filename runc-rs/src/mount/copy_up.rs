@@ -54,9 +54,13 @@ fn copy_directory(from: &OwnedFd, to: &OwnedFd, depth: usize) -> Result<(), Errn
                 copy_directory(&from, &to, depth + 1)?;
             }
             FileType::RegularFile => {
-                let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                // Another container may exchange the file for a FIFO, which would be waited for.
+                let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
                 let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-                let from = openat(from, name, read, Mode::empty())?;
+                let from = openat(from, name, read | OFlags::NOCTTY, Mode::empty())?;
+                if FileType::from_raw_mode(fstat(&from)?.st_mode) != FileType::RegularFile {
+                    return Err(Errno::AGAIN);
+                }
                 let to = openat(to, name, write, Mode::RUSR | Mode::WUSR)?;
                 copy_bytes(&from, &to)?;
                 take_owner(to.as_fd(), &found)?;

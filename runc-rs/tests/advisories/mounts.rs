@@ -61,6 +61,40 @@ fn cve_2021_30465_swapped_targets() {
     });
 }
 
+/// A file that is copied is a FIFO when it is opened: nobody waits for whoever writes to it.
+#[test]
+fn copies_do_not_wait_for_fifos() {
+    const STARTS: usize = 30;
+    let volume = tempfile::tempdir().expect("temporary directory");
+    let (file, fifo) = (volume.path().join("file"), volume.path().join("zz"));
+    fs::write(&file, "content").expect("write file");
+    let mode = rustix::fs::Mode::from_raw_mode(0o644);
+    rustix::fs::mknodat(CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).expect("make FIFO");
+    race(&file, &fifo, || {
+        for round in 0..STARTS {
+            let mut bundle = Bundle::new("true");
+            let bind =
+                json!({"source": volume.path(), "destination": "/volume", "options": ["bind"]});
+            add_mount(&mut bundle, bind);
+            add_mount(
+                &mut bundle,
+                json!({"destination": "/volume", "type": "tmpfs", "options": ["tmpcopyup"]}),
+            );
+            bundle.write_config();
+            let words = ["run", "-b", bundle.path_text(), &bundle.id];
+            let call = bundle.command(&words);
+            let mut command = std::process::Command::new("timeout");
+            command.args(["-s", "KILL", "20"]).arg(call.get_program()).args(call.get_args());
+            let output = command.stdin(std::process::Stdio::null()).output().expect("run");
+            // Whether it starts is up to the race.
+            assert!(
+                output.status.code().is_some_and(|code| code < 128),
+                "round {round}: {output:?}"
+            );
+        }
+    });
+}
+
 /// CVE-2026-41579, CVE-2026-47766: devices are made where the image's /dev leads.
 #[test]
 fn cve_2026_41579_dev_is_a_link() {
