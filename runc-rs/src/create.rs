@@ -60,6 +60,8 @@ pub struct Options {
     pub notify: bool,
     /// Keep the caller's session keyring.
     pub no_new_keyring: bool,
+    /// Whether somebody else starts the container, at some time.
+    pub waits: bool,
 }
 
 /// A container that was just created, and its init, a child of this process.
@@ -331,6 +333,7 @@ fn init_plan(
         hooks: spec.hooks.clone(),
         state,
         fifo,
+        waits: options.waits,
     }
 }
 

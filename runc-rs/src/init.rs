@@ -99,6 +99,8 @@ pub(crate) struct InitPlan {
     pub(crate) hooks: spec::Hooks,
     pub(crate) state: hooks::State,
     pub(crate) fifo: OwnedFd,
+    /// Whether it may be long until the container is started.
+    pub(crate) waits: bool,
 }
 
 impl InitPlan {
@@ -248,9 +250,9 @@ fn init_steps(mut plan: InitPlan, channel: Channel) -> Result<Infallible, Error>
     if !has_console && plan.devices.is_some() {
         devices::reopen_null()?;
     }
-    let InitPlan { process, hooks, mut state, fifo, .. } = plan;
+    let InitPlan { process, hooks, mut state, fifo, waits, .. } = plan;
     state.status = "created";
-    let gate = Gate { fifo, hooks: &hooks.start_container, state: &state };
+    let gate = Gate { fifo, waits, hooks: &hooks.start_container, state: &state };
     process::run(&process, procfs, channel, Some(gate))
 }
 

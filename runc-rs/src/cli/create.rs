@@ -20,7 +20,8 @@ pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     let parsed = Parsed::new(words, &FLAGS, ANYWHERE)?;
     parsed.expect("create", 1, 1)?;
     seal::seal()?;
-    create::create(settings, &super::id(&parsed)?, options(&parsed, true)?)?;
+    let options = create::Options { waits: true, ..options(&parsed, true)? };
+    create::create(settings, &super::id(&parsed)?, options)?;
     Ok(0)
 }
 
@@ -33,5 +34,6 @@ pub(super) fn options(parsed: &Parsed, detach: bool) -> Result<create::Options, 
         notify: notify::host_socket().is_some(),
         no_pivot: parsed.is_on("no-pivot")?,
         no_new_keyring: parsed.is_on("no-new-keyring")?,
+        waits: false,
     })
 }

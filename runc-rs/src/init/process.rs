@@ -57,6 +57,8 @@ impl ProcessPlan {
 pub(super) struct Gate<'a> {
     /// Read from before the program starts.
     pub(super) fifo: OwnedFd,
+    /// Whether that may be long from now.
+    pub(super) waits: bool,
     /// Run before the program starts.
     pub(super) hooks: &'a [spec::Hook],
     /// What those hooks are told.
@@ -134,7 +136,9 @@ pub(super) fn run(
     // Without no_new_privs a filter needs a capability that is about to go; with it, the filter
     // comes as late as possible, so that it need not allow what is done before.
     let late = process.no_new_privileges;
+    let waits = gate.as_ref().is_some_and(|gate| gate.waits);
     if !late {
+        become_small(waits && plan.seccomp.is_some());
         load_filter(plan, &channel)?;
     }
     identity::assume(process, Sets::new(process.capabilities.as_ref()))?;
@@ -146,6 +150,9 @@ pub(super) fn run(
     let path = program::find(&process.args[0], &environment)?;
     let arguments = Strings::new(c_strings(&process.args)?);
     let strings = Strings::new(c_strings(&environment)?);
+    if late || plan.seccomp.is_none() {
+        become_small(waits);
+    }
     if late {
         load_filter(plan, &channel)?;
     }
@@ -165,6 +172,15 @@ pub(super) fn run(
     }
     let error = execve(&path, &arguments, &strings);
     Err(Error::file("exec", path.to_string_lossy().as_ref(), error))
+}
+
+/// Lets go of the program's pages before a long wait: few of them are used again, and those come
+/// back from the page cache. Before the filter, which need not allow this.
+fn become_small(waits: bool) {
+    if waits {
+        // What cannot be let go is kept.
+        let _ = sys::residency::forget_program();
+    }
 }
 
 fn c_strings(strings: &[String]) -> Result<Vec<CString>, Error> {
