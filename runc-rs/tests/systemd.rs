@@ -5,7 +5,12 @@
 
 mod support;
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    io::Write as _,
+    os::unix::{fs::chown, process::CommandExt as _},
+    process::{Command, Stdio},
+};
 
 use serde_json::{Value, json};
 use support::{Answer, Bundle, wait_until};
@@ -416,4 +421,87 @@ fn an_update_takes_no_device_away() {
     assert_eq!(scope.bundle.on("pause", &[]).status, 0);
     scope.must_update(&["--pids-limit", "50"]);
     assert_eq!(scope.bundle.state()["status"], "paused", "an update leaves it paused");
+}
+
+/// The user of the test below, of whom the machine does not know before it.
+const USER: u32 = 12_345;
+
+/// Makes the user, and starts its systemd.
+fn start_user_systemd() {
+    let lines = [
+        ("passwd", format!("gantry:x:{USER}:{USER}::/tmp:/bin/sh")),
+        ("group", format!("gantry:x:{USER}:")),
+        ("shadow", "gantry:*:19000:0:99999:7:::".to_owned()),
+    ];
+    for (name, line) in lines {
+        let file = fs::OpenOptions::new().append(true).open(format!("/etc/{name}"));
+        writeln!(file.expect(name), "{line}").expect(name);
+    }
+    let answer = systemctl(&["start", &format!("user@{USER}.service")]);
+    assert_eq!(answer.status, 0, "{answer:?}");
+}
+
+/// A container in what the user's systemd may give away, asked for over the user's bus.
+#[test]
+fn of_a_user_without_rights_needs_user_systemd() {
+    start_user_systemd();
+    let runtime = format!("/run/user/{USER}");
+    let environments = [
+        ("XDG_RUNTIME_DIR", runtime.clone()),
+        ("DBUS_SESSION_BUS_ADDRESS", format!("unix:path={runtime}/bus")),
+    ];
+    for (name, value) in environments {
+        let mut bundle = Bundle::new("");
+        bundle.systemd_cgroup = true;
+        bundle.copy_program();
+        let config = bundle.path().join("config.json");
+        fs::remove_file(&config).expect("remove config");
+        chown(bundle.path(), Some(USER), Some(USER)).expect("give bundle");
+        let call = |words: &[&str]| {
+            let mut command = bundle.command(words);
+            command.uid(USER).gid(USER).env_clear().env(name, &value).env("PATH", "/bin");
+            let detached = words.contains(&"-d");
+            let (out, err) = (bundle.path().join("out"), bundle.path().join("err"));
+            if detached {
+                // The container keeps these open.
+                command.stdout(fs::File::create(&out).expect("make file"));
+                command.stderr(fs::File::create(&err).expect("make file"));
+            } else {
+                command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            }
+            let child = command.spawn().expect("run the program");
+            let mut answer = Answer::new(child.wait_with_output().expect("end"));
+            if detached {
+                answer.stderr = fs::read_to_string(err).expect("read errors");
+            }
+            assert_eq!(answer.status, 0, "{name}, {words:?}: {answer:?}");
+            answer.stdout
+        };
+        call(&["spec", "--rootless", "-b", bundle.path_text()]);
+        let text = fs::read(&config).expect("read config");
+        let mut described: Value = serde_json::from_slice(&text).expect("JSON");
+        described["process"]["terminal"] = json!(false);
+        described["process"]["args"] = json!(["sleep", "1000"]);
+        described["linux"]["cgroupsPath"] = json!(format!("user.slice:gantry:{}", bundle.id));
+        described["linux"]["resources"] =
+            json!({"memory": {"limit": 33_554_432}, "pids": {"limit": 20}});
+        fs::write(&config, described.to_string()).expect("write config");
+        call(&["run", "-d", "-b", bundle.path_text(), &bundle.id]);
+        let group = format!(
+            "/user.slice/user-{USER}.slice/user@{USER}.service/user.slice/gantry-{}.scope",
+            bundle.id
+        );
+        let file = |name: &str| {
+            let text = fs::read_to_string(format!("/sys/fs/cgroup{group}/{name}"));
+            text.expect(name).trim_end().to_owned()
+        };
+        assert_eq!((file("memory.max"), file("pids.max")), ("33554432".into(), "20".into()));
+        call(&["update", "--pids-limit", "30", &bundle.id]);
+        assert_eq!(file("pids.max"), "30");
+        let exec = call(&["exec", &bundle.id, "cat", "/proc/self/cgroup"]);
+        assert!(exec.trim_end().ends_with(&group) || exec == "0::/\n", "{exec}");
+        call(&["delete", "--force", &bundle.id]);
+        assert!(!fs::exists(format!("/sys/fs/cgroup{group}")).expect("look"), "it stays");
+    }
+    assert_eq!(systemctl(&["stop", &format!("user@{USER}.service")]).status, 0);
 }

@@ -90,6 +90,11 @@ const FEATURES: &[(&str, &str)] = &[
     ("swap", "test -e /sys/fs/cgroup/init.scope/memory.swap.max"),
     ("io_weight", "test -e /sys/fs/cgroup/init.scope/io.weight"),
     ("time", "test -e /proc/self/ns/time"),
+    (
+        "user_systemd",
+        "test -e /sys/fs/cgroup/cgroup.controllers && test -e /usr/lib/systemd/user/dbus.socket && \
+         ls /lib/*/security/pam_systemd.so",
+    ),
     ("cgroup_kill", "test -e /sys/fs/cgroup/init.scope/cgroup.kill"),
     ("systemd", "test -d /run/systemd/system"),
     ("idmap", "test \"$(uname -r | cut -d. -f1)\" -ge 7"),
