@@ -10,6 +10,7 @@ use std::{
 };
 
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, PidfdFlags, WaitOptions, pidfd_open, waitpid},
     thread::{
         LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space,
@@ -119,7 +120,9 @@ fn help(join: &Join, request: &Request<'_>, channel: Channel, body: impl FnOnce(
 
 fn from_helper(helper: &Child, channel: &Channel) -> Result<Child, Error> {
     let fail = |error: rustix::io::Errno| Error::system("unable to start", "helper", error);
-    let answer = channel.receive().map_err(fail)?;
+    // The process that it made has the channel too, and would keep it open after its death.
+    let answered = has_answered(helper, channel).map_err(fail)?;
+    let answer = if answered { channel.receive().map_err(fail)? } else { None };
     let helper = Pid::from_raw(helper.pid).ok_or_else(|| fail(rustix::io::Errno::SRCH))?;
     waitpid(Some(helper), WaitOptions::empty()).map_err(fail)?;
     match answer {
@@ -132,6 +135,22 @@ fn from_helper(helper: &Child, channel: &Channel) -> Result<Child, Error> {
         Some(Message::Failed(text)) => Err(Error::Process(text)),
         _ => Err(Error::Process("helper process ended unexpectedly".to_owned())),
     }
+}
+
+/// Waits for the helper's message or its end; `false` when it has ended without a message.
+fn has_answered(helper: &Child, channel: &Channel) -> Result<bool, rustix::io::Errno> {
+    let look = |timeout: Option<&Timespec>| {
+        let mut waiting =
+            [PollFd::new(channel, PollFlags::IN), PollFd::new(&helper.pidfd, PollFlags::IN)];
+        loop {
+            match poll(&mut waiting, timeout) {
+                Err(rustix::io::Errno::INTR) => {}
+                result => return result.map(|_| !waiting[0].revents().is_empty()),
+            }
+        }
+    };
+    // Its message may have come just before its end was seen.
+    Ok(look(None)? || look(Some(&Timespec::default()))?)
 }
 
 fn enter(join: &Join) -> Result<(), Error> {
@@ -177,5 +196,31 @@ fn link_kind(kind: NamespaceKind) -> LinkNameSpaceType {
         NamespaceKind::Mnt => LinkNameSpaceType::Mount,
         NamespaceKind::Cgroup => LinkNameSpaceType::ControlGroup,
         NamespaceKind::Time => LinkNameSpaceType::Time,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A helper that ends without a word, as when it is killed.
+    #[expect(clippy::zombie_processes, reason = "what is tested waits for it")]
+    fn dead_helper() -> Child {
+        let child = std::process::Command::new("true").spawn().expect("start true");
+        let pid = i32::try_from(child.id()).expect("a number");
+        let known = Pid::from_raw(pid).expect("a process ID");
+        let pidfd = pidfd_open(known, PidfdFlags::empty()).expect("a descriptor");
+        Child { pid, pidfd }
+    }
+
+    #[test]
+    fn a_helper_that_ends() {
+        // The other end stays open, as it does in the process that the helper has made.
+        let (ours, theirs) = Channel::pair().expect("a channel");
+        let error = from_helper(&dead_helper(), &ours).expect_err("it said nothing");
+        assert!(error.to_string().contains("ended unexpectedly"), "{error}");
+        theirs.send(&Message::Failed("because".to_owned())).expect("sent");
+        let error = from_helper(&dead_helper(), &ours).expect_err("it said why");
+        assert!(error.to_string().contains("because"), "{error}");
     }
 }
