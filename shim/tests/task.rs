@@ -309,6 +309,52 @@ fn nothing_is_left_of_a_failed_create() {
 }
 
 #[test]
+fn nothing_is_left_of_a_killed_create() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let runtime = directory.path().join("killed");
+    // Dies when the container is made and nobody was told.
+    let script = format!(
+        "#!/bin/sh\n{} \"$@\" || exit\ncase \"$*\" in *' create '*) kill -9 $$;; esac\n",
+        harness::runtime()
+    );
+    fs::write(&runtime, script).expect("write");
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let shim = Shim::start_with("cut", &["sleep", "1000"], &runtime.to_string_lossy());
+    let mut client = shim.client();
+    let error = client
+        .task::<api::CreateTaskResponse>("Create", &shim.create_request())
+        .expect_err("the runtime was killed");
+    assert!(error.message.contains("exit status 137"), "{}", error.message);
+    let left = std::path::Path::new(&shim.root()).join("shim-test").join(&shim.id);
+    assert!(!left.exists(), "{} is left", left.display());
+    assert!(!shim.has_rootfs_mount(), "the rootfs is unmounted");
+    shim.finish(&mut client);
+}
+
+#[test]
+fn a_killed_pause_is_taken_back() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let runtime = directory.path().join("killed");
+    let script = format!(
+        "#!/bin/sh\n{} \"$@\" || exit\ncase \"$*\" in *' pause '*) kill -9 $$;; esac\n",
+        harness::runtime()
+    );
+    fs::write(&runtime, script).expect("write");
+    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("chmod");
+    let shim = Shim::start_with("unpause", &["sleep", "1000"], &runtime.to_string_lossy());
+    let mut client = shim.client();
+    run(&shim, &mut client, &shim.create_request());
+    let pause = api::PauseRequest { id: shim.id.clone() };
+    client.task::<()>("Pause", &pause).expect_err("the runtime was killed");
+    assert_eq!(status(&shim, &mut client), Status::Running);
+    // A frozen container refuses an exec.
+    client.task::<()>("Exec", &exec_request(&shim, "e", &["true"])).expect("Exec");
+    client.task::<api::StartResponse>("Start", &start(&shim, "e")).expect("it is not frozen");
+    client.task::<api::WaitResponse>("Wait", &wait(&shim, "e")).expect("Wait");
+    clean_up(shim, &mut client);
+}
+
+#[test]
 fn a_slow_runtime_delays_nobody() {
     let directory = tempfile::tempdir().expect("temporary directory");
     let runtime = directory.path().join("slow");

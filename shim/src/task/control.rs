@@ -89,6 +89,27 @@ impl Shim {
         self.reply(call, result);
     }
 
+    /// Lets a task go on that may be frozen, since the runtime was killed in the middle of a pause.
+    /// One that is not frozen is none to resume, which is no error here.
+    pub(super) fn undo_pause(&mut self, id: &str, call: Call, error: Error) {
+        let then = Then::Unpause { id: id.to_owned(), call, error: error.clone() };
+        let command = Command::Resume { id };
+        if let Err(failure) = self.run_runtime(id, &command, Streams::Captured, then) {
+            self.log.error(&format!("resume {id} after a pause that failed: {failure}"));
+            self.pause_ended(id, call, Err(error));
+        }
+    }
+
+    /// Freezes a task that may go on already, since the runtime was killed in the middle of a resume.
+    pub(super) fn undo_resume(&mut self, id: &str, call: Call, error: Error) {
+        let then = Then::Unresume { id: id.to_owned(), call, error: error.clone() };
+        let command = Command::Pause { id };
+        if let Err(failure) = self.run_runtime(id, &command, Streams::Captured, then) {
+            self.log.error(&format!("pause {id} after a resume that failed: {failure}"));
+            self.resume_ended(id, Some(call), Err(error));
+        }
+    }
+
     /// Serves `Resume`.
     pub(crate) fn resume(&mut self, call: Call, request: &api::ResumeRequest) -> Result<(), Error> {
         self.container_mut(&request.id)?.init.apply(Event::Resume)?;

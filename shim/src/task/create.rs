@@ -8,6 +8,9 @@
 //!   reply, TaskCreate <── container <── terminal, pid <──┘
 //! ```
 //!
+//! A runtime whose `create` fails leaves nothing, except when it was killed, for want of memory
+//! perhaps, or when its container cannot be attached to: then its `delete` comes before the reply.
+//!
 //! A container that is restored has no process yet: its `Create` ends after the streams, and
 //! `Start` runs the runtime's `restore`. Whatever fails, [`Shim::undo_create`] takes back what
 //! was done: copies, logging program, mounts.
@@ -228,16 +231,40 @@ impl Shim {
     }
 
     /// Goes on when the runtime's `create` has ended.
-    pub(super) fn create_ended(&mut self, mut creation: Creation, result: Result<(), String>) {
+    pub(super) fn create_ended(
+        &mut self,
+        mut creation: Creation,
+        result: Result<(), String>,
+        was_killed: bool,
+    ) {
+        // A runtime that fails takes back what it did, unless it was killed.
+        let leaves_something = was_killed || result.is_ok();
         let attached = match result {
             Ok(()) => self.attach(&mut creation),
             Err(message) => Err(Error::Unknown(format!("OCI runtime create failed: {message}"))),
         };
         match attached {
             Ok(pid) => self.created(creation, Some(pid)),
+            Err(error) if leaves_something => self.uncreate(creation, error),
             Err(error) => self.create_failed(creation, error),
         }
         self.reaper.release();
+    }
+
+    /// Has the runtime remove what its `create` has left: cgroups, records, perhaps a process.
+    fn uncreate(&mut self, creation: Creation, error: Error) {
+        let (runtime, id) = (creation.runtime.clone(), creation.request.id.clone());
+        let command = Command::Delete { id: &id, force: true };
+        let then = Then::Uncreate(Box::new(creation), error);
+        match Job::start(&runtime, &command, job::Streams::Captured, then) {
+            Ok((pid, job)) => drop(self.jobs.insert(pid, job)),
+            Err((failure, then)) => {
+                self.log.error(&format!("remove what a create has left: {failure}"));
+                if let Then::Uncreate(creation, error) = *then {
+                    self.create_failed(*creation, error);
+                }
+            }
+        }
     }
 
     fn attach(&mut self, creation: &mut Creation) -> Result<Pid, Error> {
@@ -303,7 +330,7 @@ impl Shim {
         self.created_in_sandbox(&request.id);
     }
 
-    fn create_failed(&mut self, mut creation: Creation, error: Error) {
+    pub(super) fn create_failed(&mut self, mut creation: Creation, error: Error) {
         self.creating.remove(&creation.request.id);
         self.undo_create(&mut creation);
         self.reply(creation.call, Err::<api::CreateTaskResponse, _>(error));

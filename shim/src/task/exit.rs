@@ -23,6 +23,9 @@ use crate::{
     },
 };
 
+/// What the number of the signal that ended a process is added to.
+const SIGNAL_BASE: u32 = 128;
+
 impl Shim {
     /// Finds out who has ended, and goes on.
     pub(crate) fn process_ended(&mut self, pid: Pid, exit: Exit) {
@@ -46,6 +49,7 @@ impl Shim {
     /// Goes on with the operation of a runtime that has ended.
     fn job_ended(&mut self, mut job: Job, exit: Exit) {
         let result = job.result(exit);
+        let was_killed = exit.status > SIGNAL_BASE;
         if let Err(message) = &result {
             self.log.debug(message);
         }
@@ -57,7 +61,13 @@ impl Shim {
             result.clone().map_err(|message| Error::Unknown(format!("{what}: {message}")))
         };
         match job.then {
-            Then::Create(creation) => self.create_ended(*creation, result),
+            Then::Create(creation) => self.create_ended(*creation, result, was_killed),
+            Then::Uncreate(creation, error) => {
+                if let Err(message) = result {
+                    self.log.error(&format!("remove what a create has left: {message}"));
+                }
+                self.create_failed(*creation, error);
+            }
             Then::Start { id, call } => self.start_ended(&id, call, result),
             Then::Restore { id, call, prepared } => {
                 self.restore_ended(&id, call, *prepared, result);
@@ -72,14 +82,16 @@ impl Shim {
                 }
             }
             Then::Delete { id } => self.runtime_delete_ended(&id, result),
-            Then::Pause { id, call } => {
-                let result = ok("OCI runtime pause failed");
-                self.pause_ended(&id, call, result);
-            }
-            Then::Resume { id, call } => {
-                let result = ok("OCI runtime resume failed");
-                self.resume_ended(&id, call, result);
-            }
+            Then::Pause { id, call } => match ok("OCI runtime pause failed") {
+                Err(error) if was_killed => self.undo_pause(&id, call, error),
+                result => self.pause_ended(&id, call, result),
+            },
+            Then::Resume { id, call } => match (call, ok("OCI runtime resume failed")) {
+                (Some(call), Err(error)) if was_killed => self.undo_resume(&id, call, error),
+                (call, result) => self.resume_ended(&id, call, result),
+            },
+            Then::Unpause { id, call, error } => self.pause_ended(&id, call, Err(error)),
+            Then::Unresume { id, call, error } => self.resume_ended(&id, Some(call), Err(error)),
             Then::Pids { id, call } => self.pids_ended(&id, call, result, &output),
             Then::Update(call) => {
                 let result = ok("OCI runtime update failed");

@@ -53,6 +53,8 @@ pub(crate) struct Job {
 pub(crate) enum Then {
     /// The task exists, or `Create` fails.
     Create(Box<Creation>),
+    /// What a `create` has left is removed, and `Create` fails.
+    Uncreate(Box<Creation>, Error),
     /// Init runs, or `Start` fails.
     Start { id: String, call: Call },
     /// A checkpoint runs again, or `Start` fails.
@@ -69,6 +71,10 @@ pub(crate) enum Then {
     Pause { id: String, call: Call },
     /// The task is thawed; nobody asked when init has exited.
     Resume { id: String, call: Option<Call> },
+    /// What a pause that was cut short has frozen goes on, and `Pause` fails.
+    Unpause { id: String, call: Call, error: Error },
+    /// What a resume that was cut short has thawed is frozen again, and `Resume` fails.
+    Unresume { id: String, call: Call, error: Error },
     /// The process IDs are known.
     Pids { id: String, call: Call },
     /// The resources are changed.

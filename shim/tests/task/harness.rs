@@ -195,7 +195,7 @@ fn start(directory: &Path, id: &str) -> PathBuf {
 }
 
 /// The runtime under test.
-fn runtime() -> String {
+pub(crate) fn runtime() -> String {
     std::env::var("SHIM_TEST_RUNTIME").unwrap_or_else(|_| "runc".to_owned())
 }
 
