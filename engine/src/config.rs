@@ -69,6 +69,8 @@ pub struct Config {
     pub log: Log,
     /// When garbage is collected.
     pub gc: Gc,
+    /// When containers are started again.
+    pub restart: Restart,
     /// What runtimes' names mean.
     pub runtimes: RuntimeTable,
 }
@@ -181,6 +183,29 @@ impl Default for Gc {
             schedule_delay_ms: 0,
             startup_delay_ms: 100,
         }
+    }
+}
+
+/// The `[restart]` section.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Restart {
+    /// How long a container may be otherwise than its labels ask, when its task did not just exit,
+    /// in milliseconds.
+    pub interval_ms: u64,
+}
+
+impl Restart {
+    /// [`interval_ms`](Self::interval_ms); 0 is the default, as with containerd.
+    pub fn interval(&self) -> Duration {
+        let default = Self::default().interval_ms;
+        Duration::from_millis(if self.interval_ms == 0 { default } else { self.interval_ms })
+    }
+}
+
+impl Default for Restart {
+    fn default() -> Self {
+        Self { interval_ms: 10_000 }
     }
 }
 

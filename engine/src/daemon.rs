@@ -46,8 +46,9 @@ use crate::{
     config::{Config, Level, Paths},
     durability::Syncer,
     error::Error,
-    events::Exchange,
+    events::{Exchange, Subscription},
     gc::Scheduler,
+    restart::{self, Monitor},
     runtime::{Runtime, Settings},
     services,
     streaming::Streams,
@@ -73,6 +74,9 @@ pub struct Daemon {
     events: services::Events,
     runtime: Arc<Runtime>,
     routes: Routes,
+    monitor: Monitor,
+    /// What the monitor has heard since before there were tasks.
+    exits: Subscription,
     gc: Scheduler,
     syncer: Syncer,
     stop: CancellationToken,
@@ -111,10 +115,11 @@ impl Daemon {
             };
         }
         let transfer = transfer(&state, &events, &streams, paths);
+        let (runtime, monitor, exits) = tasks(&state, &events, &config, paths)?;
         let State { metadata, content, snapshotters, .. } = state;
-        let runtime = Arc::new(Runtime::open(settings(&config, paths), events.clone())?);
         let tasks = services::Tasks::new(content.clone(), Arc::clone(&runtime), stop.clone());
-        let containers = services::Containers::new(metadata.clone(), events.clone(), gc.clone());
+        let containers =
+            services::Containers::new(content.clone(), events.clone(), gc.clone(), monitor.clone());
         let diff = services::Diff::new(content.clone());
         let content = services::Content::new(content, events.clone(), gc.clone());
         let images = services::Images::new(metadata.clone(), events.clone(), gc.clone());
@@ -156,6 +161,8 @@ impl Daemon {
             events,
             runtime,
             routes,
+            monitor,
+            exits,
             gc,
             syncer,
             stop,
@@ -178,6 +185,7 @@ impl Daemon {
             self.ttrpc_listener,
             Arc::new(self.events),
         )));
+        let monitoring = tokio::spawn(self.monitor.run(self.exits, token.clone()));
         let mut serving = std::pin::pin!(
             Server::builder()
                 .max_concurrent_streams(self.config.grpc.max_concurrent_streams)
@@ -199,6 +207,10 @@ impl Daemon {
         self.gc.stop();
         let drain = async {
             let result = serving.await;
+            // What it is about to start is started, or gone.
+            if let Err(error) = monitoring.await {
+                tracing::warn!(%error, "restarts were cut off");
+            }
             self.runtime.close().await;
             let synced = tokio::task::spawn_blocking(move || self.syncer.stop()).await;
             if let Err(error) = synced {
@@ -227,6 +239,26 @@ fn transfer(
     let transfer =
         Transfer::new(content, snapshotters, events.clone(), move || collector.note_removal());
     services::Transfer::new(transfer, Arc::clone(streams), paths.hosts.clone())
+}
+
+/// The tasks, and the monitor that restarts them, with what it has heard since before there were
+/// tasks.
+fn tasks(
+    state: &State,
+    events: &Exchange,
+    config: &Config,
+    paths: &Paths,
+) -> Result<(Arc<Runtime>, Monitor, Subscription), Error> {
+    let exits = Monitor::listen(events);
+    let runtime = Arc::new(Runtime::open(settings(config, paths), events.clone())?);
+    let parts = restart::Parts {
+        content: state.content.clone(),
+        snapshotters: Arc::clone(&state.snapshotters),
+        runtime: Arc::clone(&runtime),
+        events: events.clone(),
+    };
+    let monitor = Monitor::open(parts, config.restart.interval())?;
+    Ok((runtime, monitor, exits))
 }
 
 /// What the runtime has to know.

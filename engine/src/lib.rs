@@ -8,7 +8,7 @@
 //! |---------|--------------------------------------------------------|----------------------|
 //! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`mod@reference`] | neither I/O nor async |
 //! | state   | [`content`], [`diff`], [`durability`], [`gc`], [`metadata`] | block, no tokio      |
-//! | work    | [`events`], [`registry`], [`runtime`], [`streaming`], [`transfer`] | async                |
+//! | work    | [`events`], [`registry`], [`runtime`], [`restart`], [`streaming`], [`transfer`] | async                |
 //! | surface | [`services`]                                           | async; tonic and the wire's types |
 //! | wiring  | [`config`], [`daemon`]                                 | everything           |
 
@@ -31,6 +31,7 @@ pub mod oci;
 pub mod platform;
 pub mod reference;
 pub mod registry;
+pub mod restart;
 pub mod runtime;
 pub mod services;
 pub mod streaming;

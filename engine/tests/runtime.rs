@@ -2,6 +2,8 @@
 
 #[path = "runtime/fake.rs"]
 mod fake;
+#[path = "runtime/restart.rs"]
+mod restart;
 
 use std::{
     fs,

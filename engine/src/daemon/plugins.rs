@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::services::Plugin;
+use crate::{restart::POLICIES, services::Plugin};
 
 const CONTENT: &str = "io.containerd.content.v1";
 const DIFFER: &str = "io.containerd.differ.v1";
@@ -11,6 +11,7 @@ const GC: &str = "io.containerd.gc.v1";
 const GRPC: &str = "io.containerd.grpc.v1";
 const LEASE: &str = "io.containerd.lease.v1";
 const METADATA: &str = "io.containerd.metadata.v1";
+const MONITOR: &str = "io.containerd.monitor.container.v1";
 const RUNTIME: &str = "io.containerd.runtime.v2";
 const SANDBOX_CONTROLLER: &str = "io.containerd.sandbox.controller.v1";
 const SANDBOX_STORE: &str = "io.containerd.sandbox.store.v1";
@@ -58,6 +59,9 @@ pub(super) fn list(root: &Path) -> Vec<Plugin> {
     plugins.push(tasks);
     plugins.push(part(SANDBOX_STORE, "local", &[METADATA]));
     plugins.push(part(SANDBOX_CONTROLLER, "shim", &[EVENT]));
+    let mut restart = part(MONITOR, "restart", &[EVENT, SERVICE]);
+    restart.capabilities = POLICIES.map(str::to_owned).into();
+    plugins.push(restart);
     for name in [
         "containers",
         "content",

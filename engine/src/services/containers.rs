@@ -13,25 +13,30 @@ use tonic::{Request, Response, Status};
 
 use super::{after_removal, blocking, paths, required, scope, status, timestamp};
 use crate::{
+    content,
     error::Error,
     events::Exchange,
     filter::Filter,
     gc::Scheduler,
     metadata::{Container, Runtime, Store},
+    restart::{Monitor, strip_image_labels},
 };
 
 /// The service.
 #[derive(Clone)]
 pub struct Containers {
+    content: content::Store,
     store: Store,
     events: Exchange,
     gc: Scheduler,
+    monitor: Monitor,
 }
 
 impl Containers {
-    /// Serves the containers in `store`.
-    pub fn new(store: Store, events: Exchange, gc: Scheduler) -> Self {
-        Self { store, events, gc }
+    /// Serves the containers in the metadata of `content`. `monitor` is told of them.
+    pub fn new(content: content::Store, events: Exchange, gc: Scheduler, monitor: Monitor) -> Self {
+        let store = content.metadata().clone();
+        Self { content, store, events, gc, monitor }
     }
 
     async fn find(
@@ -83,9 +88,18 @@ impl containers_server::Containers for Containers {
         request: Request<CreateContainerRequest>,
     ) -> Result<Response<CreateContainerResponse>, Status> {
         let namespace = scope(&request)?.namespace;
-        let container = from_wire(required("container", request.into_inner().container)?);
-        let (store, owner) = (self.store.clone(), namespace.clone());
-        let container = blocking(move || store.create_container(&owner, container)).await?;
+        let mut container = from_wire(required("container", request.into_inner().container)?);
+        let (content, owner) = (self.content.clone(), namespace.clone());
+        let (container, stripped) = blocking(move || {
+            let stripped = strip_image_labels(&content, &owner, &mut container)?;
+            Ok((content.metadata().create_container(&owner, container)?, stripped))
+        })
+        .await?;
+        if !stripped.is_empty() {
+            let id = &container.id;
+            tracing::warn!(%namespace, id, ?stripped, "container does not get labels of its image");
+        }
+        self.monitor.note(&namespace, &container.id, &container.labels);
         let runtime = container.runtime.clone();
         let event = ContainerCreate {
             id: container.id.clone(),
@@ -111,6 +125,7 @@ impl containers_server::Containers for Containers {
         }
         let (store, owner, mask) = (self.store.clone(), namespace.clone(), paths(update_mask));
         let container = blocking(move || store.update_container(&owner, &container, &mask)).await?;
+        self.monitor.note(&namespace, &container.id, &container.labels);
         let event = ContainerUpdate {
             id: container.id.clone(),
             image: container.image.clone(),
@@ -129,6 +144,7 @@ impl containers_server::Containers for Containers {
         let (store, owner, id) = (self.store.clone(), namespace.clone(), request.into_inner().id);
         let event = ContainerDelete { id: id.clone() };
         blocking(move || store.delete_container(&owner, &id)).await?;
+        self.monitor.forget(&namespace, &event.id);
         self.events.publish(&namespace, "/containers/delete", proto::any::pack(&event));
         after_removal(&self.gc, false).await?;
         Ok(Response::new(()))

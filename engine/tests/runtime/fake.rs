@@ -104,6 +104,11 @@ impl Stage {
         Create { id: id.to_owned(), runtime, ..Create::default() }
     }
 
+    /// Where the fakes are; a test may keep its own files there.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     pub(crate) fn bundle(&self, id: &str) -> PathBuf {
         self.state().join("default").join(id)
     }
@@ -148,6 +153,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 pub(crate) struct FakeShim {
     manner: Mutex<Manner>,
     asked: Mutex<Vec<String>>,
+    made_with: Mutex<v3::CreateTaskRequest>,
     process: Mutex<Child>,
     state: Mutex<State>,
     exited: Notify,
@@ -162,11 +168,11 @@ struct State {
 
 impl FakeShim {
     fn start(listener: UnixListener, manner: Manner) -> Arc<Self> {
-        let process = Command::new("sleep").arg("600").stdout(Stdio::null()).spawn();
         let shim = Arc::new(Self {
             manner: Mutex::new(manner),
             asked: Mutex::default(),
-            process: Mutex::new(process.expect("spawned")),
+            made_with: Mutex::default(),
+            process: Mutex::new(sleep()),
             state: Mutex::default(),
             exited: Notify::new(),
             down: Notify::new(),
@@ -191,6 +197,16 @@ impl FakeShim {
     /// The methods that were called.
     pub(crate) fn asked(&self) -> Vec<String> {
         self.asked.lock().expect("no panic").clone()
+    }
+
+    /// How often a task was made.
+    pub(crate) fn made(&self) -> usize {
+        self.asked().iter().filter(|method| *method == "Create").count()
+    }
+
+    /// What the last task was made with.
+    pub(crate) fn made_with(&self) -> v3::CreateTaskRequest {
+        self.made_with.lock().expect("no panic").clone()
     }
 
     pub(crate) fn behave(&self, manner: Manner) {
@@ -262,6 +278,19 @@ impl FakeShim {
                 let exit_status = self.status().unwrap_or_default();
                 Ok(v3::WaitResponse { exit_status, exited_at: None }.encode_to_vec())
             }
+            "Kill" => {
+                let kill = v3::KillRequest::decode(request.payload.as_slice()).expect("a request");
+                let result = self.look("Kill");
+                if result.is_ok() && kill.signal == 9 {
+                    self.exit(137);
+                }
+                result
+            }
+            "Create" => {
+                let made = v3::CreateTaskRequest::decode(request.payload.as_slice());
+                *self.made_with.lock().expect("no panic") = made.expect("a request");
+                self.look("Create")
+            }
             method => self.look(method),
         };
         Some(match result {
@@ -275,7 +304,12 @@ impl FakeShim {
         let missing = || ttrpc::status(Code::NotFound, "container not created: not found");
         match method {
             "Connect" => {
-                let shim_pid = self.process.lock().expect("no panic").id();
+                let mut process = self.process.lock().expect("no panic");
+                // The shim of the container's next task.
+                if process.try_wait().is_ok_and(|status| status.is_some()) {
+                    *process = sleep();
+                }
+                let shim_pid = process.id();
                 let answer = v3::ConnectResponse { shim_pid, ..Default::default() };
                 Ok(answer.encode_to_vec())
             }
@@ -296,10 +330,11 @@ impl FakeShim {
                     let text = "task must be stopped before deletion: running: failed precondition";
                     return Err(ttrpc::status(Code::FailedPrecondition, text));
                 };
-                state.created = false;
+                (state.created, state.exit_status) = (false, None);
                 let answer = v3::DeleteResponse { pid: INIT, exit_status, exited_at: None };
                 Ok(answer.encode_to_vec())
             }
+            "Start" if state.created => Ok(v3::StartResponse { pid: INIT }.encode_to_vec()),
             "Shutdown" if !state.created => {
                 let mut process = self.process.lock().expect("no panic");
                 process.kill().expect("killed");
@@ -314,6 +349,10 @@ impl FakeShim {
     fn status(&self) -> Option<u32> {
         self.state.lock().expect("no panic").exit_status
     }
+}
+
+fn sleep() -> Child {
+    Command::new("sleep").arg("600").stdout(Stdio::null()).spawn().expect("spawned")
 }
 
 impl Drop for FakeShim {
