@@ -27,6 +27,7 @@ mod bootstrap;
 mod bundle;
 mod context;
 mod error;
+mod health;
 mod launch;
 mod log;
 mod process;

@@ -27,6 +27,9 @@ use fake::{INIT, Manner, Stage};
 /// How long something may take that should happen at once.
 const LIMIT: Duration = Duration::from_secs(20);
 
+/// How long something may take that waits for deadlines of the runtime's.
+const LONG_LIMIT: Duration = Duration::from_secs(120);
+
 /// Waits for a future with a deadline.
 async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what} takes too long"))
@@ -178,13 +181,108 @@ async fn a_stuck_shim_delays_no_other() {
         (states, begun.elapsed())
     };
     let (states, _) = soon("list", list()).await;
-    assert_eq!(states, [2, 1, 2], "the stuck one is shown as it was last");
+    assert_eq!(states, [2, 0, 2], "the stuck one's state is not known");
     let (states, took) = soon("list", list()).await;
-    assert_eq!(states, [2, 1, 2]);
+    assert_eq!(states, [2, 0, 2]);
     assert!(took < Duration::from_secs(1), "a suspect is waited for only briefly: {took:?}");
     shims[1].behave(Manner::Good);
-    assert_eq!(soon("list", list()).await.0, [2, 2, 2]);
+    let healed = async { while list().await.0 != [2, 2, 2] {} };
+    tokio::time::timeout(LONG_LIMIT, healed).await.expect("it is known again");
     runtime.close().await;
+}
+
+#[tokio::test]
+async fn a_shim_in_quarantine() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let (shim, other) = (stage.shim("c1", Manner::Good), stage.shim("c2", Manner::Good));
+    for id in ["c1", "c2"] {
+        soon("create", runtime.create(&stage.namespace, stage.request(id))).await.expect("made");
+    }
+    let task = |id| runtime.task(&stage.namespace, id).expect("is there");
+    let signal = |signal| v3::KillRequest { id: "c1".to_owned(), signal, ..Default::default() };
+    let long = async |what, call| tokio::time::timeout(LONG_LIMIT, call).await.expect(what);
+
+    shim.behave(Manner::Stuck);
+    let (stuck, term) = (task("c1"), signal(15));
+    let (kill, delete) =
+        long("an answer", async { tokio::join!(stuck.call(&term), stuck.delete()) }).await;
+    for error in [kill.expect_err("no answer"), delete.expect_err("no answer")] {
+        let text = error.to_string();
+        assert!(matches!(error, Error::Quarantined { pid: Some(_), .. }), "{text}");
+        assert!(text.contains("c1.sock) has not answered"), "{text}");
+        assert!(text.contains("ctr tasks rm -f c1"), "{text}");
+    }
+    // Nothing is asked of it any more, and others are asked as before.
+    let kills = || shim.asked().iter().filter(|method| *method == "Kill").count();
+    let before = kills();
+    for _ in 0..100 {
+        let error = stuck.call(&signal(15)).await.expect_err("in quarantine");
+        assert!(matches!(error, Error::Quarantined { .. }), "{error}");
+        assert_eq!(task("c2").state("").await.expect("answers").status, 2);
+    }
+    assert_eq!(kills(), before);
+    assert_eq!(stuck.state_or_last().await.expect("known").status, 0);
+
+    shim.behave(Manner::Good);
+    let healed = async {
+        while stuck.state("").await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LONG_LIMIT, healed).await.expect("it heals");
+
+    // What is to die dies, with its shim.
+    shim.behave(Manner::Stuck);
+    let mut events = stage.subscribe();
+    let wait = stuck.wait("");
+    let death = async {
+        let killed = stuck.kill(&signal(9)).await;
+        while !shim.is_dead() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        // A real one's connections end with it.
+        shim.die();
+        killed
+    };
+    let both = async { tokio::join!(wait, death) };
+    let (exit, killed) = tokio::time::timeout(LONG_LIMIT, both).await.expect("an end");
+    killed.expect("killed");
+    assert_eq!(exit.expect("known").status, 137);
+    assert_eq!(told(&mut events).await, (vec![137], 137));
+    assert_eq!(stage.calls().last().map(String::as_str), Some("delete c1"));
+    other.exit(0);
+    soon("delete", task("c2").delete()).await.expect("ended");
+    soon("close", runtime.close()).await;
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn nonsense_is_an_error_and_no_hang() {
+    for manner in [Manner::Garbage, Manner::Oversized, Manner::Cut, Manner::OddMessage] {
+        let stage = Stage::new();
+        let runtime = stage.runtime();
+        let shim = stage.shim("c1", Manner::Good);
+        soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await.expect("made");
+        let task = runtime.task(&stage.namespace, "c1").expect("is there");
+        shim.behave(manner);
+        for _ in 0..3 {
+            let state = soon("an answer", task.state("")).await;
+            assert!(state.is_err(), "{manner:?}: {state:?}");
+        }
+        shim.behave(Manner::Good);
+        let healed = async {
+            while task.state("").await.is_err() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        soon("a good answer", healed).await;
+        shim.exit(3);
+        assert_eq!(soon("delete", task.delete()).await.expect("ended").status, 3, "{manner:?}");
+        soon("close", runtime.close()).await;
+        assert_eq!(stage.calls(), ["start c1"], "{manner:?}: nothing was taken for dead");
+        stage.assert_nothing_left();
+    }
 }
 
 #[tokio::test]

@@ -13,7 +13,10 @@
 //! | `shim delete` fails | tries again; then tells of the exit, and leaves the bundle for the    |
 //! |                     | next create or the next daemon, which try again                       |
 //! | connection is lost  | connects again; if that fails, the shim is killed and counts as dead  |
-//! | shim does not answer| reports it; nothing is killed on a suspicion                          |
+//! | shim is suspect     | asks it whether it is there; if not, it is in quarantine, and asked   |
+//! |                     | again; nothing is killed on a suspicion                               |
+//! | SIGKILL for init of | kills the shim, which then counts as dead                             |
+//! | one in quarantine   |                                                                       |
 //! | no way to a shim    | the same, and tries again: descriptors or room for it may be short    |
 //! | daemon stops        | leaves everything as it is                                            |
 //!
@@ -47,6 +50,7 @@ use super::{
     Checkpoint, Create, Error,
     bundle::Bundle,
     context::Context,
+    health::probe,
     launch::Launch,
     log::ShimLog,
     process::Process,
@@ -95,6 +99,8 @@ const SANDBOX_VERSION_MIN: u8 = 3;
 pub(super) enum Command {
     /// Delete the task.
     Delete(oneshot::Sender<Result<Exit, Error>>),
+    /// Kill the shim, which does not answer.
+    EndShim(oneshot::Sender<Result<(), Error>>),
 }
 
 /// See the [module](self).
@@ -365,6 +371,7 @@ impl Actor {
     async fn run(mut self, mut held: Held) {
         let mut grace = pin!(tokio::time::sleep(TELL_GRACE));
         let mut untold = self.is_stopped() && self.task.told().is_none();
+        self.task.note_shim(held.process.as_ref().map(Process::pid));
         loop {
             let turn = tokio::select! {
                 command = self.commands.recv() => match command {
@@ -374,9 +381,20 @@ impl Actor {
                         }
                         Box::pin(self.delete(&held, reply)).await
                     }
+                    Some(Command::EndShim(reply)) => {
+                        let _ = reply.send(self.end_shim(&held));
+                        Turn::Stay
+                    }
                     None => Turn::Leave,
                 },
                 () = held.ended() => Box::pin(self.lose(&mut held)).await,
+                () = probe(&self.task, &held.shim) => {
+                    if held.process.is_none() {
+                        held.process = identify(&held.shim, &self.task).await;
+                        self.task.note_shim(held.process.as_ref().map(Process::pid));
+                    }
+                    Turn::Stay
+                }
                 () = &mut grace, if untold => {
                     untold = false;
                     self.tell_exit(self.last_exit()).await;
@@ -390,10 +408,42 @@ impl Actor {
         }
     }
 
+    /// Kills a shim that does not answer. It was identified while it did.
+    fn end_shim(&self, held: &Held) -> Result<(), Error> {
+        let address = held.shim.address().to_owned();
+        let refused = |reason: String| {
+            let id = self.task.id().to_owned();
+            Err(Error::Unending { id, address: address.clone(), reason })
+        };
+        let others = self.context.others(&self.task);
+        let sharing = others.iter().find(|other| other.is_served_at(&address));
+        if let Some(other) = sharing {
+            return refused(format!("task {} shares it", other.id()));
+        }
+        let Some(process) = &held.process else {
+            return refused("it has never said which process it is".to_owned());
+        };
+        tracing::warn!(
+            id = self.task.id(),
+            pid = process.pid(),
+            "shim that does not answer is killed"
+        );
+        process.kill();
+        Ok(())
+    }
+
     async fn delete(&mut self, held: &Held, reply: oneshot::Sender<Result<Exit, Error>>) -> Turn {
         let request = v3::DeleteRequest { id: self.task.id().to_owned(), exec_id: String::new() };
-        let answer = held.shim.call(&request).await;
-        self.task.judge(&answer);
+        // The turn that does this otherwise is this one.
+        let probing = async {
+            loop {
+                probe(&self.task, &held.shim).await;
+            }
+        };
+        let answer = tokio::select! {
+            answer = self.task.call_shim(&held.shim, &request, v3::DeleteRequest::LIMIT) => answer,
+            never = probing => never,
+        };
         let result = match answer {
             Ok(answer) => {
                 Ok(Exit { pid: answer.pid, status: answer.exit_status, at: answer.exited_at })

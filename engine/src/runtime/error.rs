@@ -60,6 +60,17 @@ pub enum Error {
     #[error("task {id}: shim does not answer {method}")]
     NoAnswer { id: String, method: &'static str, source: CallError },
 
+    /// The shim has not answered for a while, and is not asked.
+    #[error(
+        "task {id}: shim ({}, {address}) has not answered for {since:?}; it is asked again, and its container may well run; SIGKILL (ctr tasks rm -f {id}) ends both: unavailable",
+        pid.map_or("of unknown pid".to_owned(), |pid| format!("pid {pid}"))
+    )]
+    Quarantined { id: String, pid: Option<u32>, address: String, since: Duration },
+
+    /// The shim cannot be ended.
+    #[error("task {id}: shim at {address} cannot be ended: {reason}: failed precondition")]
+    Unending { id: String, address: String, reason: String },
+
     /// An earlier task of the same container is still being cleaned up.
     #[error("task {id} is still being removed after {limit:?}: unavailable")]
     Ending { id: String, limit: Duration },

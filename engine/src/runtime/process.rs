@@ -11,18 +11,24 @@ use tokio::io::{Interest, unix::AsyncFd};
 /// A process that is not a child of this one.
 #[derive(Debug)]
 pub(super) struct Process {
+    pid: u32,
     pidfd: AsyncFd<OwnedFd>,
 }
 
 impl Process {
     /// Takes hold of the process that has the number now.
     pub(super) fn open(pid: u32) -> io::Result<Self> {
-        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or(io::ErrorKind::InvalidInput)?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+        let number = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let number = number.ok_or(io::ErrorKind::InvalidInput)?;
+        let pidfd = pidfd_open(number, PidfdFlags::empty())?;
         #[expect(deprecated, reason = "unsound for descriptors that are not owned; this one is")]
         let pidfd = AsyncFd::with_interest(pidfd, Interest::READABLE)?;
-        Ok(Self { pidfd })
+        Ok(Self { pid, pidfd })
+    }
+
+    /// Its number, which may be another's after its end.
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
     }
 
     /// Waits until the process has exited.

@@ -11,8 +11,9 @@
 //! clone of the connection and calls the shim, so that no call waits for another and no lock is
 //! held meanwhile.
 //!
-//! A shim that missed a deadline is *suspect* until it answers again. A list waits only briefly for
-//! it, and gives its last known state.
+//! A shim that misses deadlines is *suspect*, and in *quarantine* if it does not answer at all; see
+//! [`health`](super::health). A list waits only briefly for a suspect, and says that its state is not
+//! known. Calls to a shim in quarantine fail at once and say what to do.
 
 use std::{
     collections::HashMap,
@@ -34,6 +35,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::{
     Error,
     actor::Command,
+    health::Health,
     shim::{Call, Shim},
 };
 use crate::namespace::Namespace;
@@ -46,6 +48,9 @@ const LIST_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a list waits for a suspect shim.
 const SUSPECT_LIMIT: Duration = Duration::from_millis(100);
+
+/// The signal that ends init in any case.
+const SIGKILL: u32 = 9;
 
 /// How long a call may wait for the end of a task whose shim died.
 const END_WAIT: Duration = Duration::from_secs(60);
@@ -84,6 +89,7 @@ pub struct Task {
     commands: mpsc::Sender<Command>,
     known: Mutex<Known>,
     waits: Mutex<HashMap<String, Waiting>>,
+    health: Health,
 }
 
 /// What is known of a task without its shim.
@@ -95,7 +101,8 @@ struct Known {
     told: Option<TaskExit>,
     /// The exit that an earlier daemon recorded and may not have told.
     recorded: Option<Exit>,
-    suspect: bool,
+    /// The shim's process.
+    shim_pid: Option<u32>,
 }
 
 /// A wait that all who wait for one process share: a shim cannot be told that nobody waits any
@@ -110,7 +117,15 @@ impl Task {
         commands: mpsc::Sender<Command>,
     ) -> Self {
         let phase = watch::Sender::new(phase);
-        Self { namespace, id, phase, commands, known: Mutex::default(), waits: Mutex::default() }
+        Self {
+            namespace,
+            id,
+            phase,
+            commands,
+            known: Mutex::default(),
+            waits: Mutex::default(),
+            health: Health::default(),
+        }
     }
 
     /// The container's name.
@@ -129,6 +144,7 @@ impl Task {
     ///
     /// - `NotFound`: the task is not there yet, or no longer.
     /// - `Refused`, `NoAnswer`: the shim's.
+    /// - `Quarantined`: the shim does not answer at all.
     pub async fn call<C: Call>(&self, request: &C) -> Result<C::Answer, Error> {
         self.call_within(request, C::LIMIT).await
     }
@@ -139,9 +155,49 @@ impl Task {
         limit: Option<Duration>,
     ) -> Result<C::Answer, Error> {
         let shim = self.shim().await?;
-        let result = shim.call_within(request, limit).await;
-        self.judge(&result);
-        result
+        self.call_shim(&shim, request, limit).await
+    }
+
+    /// Makes a call to a shim that is this task's, if it is not in quarantine.
+    pub(super) async fn call_shim<C: Call>(
+        &self,
+        shim: &Shim,
+        request: &C,
+        limit: Option<Duration>,
+    ) -> Result<C::Answer, Error> {
+        tokio::select! {
+            biased;
+            since = self.health.quarantined() => Err(Error::Quarantined {
+                id: self.id.clone(),
+                pid: self.known().shim_pid,
+                address: shim.address().to_owned(),
+                since: Duration::from_secs(since.elapsed().as_secs()),
+            }),
+            result = shim.call_within(request, limit) => {
+                self.judge(&result);
+                result
+            }
+        }
+    }
+
+    /// Sends a signal.
+    ///
+    /// A shim in quarantine cannot pass it on. If it is to kill init, the shim is killed in its place,
+    /// and what is left is cleaned up.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call). `Unending`: the shim cannot be killed.
+    pub async fn kill(&self, request: &v3::KillRequest) -> Result<(), Error> {
+        let result = self.call(request).await;
+        let ends = request.exec_id.is_empty() && request.signal == SIGKILL;
+        if !ends || !matches!(result, Err(Error::Quarantined { .. })) {
+            return result;
+        }
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::EndShim(reply)).await;
+        sent.map_err(|_| self.not_found())?;
+        answer.await.unwrap_or_else(|_| Err(self.not_found()))
     }
 
     /// The state of init, or of the exec `exec_id` if it is not empty.
@@ -153,10 +209,10 @@ impl Task {
         self.state_within(exec_id, v3::StateRequest::LIMIT).await
     }
 
-    /// The state of init for a list: what the shim says, or what it said last. `None` when there is
-    /// no task any more.
+    /// The state of init for a list: what the shim says, or what it said last with a status that is
+    /// not known. `None` when there is no task any more.
     pub async fn state_or_last(&self) -> Option<v3::StateResponse> {
-        let limit = if self.known().suspect { SUSPECT_LIMIT } else { LIST_LIMIT };
+        let limit = if self.health.is_good() { LIST_LIMIT } else { SUSPECT_LIMIT };
         let state = tokio::time::timeout(limit, self.state_within("", Some(limit))).await;
         // The time may have gone by in an adoption, of which the shim's own deadline knows nothing.
         match state.unwrap_or_else(|_| Err(self.late(limit))) {
@@ -165,8 +221,13 @@ impl Task {
             Err(error) if error.is_unknown_to_shim() => None,
             Err(error) => {
                 let error = sys::error::Chain(&error);
-                tracing::warn!(namespace = %self.namespace, id = self.id, %error, "last known state is shown");
-                Some(self.known().state.clone())
+                tracing::warn!(namespace = %self.namespace, id = self.id, %error, "state is not known");
+                let mut state = self.known().state.clone();
+                // What has ended does not change.
+                if state.status != i32::from(Status::Stopped) {
+                    state.status = Status::Unknown.into();
+                }
+                Some(state)
             }
         }
     }
@@ -251,7 +312,7 @@ impl Task {
     ///
     /// - `NotFound`: it was deleted before.
     /// - `Refused`: init has not ended.
-    /// - `NoAnswer`: the shim does not answer; nothing is deleted.
+    /// - `NoAnswer`, `Quarantined`: the shim does not answer; nothing is deleted.
     pub async fn delete(&self) -> Result<Exit, Error> {
         // Waits for an adoption to end, and refuses what is not there.
         self.shim().await?;
@@ -346,14 +407,34 @@ impl Task {
 
     /// Notes whether the shim keeps deadlines.
     pub(super) fn judge<T>(&self, result: &Result<T, Error>) {
-        let late =
-            matches!(result, Err(Error::NoAnswer { source: CallError::Deadline { .. }, .. }));
-        let before = std::mem::replace(&mut self.known().suspect, late);
-        if late && !before {
-            tracing::error!(namespace = %self.namespace, id = self.id, "shim does not answer");
-        } else if before && !late {
-            tracing::info!(namespace = %self.namespace, id = self.id, "shim answers again");
+        match result {
+            Err(Error::NoAnswer { source: CallError::Deadline { .. }, .. }) => self.health.doubt(),
+            Err(Error::NoAnswer { .. } | Error::Quarantined { .. }) => {}
+            _ => {
+                if let Some(after) = self.health.clear() {
+                    let namespace = &self.namespace;
+                    tracing::info!(%namespace, id = self.id, ?after, "shim answers again");
+                }
+            }
         }
+    }
+
+    /// Lets calls fail from now on.
+    pub(super) fn quarantine(&self) {
+        if self.health.quarantine() {
+            let (namespace, pid) = (&self.namespace, self.known().shim_pid);
+            tracing::error!(%namespace, id = self.id, pid, "shim does not answer; it is in quarantine");
+        }
+    }
+
+    /// Whether the shim answers.
+    pub(super) fn health(&self) -> &Health {
+        &self.health
+    }
+
+    /// Notes which process the shim is.
+    pub(super) fn note_shim(&self, pid: Option<u32>) {
+        self.known().shim_pid = pid;
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {

@@ -92,7 +92,10 @@ pub(super) fn task_status(error: &runtime::Error) -> Status {
         E::NoAnswer { source: CallError::Deadline { .. }, .. } => Code::DeadlineExceeded,
         E::NoAnswer { source: CallError::TooMany, .. } => Code::ResourceExhausted,
         E::NoAnswer { source: CallError::Request(_), .. } => Code::InvalidArgument,
-        E::NoAnswer { .. } | E::Ending { .. } | E::Stopping => Code::Unavailable,
+        E::Unending { .. } => Code::FailedPrecondition,
+        E::NoAnswer { .. } | E::Quarantined { .. } | E::Ending { .. } | E::Stopping => {
+            Code::Unavailable
+        }
         E::Bundle { .. } | E::Start { .. } | E::Connect { .. } => Code::Unknown,
     };
     Status::new(code, sys::error::Chain(error).to_string())

@@ -197,7 +197,9 @@ impl tasks_server::Tasks for Tasks {
     async fn kill(&self, request: Request<KillRequest>) -> Result<Response<()>, Status> {
         let (task, KillRequest { container_id: id, exec_id, signal, all }) =
             self.task(request, |r| &r.container_id).await?;
-        done(&task, v3::KillRequest { id, exec_id, signal, all }).await
+        let call = v3::KillRequest { id, exec_id, signal, all };
+        task.kill(&call).await.map_err(|error| task_status(&error))?;
+        Ok(Response::new(()))
     }
 
     async fn exec(&self, request: Request<ExecProcessRequest>) -> Result<Response<()>, Status> {

@@ -43,6 +43,12 @@ pub(crate) enum Manner {
     CreateFails,
     /// Answers with what is no frame.
     Garbage,
+    /// Answers with a frame that is longer than any may be.
+    Oversized,
+    /// Ends the connection in the middle of a frame.
+    Cut,
+    /// Answers with a frame whose message is not the one that was asked for.
+    OddMessage,
 }
 
 /// A folder with a shim's binary, the sockets of shims, and the directories of a runtime.
@@ -227,6 +233,11 @@ impl FakeShim {
         self.down.notify_one();
     }
 
+    /// Whether its process has ended.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.process.lock().expect("no panic").try_wait().is_ok_and(|status| status.is_some())
+    }
+
     async fn connection(self: Arc<Self>, stream: UnixStream) {
         let (mut reading, writing) = stream.into_split();
         let writing = Arc::new(tokio::sync::Mutex::new(writing));
@@ -240,27 +251,29 @@ impl FakeShim {
                 buffer.drain(..used);
                 self.asked.lock().expect("no panic").push(request.method.clone());
                 calls.spawn(async move {
-                    let bytes = match shim.clone().answer(request).await {
-                        Some(response) => {
-                            let mut bytes = Vec::new();
-                            frame::append(&mut bytes, Kind::Response, id, &response)
-                                .expect("short");
-                            bytes
-                        }
-                        None => vec![0xff; 16],
+                    let response = shim.answer(request).await;
+                    let bytes = match &response {
+                        Ok(response) => encode(id, response),
+                        Err(manner) => nonsense(*manner, id),
                     };
-                    let _ = writing.lock().await.write_all(&bytes).await;
+                    let mut writing = writing.lock().await;
+                    let _ = writing.write_all(&bytes).await;
+                    if response == Err(Manner::Cut) {
+                        let _ = writing.shutdown().await;
+                    }
                 });
             }
         }
     }
 
-    /// `None` for garbage.
-    async fn answer(&self, request: Request) -> Option<Response> {
+    /// An error for what is no answer.
+    async fn answer(&self, request: Request) -> Result<Response, Manner> {
         let manner = *self.manner.lock().expect("no panic");
         match manner {
             Manner::Stuck => std::future::pending().await,
-            Manner::Garbage => return None,
+            Manner::Garbage | Manner::Oversized | Manner::Cut | Manner::OddMessage => {
+                return Err(manner);
+            }
             Manner::Good | Manner::CreateFails => {}
         }
         let result = match request.method.as_str() {
@@ -293,7 +306,7 @@ impl FakeShim {
             }
             method => self.look(method),
         };
-        Some(match result {
+        Ok(match result {
             Ok(payload) => Response { status: None, payload },
             Err(status) => Response { status: Some(status), payload: vec![] },
         })
@@ -349,6 +362,24 @@ impl FakeShim {
     fn status(&self) -> Option<u32> {
         self.state.lock().expect("no panic").exit_status
     }
+}
+
+fn encode(id: u32, response: &Response) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    frame::append(&mut bytes, Kind::Response, id, response).expect("short");
+    bytes
+}
+
+fn nonsense(manner: Manner, id: u32) -> Vec<u8> {
+    let mut good = encode(id, &Response { status: None, payload: vec![0xff; 64] });
+    match manner {
+        // The length is what a frame begins with.
+        Manner::Oversized => good[..4].copy_from_slice(&u32::MAX.to_be_bytes()),
+        Manner::Cut => good.truncate(good.len() / 2),
+        Manner::OddMessage => {}
+        _ => return vec![0xff; 16],
+    }
+    good
 }
 
 fn sleep() -> Child {
