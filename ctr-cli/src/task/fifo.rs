@@ -60,17 +60,13 @@ impl Stdio {
         Self { stdin, stdout, stderr, terminal, directory: None }
     }
 
-    /// The streams of a task, with its fifos to be removed if this program once made them.
+    /// The streams of a task, with its fifos to be removed if this program once made them, or another
+    /// client where clients do: containerd's `ctr` does not leave ours either.
     pub(crate) fn of(task: &proto::containerd::v1::types::Process) -> Self {
         let mut stdio = Self::paths(&task.stdin, &task.stdout, &task.stderr, task.terminal);
         let parent = Path::new(&task.stdin).parent();
-        let is_own = |directory: &&Path| {
-            directory.is_absolute()
-                && directory.file_name().is_some_and(|name| {
-                    name.as_encoded_bytes().starts_with(DIRECTORY_PREFIX.as_bytes())
-                })
-        };
-        stdio.directory = parent.filter(is_own).map(Path::to_owned);
+        stdio.directory =
+            parent.filter(|directory| is_made_by_a_client(directory)).map(Path::to_owned);
         stdio
     }
 
@@ -109,6 +105,15 @@ impl Drop for Stdio {
             let _ = fs::remove_dir(directory);
         }
     }
+}
+
+/// Whether `directory` is one that a client makes for a task's fifos.
+fn is_made_by_a_client(directory: &Path) -> bool {
+    let name = directory.file_name().unwrap_or_default().as_encoded_bytes();
+    let parent = directory.parent();
+    directory.is_absolute()
+        && (name.starts_with(DIRECTORY_PREFIX.as_bytes())
+            || DIRECTORIES.iter().any(|usual| parent == Some(Path::new(usual))))
 }
 
 /// Makes a directory that only this user enters.
@@ -163,6 +168,21 @@ mod tests {
             assert!(entries.iter().all(|e| e.file_type().expect("has a type").is_fifo()));
             drop(stdio);
             assert!(!directory.exists());
+        }
+    }
+
+    #[test]
+    fn directories_of_clients() {
+        let cases = [
+            ("ours", "/run/gantry/fifo/ctr-1-2", true),
+            ("ours elsewhere", "/tmp/ctr-1-2", true),
+            ("containerd's", "/run/containerd/fifo/2154162806", true),
+            ("dockerd's", "/run/docker/containerd/c1", false),
+            ("the directory of all", "/run/containerd/fifo", false),
+            ("relative", "ctr-1-2", false),
+        ];
+        for (case, directory, want) in cases {
+            assert_eq!(is_made_by_a_client(Path::new(directory)), want, "{case}");
         }
     }
 
