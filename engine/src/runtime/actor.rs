@@ -55,7 +55,7 @@ use super::{
     log::ShimLog,
     process::Process,
     sandbox::Membership,
-    shim::{Call, Shim},
+    shim::{Call, Shim, remove_dead_socket},
     task::{Exit, Phase, Task},
 };
 use crate::diff::{self, Limits};
@@ -525,6 +525,10 @@ impl Actor {
                 return false;
             }
             self.report("clean up after the shim", &error);
+        }
+        // A shim that was killed leaves it, and containerd's binary does not look there.
+        if let Some(bootstrap) = self.bundle.bootstrap() {
+            remove_dead_socket(&bootstrap.address).await;
         }
         self.remove_bundle().await;
         true

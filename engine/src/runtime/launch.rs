@@ -9,6 +9,10 @@
 //! refuses the other. An older one has already started its server when it finds out, so options
 //! are tried first, and parameters when the shim asks for them. What a binary wanted last is
 //! remembered. This project's own shim is known to want parameters.
+//!
+//! containerd's shim takes anything that can be decoded for parameters, and options can be: their
+//! type would be the container's name, and all containers would get one shim. So options are marked
+//! by what no parameters have ([`NO_PARAMETERS`]); then that shim takes them for what they are.
 
 use std::{
     collections::HashSet,
@@ -58,6 +62,10 @@ pub(super) struct Daemon {
 /// What a shim is given when it says that it does not want options (`pkg/shim/compat.go`).
 const WANTS_PARAMETERS: &str = "deprecated";
 
+/// A text of parameters (`socket_dir`, 9) that is none: they cannot be decoded with it. To options it
+/// is a field that they do not know, and which is left out.
+const NO_PARAMETERS: [u8; 3] = [9 << 3 | 2, 1, 0xff];
+
 /// The binaries that wanted parameters.
 #[derive(Debug, Default)]
 pub(super) struct Dialects(Mutex<HashSet<PathBuf>>);
@@ -98,7 +106,7 @@ impl Launch<'_> {
     /// `Start`, `Unsupported`.
     pub(super) async fn start(&self, options: Option<&Any>) -> Result<Bootstrap, Error> {
         let parameters = || self.parameters(options).encode_to_vec();
-        let given = || options.map(Message::encode_to_vec).unwrap_or_default();
+        let given = || options.map(marked).unwrap_or_default();
         let wants_parameters = self.dialects.wants_parameters(self.binary);
         let input = if wants_parameters { parameters() } else { given() };
         let output = match self.run(&["start"], &input, START_LIMIT).await {
@@ -222,6 +230,11 @@ impl Launch<'_> {
     }
 }
 
+/// Options, such that nobody takes them for parameters.
+fn marked(options: &Any) -> Vec<u8> {
+    [options.encode_to_vec(), NO_PARAMETERS.to_vec()].concat()
+}
+
 fn own_path() -> PathBuf {
     std::env::current_exe().unwrap_or_else(|_| PathBuf::from("gantryd"))
 }
@@ -280,6 +293,16 @@ mod tests {
             bundle: &bundle,
         };
         launch.start(None).await.map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn options_are_no_parameters() {
+        let options = Any { type_url: "containerd.runc.v1.Options".to_owned(), value: vec![26, 0] };
+        let plain = options.encode_to_vec();
+        assert!(BootstrapParams::decode(plain.as_slice()).is_ok(), "the reason for the mark");
+        let marked = marked(&options);
+        assert!(BootstrapParams::decode(marked.as_slice()).is_err());
+        assert_eq!(Any::decode(marked.as_slice()), Ok(options));
     }
 
     #[tokio::test]

@@ -199,6 +199,18 @@ impl Shim {
     }
 }
 
+/// Removes the socket at `address` if nobody listens there any more.
+pub(super) async fn remove_dead_socket(address: &str) {
+    let path = Path::new(address.strip_prefix("unix://").unwrap_or(address));
+    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+    if path.is_absolute()
+        && UnixStream::connect(path).await.is_err_and(refused)
+        && let Err(error) = std::fs::remove_file(path)
+    {
+        tracing::warn!(%error, address, "socket of a dead shim stays");
+    }
+}
+
 /// Connects to `unix://<path>`, a path, or `@<name>` for a name without a file.
 async fn connect(address: &str) -> io::Result<UnixStream> {
     let path = address.strip_prefix("unix://").unwrap_or(address);
@@ -216,5 +228,27 @@ async fn connect(address: &str) -> io::Result<UnixStream> {
             }
             result => return result,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_dead_sockets_are_removed() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("socket");
+        let address = format!("unix://{}", path.display());
+        let listener = tokio::net::UnixListener::bind(&path).expect("bound");
+        remove_dead_socket(&address).await;
+        assert!(path.exists(), "somebody listens");
+        drop(listener);
+        remove_dead_socket(&address).await;
+        assert!(!path.exists(), "nobody listens");
+        std::fs::write(&path, "").expect("written");
+        remove_dead_socket("@abstract").await;
+        remove_dead_socket("socket").await;
+        assert!(path.exists(), "no path of a socket");
     }
 }
