@@ -251,6 +251,7 @@ fn tasks(
 ) -> Result<(Arc<Runtime>, Monitor, Subscription), Error> {
     let exits = Monitor::listen(events);
     let runtime = Arc::new(Runtime::open(settings(config, paths), events.clone())?);
+    report_orphans(&runtime, &state.metadata);
     let parts = restart::Parts {
         content: state.content.clone(),
         snapshotters: Arc::clone(&state.snapshotters),
@@ -259,6 +260,21 @@ fn tasks(
     };
     let monitor = Monitor::open(parts, config.restart.interval())?;
     Ok((runtime, monitor, exits))
+}
+
+/// Tells which tasks have no container, because another daemon started them. They go on, but clients
+/// look for the container first.
+fn report_orphans(runtime: &Runtime, metadata: &crate::metadata::Store) {
+    for (namespace, id) in runtime.all() {
+        if let Err(Error::NotFound(_)) = metadata.container(&namespace, &id) {
+            tracing::warn!(
+                %namespace,
+                id,
+                "task without a container goes on; to end it, enter one of its name with \
+                 `ctr containers create`"
+            );
+        }
+    }
 }
 
 /// What the runtime has to know.

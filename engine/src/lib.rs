@@ -7,7 +7,7 @@
 //! | line    | modules                                                | may                  |
 //! |---------|--------------------------------------------------------|----------------------|
 //! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`mod@reference`] | neither I/O nor async |
-//! | state   | [`content`], [`diff`], [`durability`], [`gc`], [`metadata`] | block, no tokio      |
+//! | state   | [`content`], [`diff`], [`durability`], [`gc`], [`import`], [`metadata`] | block, no tokio |
 //! | work    | [`events`], [`registry`], [`runtime`], [`restart`], [`streaming`], [`transfer`] | async                |
 //! | surface | [`services`]                                           | async; tonic and the wire's types |
 //! | wiring  | [`config`], [`daemon`]                                 | everything           |
@@ -24,6 +24,7 @@ pub mod field_mask;
 pub mod filter;
 pub mod gc;
 pub mod identifier;
+pub mod import;
 pub mod labels;
 pub mod metadata;
 pub mod namespace;

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand};
 use engine::{
     config::{self, Config, Flags, Format, Layout, Level},
     daemon::Daemon,
+    import::Imported,
     services::{REVISION, VERSION},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -61,6 +62,12 @@ enum Command {
     /// Shows configuration
     #[command(subcommand)]
     Config(Show),
+    /// Copies the containers, images and blobs of a containerd that has been stopped
+    ImportContainerd {
+        /// Where that containerd keeps everything that survives a reboot
+        #[arg(long, value_name = "FOLDER", default_value = "/var/lib/containerd")]
+        from: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -70,11 +77,12 @@ enum Show {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    let result = match args.command {
+    let mut args = Args::parse();
+    let result = match args.command.take() {
         Some(Command::Config(Show::Default)) => {
             io::stdout().write_all(config::DEFAULT.as_bytes()).map_err(Into::into)
         }
+        Some(Command::ImportContainerd { from }) => import(args, &from),
         None => run(args),
     };
     match result {
@@ -88,7 +96,8 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+/// What file and flags say.
+fn configuration(args: Args) -> Result<Config, config::LoadError> {
     let mut config = Config::load(args.config.as_deref())?;
     config.apply(Flags {
         address: args.address,
@@ -97,6 +106,29 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         log_level: args.log_level,
         log_format: args.log_format,
     });
+    Ok(config)
+}
+
+fn import(args: Args, from: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let layout = args.compat;
+    let config = configuration(args)?;
+    log_to_stderr(&config.log);
+    let done = engine::import::import_into(&config.paths(layout).root, from)?;
+    for left in &done.left {
+        tracing::warn!("left: {left}");
+    }
+    let Imported { containers, images, blobs, left } = &done;
+    let left = left.len();
+    writeln!(
+        io::stdout(),
+        "{containers} containers, {images} images and {blobs} blobs are new, {left} left"
+    )?;
+    Ok(())
+}
+
+fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
+    let layout = args.compat;
+    let config = configuration(args)?;
     log_to_stderr(&config.log);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
@@ -105,7 +137,7 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         .thread_keep_alive(BLOCKING_KEEP_ALIVE)
         .enable_all()
         .build()?;
-    let paths = config.paths(args.compat);
+    let paths = config.paths(layout);
     let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

@@ -37,6 +37,7 @@ mod shim;
 mod task;
 
 use std::{
+    collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
@@ -185,6 +186,15 @@ impl Runtime {
         drop(tasks);
         found.sort_by(|a, b| a.id().cmp(b.id()));
         found
+    }
+
+    /// All tasks, as namespace and container.
+    pub fn all(&self) -> Vec<(Namespace, String)> {
+        let tasks = self.context.tasks();
+        let ids = |(namespace, tasks): (&Namespace, &HashMap<String, Arc<Task>>)| {
+            tasks.keys().map(|id| (namespace.clone(), id.clone())).collect::<Vec<_>>()
+        };
+        tasks.iter().flat_map(ids).collect()
     }
 
     /// Makes a task and gives its init's number on the host. Init waits for `Start`.
