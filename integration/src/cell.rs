@@ -23,8 +23,10 @@ pub const IMAGE: &str = "registry.test/busybox:1";
 /// Which shim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shim {
-    /// containerd's, written in Go.
+    /// Debian's containerd's, written in Go.
     Go,
+    /// A newer containerd's ([`programs::newer`]).
+    Newer,
     /// Ours.
     Own,
 }
@@ -91,8 +93,24 @@ impl Choice {
                 }
             }
         }
+        all.extend(Self::NEWER);
         all
     }
+
+    /// The choices with programs of a newer containerd, its own first. Few: what is new in it are the
+    /// borders between daemon and shim, so each is crossed both ways.
+    const NEWER: [Self; 5] = {
+        const fn choice(daemon: Kind, shim: Shim, runtime: Runtime, client: Client) -> Choice {
+            Choice { daemon, shim, runtime, client }
+        }
+        [
+            choice(Kind::Newer, Shim::Newer, Runtime::Runc, Client::Debian),
+            choice(Kind::Newer, Shim::Own, Runtime::Runc, Client::Debian),
+            choice(Kind::Newer, Shim::Own, Runtime::RuncRs, Client::Own),
+            choice(Kind::Gantryd, Shim::Newer, Runtime::Runc, Client::Debian),
+            choice(Kind::Gantryd, Shim::Newer, Runtime::RuncRs, Client::Own),
+        ]
+    };
 
     /// Finds the choice that is shown as `name`.
     pub fn named(name: &str) -> Option<Self> {
@@ -115,6 +133,7 @@ impl Choice {
     fn daemon(self) -> Result<PathBuf> {
         match self.daemon {
             Kind::Containerd => programs::debian("containerd"),
+            Kind::Newer => programs::newer("containerd"),
             Kind::Gantryd => programs::own("gantryd"),
         }
     }
@@ -127,6 +146,7 @@ impl Choice {
     pub fn shim(self) -> Result<PathBuf> {
         match self.shim {
             Shim::Go => programs::debian("containerd-shim-runc-v2"),
+            Shim::Newer => programs::newer("containerd-shim-runc-v2"),
             Shim::Own => programs::own("containerd-shim-runc-rs-v2"),
         }
     }
@@ -159,8 +179,16 @@ impl Choice {
 
 impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let daemon = if self.daemon == Kind::Containerd { "containerd" } else { "gantryd" };
-        let shim = if self.shim == Shim::Go { "go-shim" } else { "own-shim" };
+        let daemon = match self.daemon {
+            Kind::Containerd => "containerd",
+            Kind::Newer => "newer-containerd",
+            Kind::Gantryd => "gantryd",
+        };
+        let shim = match self.shim {
+            Shim::Go => "go-shim",
+            Shim::Newer => "newer-go-shim",
+            Shim::Own => "own-shim",
+        };
         let runtime = match self.runtime {
             Runtime::Runc => "runc",
             Runtime::Crun => "crun",
@@ -216,7 +244,7 @@ impl Cell {
     ) -> Result<Self> {
         let directory = stage.directory().join(choice.to_string().replace('/', "-"));
         let state = match choice.daemon {
-            Kind::Containerd => "/run/containerd",
+            Kind::Containerd | Kind::Newer => "/run/containerd",
             Kind::Gantryd => "/run/gantry",
         };
         let daemon = Daemon::start(Options {
@@ -271,7 +299,7 @@ impl Cell {
     /// A container's id that was not given before.
     pub fn id(&self) -> String {
         // Two cells on one stage share the cgroups, so the daemon's initial tells them apart.
-        let initial = if self.choice.daemon == Kind::Containerd { 'c' } else { 'g' };
+        let initial = if self.choice.daemon == Kind::Gantryd { 'g' } else { 'c' };
         format!("{initial}{}", self.next_id.fetch_add(1, Ordering::Relaxed))
     }
 

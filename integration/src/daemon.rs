@@ -1,4 +1,4 @@
-//! A private engine: Debian's containerd, or gantryd.
+//! A private engine: Debian's containerd, a newer one, or gantryd.
 
 use std::{
     fs,
@@ -19,6 +19,8 @@ use crate::{
 pub enum Kind {
     /// Debian's.
     Containerd,
+    /// A newer one ([`programs::newer`]).
+    Newer,
     /// Ours.
     Gantryd,
 }
@@ -160,14 +162,20 @@ fn ask(client: &Path, address: &Path) -> Result<Output> {
 
 fn address(options: &Options) -> PathBuf {
     options.state.join(match options.kind {
-        Kind::Containerd => "containerd.sock",
-        Kind::Gantryd => "gantry.sock",
+        Kind::Gantryd if !replaces_containerd(options) => "gantry.sock",
+        _ => "containerd.sock",
     })
+}
+
+/// Whether the engine is ours, where containerd would be.
+fn replaces_containerd(options: &Options) -> bool {
+    options.kind == Kind::Gantryd && options.state == Path::new("/run/containerd")
 }
 
 fn launch(options: &Options) -> Result<Child> {
     let program = match options.kind {
         Kind::Containerd => programs::debian("containerd")?,
+        Kind::Newer => programs::newer("containerd")?,
         Kind::Gantryd => programs::own("gantryd")?,
     };
     let log = fs::File::options()
@@ -177,9 +185,11 @@ fn launch(options: &Options) -> Result<Child> {
         .context("open the engine's log")?;
     let path = std::env::var("PATH").unwrap_or_default();
     let links = options.scratch.join("bin");
+    let layout = replaces_containerd(options).then_some(["--compat", "containerd"]);
     Command::new(&program)
         .arg("--config")
         .arg(options.scratch.join("config.toml"))
+        .args(layout.into_iter().flatten())
         .env("PATH", format!("{}:{}:{path}", links.display(), programs::ours().display()))
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
@@ -194,15 +204,18 @@ fn configuration(options: &Options) -> String {
     let address = address.display();
     match options.kind {
         // Without CRI, which looks for networks and images of its own.
-        Kind::Containerd => format!(
+        Kind::Containerd | Kind::Newer => format!(
             "version = 2\nroot = \"{root}\"\nstate = \"{state}\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
              [grpc]\naddress = \"{address}\"\n"
         ),
-        Kind::Gantryd => format!(
-            "root = \"{root}\"\nstate = \"{state}\"\n[grpc]\naddress = \"{address}\"\n\
-             [runtimes.\"io.containerd.runc.v2\"]\nshim = \"{}\"\n",
-            options.shim.display()
-        ),
+        Kind::Gantryd => {
+            let mut paths = format!("root = \"{root}\"\n");
+            if !replaces_containerd(options) {
+                paths += &format!("state = \"{state}\"\n[grpc]\naddress = \"{address}\"\n");
+            }
+            let shim = options.shim.display();
+            format!("{paths}[runtimes.\"io.containerd.runc.v2\"]\nshim = \"{shim}\"\n")
+        }
     }
 }

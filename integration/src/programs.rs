@@ -47,6 +47,20 @@ pub fn debian(name: &str) -> Result<PathBuf> {
     find(name).with_context(|| format!("{name} is not installed"))
 }
 
+/// Finds a program of a containerd newer than Debian's, in the directory that `GANTRY_CONTAINERD`
+/// names.
+///
+/// # Errors
+///
+/// The variable is not set, or there is no such program; the error says so.
+pub fn newer(name: &str) -> Result<PathBuf> {
+    let directory = std::env::var_os("GANTRY_CONTAINERD")
+        .context("GANTRY_CONTAINERD names no directory with a newer containerd")?;
+    let file = Path::new(&directory).join(name);
+    anyhow::ensure!(file.is_file(), "{} is missing", file.display());
+    Ok(file)
+}
+
 /// Finds a program of our own.
 ///
 /// # Errors

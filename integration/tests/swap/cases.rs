@@ -48,7 +48,7 @@ pub(crate) const CASES: &[&[Case]] = &[
 
 /// Why a case has no meaning for a choice.
 #[derive(Debug)]
-pub(crate) struct Skipped(&'static str);
+pub(crate) struct Skipped(pub(crate) &'static str);
 
 impl std::fmt::Display for Skipped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -73,7 +73,7 @@ fn needs_transfer(cell: &Cell) -> Result<()> {
 }
 
 /// Checks that `text` has `wanted`, and shows the text if not.
-fn has(text: &str, wanted: &str) -> Result<()> {
+pub(crate) fn has(text: &str, wanted: &str) -> Result<()> {
     ensure!(text.contains(wanted), "no {wanted:?} in {text:?}");
     Ok(())
 }
@@ -85,20 +85,20 @@ fn has_not(text: &str, unwanted: &str) -> Result<()> {
 }
 
 /// Checks that two values are the same.
-fn same<T: PartialEq + std::fmt::Debug>(got: T, wanted: T) -> Result<()> {
+pub(crate) fn same<T: PartialEq + std::fmt::Debug>(got: T, wanted: T) -> Result<()> {
     ensure!(got == wanted, "got {got:?} instead of {wanted:?}");
     Ok(())
 }
 
 /// The exit code of a task as `ctr tasks rm` reports it, in a warning.
-fn exit_code_said(output: &Output) -> String {
+pub(crate) fn exit_code_said(output: &Output) -> String {
     let words = ["non-zero exit code ", "exited with status "];
     let warned = words.iter().find_map(|it| output.stderr.rsplit_once(it));
     warned.map_or_else(|| output.code.to_string(), |(_, code)| code.to_owned())
 }
 
 /// The line of a table whose first column is `first`.
-fn row<'a>(table: &'a str, first: &str) -> Result<&'a str> {
+pub(crate) fn row<'a>(table: &'a str, first: &str) -> Result<&'a str> {
     let found = table.lines().find(|line| line.split_whitespace().next() == Some(first));
     found.ok_or_else(|| anyhow::anyhow!("no line for {first:?} in {table:?}"))
 }

@@ -7,12 +7,13 @@
 //! `cargo test -p integration --test swap -- [--list] [--cells <part of a name>]... [<case>]...`
 //! runs the choices whose name has one of the parts, and of the cases those whose name has one of
 //! the words. Each choice runs on a stage of its own and ends with a look for leaks; so does each
-//! case. Results go to `target/swap.json`, the table to `target/swap.md`.
+//! case. A second table, the [turns], has two daemons on one node. Results go to `target/swap.json`, the table to `target/swap.md`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
 
 mod cases;
 mod report;
+mod turns;
 
 use std::{ffi::OsString, fs, io::Write, path::Path, process::ExitCode};
 
@@ -25,6 +26,7 @@ use integration::{
 
 use cases::{CASES, Case, Skipped};
 use report::{Outcome, Report};
+use turns::Turns;
 
 /// What the command line asks for.
 #[derive(Default)]
@@ -54,8 +56,7 @@ impl Arguments {
         self.words.is_empty() || self.words.iter().any(|word| case.name.contains(word.as_str()))
     }
 
-    fn wants_cell(&self, choice: Choice) -> bool {
-        let name = choice.to_string();
+    fn wants_cell(&self, name: &str) -> bool {
         self.cells.is_empty() || self.cells.iter().any(|part| name.contains(part.as_str()))
     }
 }
@@ -90,34 +91,38 @@ fn outside() -> Result<bool> {
     );
     let file = tempfile::NamedTempFile::new()?;
     let mut report = Report::default();
-    for choice in Choice::all().into_iter().filter(|choice| arguments.wants_cell(*choice)) {
-        let missing = choice.missing();
+    let choices = Choice::all().into_iter().map(|choice| (choice.to_string(), choice.missing()));
+    let turns = Turns::ALL.iter().map(|turns| (turns.to_string(), turns.missing()));
+    for (cell, missing) in choices.chain(turns).filter(|(cell, _)| arguments.wants_cell(cell)) {
         if !missing.is_empty() {
-            println!("cell {choice} ... skipped: {}", missing.join(", "));
-            report.skip_cell(choice, &missing.join(", "));
+            println!("cell {cell} ... skipped: {}", missing.join(", "));
+            report.skip_cell(&cell, &missing.join(", "));
             continue;
         }
-        let mut words: Vec<OsString> = ["--inside", &choice.to_string()].map(OsString::from).into();
+        let mut words: Vec<OsString> = ["--inside", &cell].map(OsString::from).into();
         words.push(file.path().into());
         words.extend(arguments.words.iter().map(OsString::from));
         fs::write(file.path(), "")?;
         let code = stage::run(&words, &[])?;
-        report.read(choice, file.path())?;
+        report.read(&cell, file.path())?;
         if code != 0 {
-            report.add(choice, "cell", Outcome::Failed(format!("ended with {code}")));
+            report.add(&cell, "cell", Outcome::Failed(format!("ended with {code}")));
         }
     }
     report.show()?;
     Ok(report.is_good())
 }
 
-/// Runs the cases on the one choice that the command line names.
+/// Runs the cases on the one choice, or the one pair of daemons, that the command line names.
 fn inside(stage: &Stage) -> Result<bool> {
     let words: Vec<String> = std::env::args().skip(2).collect();
     let [name, file, rest @ ..] = words.as_slice() else {
         anyhow::bail!("a process on a stage needs a choice and a file");
     };
     let arguments = Arguments { words: rest.to_vec(), ..Default::default() };
+    if let Some(turns) = Turns::named(name) {
+        return turns.take(stage, |step, outcome| note(Path::new(file), step, outcome));
+    }
     let choice = Choice::named(name).with_context(|| format!("no choice is named {name}"))?;
     stage.enter(choice.view())?;
     let before = Inventory::take("none");

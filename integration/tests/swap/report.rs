@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, fs, path::Path};
 
 use anyhow::{Context, Result};
-use integration::{cell::Choice, programs, sum::Sum};
+use integration::{programs, sum::Sum};
 use serde_json::{Value, json};
 
 /// What became of a case.
@@ -54,32 +54,32 @@ impl fmt::Display for Outcome {
     }
 }
 
-/// All outcomes, by choice in the order in which they were run.
+/// All outcomes, by cell in the order in which they were run.
 #[derive(Default)]
 pub(crate) struct Report {
-    cells: Vec<(Choice, BTreeMap<String, Outcome>)>,
+    cells: Vec<(String, BTreeMap<String, Outcome>)>,
 }
 
 impl Report {
-    pub(crate) fn add(&mut self, choice: Choice, case: &str, outcome: Outcome) {
-        let at = self.cells.iter().position(|(its, _)| *its == choice);
+    pub(crate) fn add(&mut self, cell: &str, case: &str, outcome: Outcome) {
+        let at = self.cells.iter().position(|(its, _)| its == cell);
         let at = at.unwrap_or_else(|| {
-            self.cells.push((choice, BTreeMap::new()));
+            self.cells.push((cell.to_owned(), BTreeMap::new()));
             self.cells.len() - 1
         });
         self.cells[at].1.insert(case.to_owned(), outcome);
     }
 
-    pub(crate) fn skip_cell(&mut self, choice: Choice, why: &str) {
-        self.add(choice, "cell", Outcome::Skipped(why.to_owned()));
+    pub(crate) fn skip_cell(&mut self, cell: &str, why: &str) {
+        self.add(cell, "cell", Outcome::Skipped(why.to_owned()));
     }
 
     /// Takes what a process on a stage has noted.
-    pub(crate) fn read(&mut self, choice: Choice, file: &Path) -> Result<()> {
+    pub(crate) fn read(&mut self, cell: &str, file: &Path) -> Result<()> {
         for line in fs::read_to_string(file)?.lines() {
             let value: Value = serde_json::from_str(line).context("a noted outcome")?;
             let case = value["case"].as_str().unwrap_or_default().to_owned();
-            self.add(choice, &case, Outcome::from_json(&value));
+            self.add(cell, &case, Outcome::from_json(&value));
         }
         Ok(())
     }
@@ -113,7 +113,7 @@ impl Report {
         let mut text = "| daemon / shim / runtime / client | passed | of these at the second try | skipped | failed |\n\
                         |---|---|---|---|---|\n"
             .to_owned();
-        for (choice, cases) in &self.cells {
+        for (cell, cases) in &self.cells {
             let of = |wanted: fn(&Outcome) -> bool| {
                 let names: Vec<&str> = cases
                     .iter()
@@ -134,7 +134,7 @@ impl Report {
                 }
             };
             text += &format!(
-                "| {choice} | {} | {} | {} | {} |\n",
+                "| {cell} | {} | {} | {} | {} |\n",
                 passed.len(),
                 named(&unsteady),
                 named(&skipped),
@@ -147,10 +147,10 @@ impl Report {
     fn json(&self) -> Value {
         self.cells
             .iter()
-            .map(|(choice, cases)| {
+            .map(|(cell, cases)| {
                 let cases: Vec<Value> =
                     cases.iter().map(|(name, outcome)| outcome.to_json(name)).collect();
-                json!({"cell": choice.to_string(), "cases": cases})
+                json!({"cell": cell, "cases": cases})
             })
             .collect()
     }
