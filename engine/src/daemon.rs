@@ -46,7 +46,7 @@ use crate::{
     config::{Config, Level, Paths},
     durability::Syncer,
     error::Error,
-    events::{Exchange, Subscription},
+    events::Exchange,
     gc::Scheduler,
     restart::{self, Monitor},
     runtime::{Runtime, Settings},
@@ -75,8 +75,6 @@ pub struct Daemon {
     runtime: Arc<Runtime>,
     routes: Routes,
     monitor: Monitor,
-    /// What the monitor has heard since before there were tasks.
-    exits: Subscription,
     gc: Scheduler,
     syncer: Syncer,
     stop: CancellationToken,
@@ -115,7 +113,7 @@ impl Daemon {
             };
         }
         let transfer = transfer(&state, &events, &streams, paths);
-        let (runtime, monitor, exits) = tasks(&state, &events, &config, paths)?;
+        let (runtime, monitor) = tasks(&state, &events, &config, paths)?;
         let State { metadata, content, snapshotters, .. } = state;
         let tasks = services::Tasks::new(content.clone(), Arc::clone(&runtime), stop.clone());
         let containers =
@@ -162,7 +160,6 @@ impl Daemon {
             runtime,
             routes,
             monitor,
-            exits,
             gc,
             syncer,
             stop,
@@ -185,7 +182,7 @@ impl Daemon {
             self.ttrpc_listener,
             Arc::new(self.events),
         )));
-        let monitoring = tokio::spawn(self.monitor.run(self.exits, token.clone()));
+        let monitoring = tokio::spawn(self.monitor.run(token.clone()));
         let mut serving = std::pin::pin!(
             Server::builder()
                 .max_concurrent_streams(self.config.grpc.max_concurrent_streams)
@@ -241,14 +238,13 @@ fn transfer(
     services::Transfer::new(transfer, Arc::clone(streams), paths.hosts.clone())
 }
 
-/// The tasks, and the monitor that restarts them, with what it has heard since before there were
-/// tasks.
+/// The tasks, and the monitor that restarts them, which listens since before there are any.
 fn tasks(
     state: &State,
     events: &Exchange,
     config: &Config,
     paths: &Paths,
-) -> Result<(Arc<Runtime>, Monitor, Subscription), Error> {
+) -> Result<(Arc<Runtime>, Monitor), Error> {
     let exits = Monitor::listen(events);
     let runtime = Arc::new(Runtime::open(settings(config, paths), events.clone())?);
     report_orphans(&runtime, &state.metadata);
@@ -258,8 +254,8 @@ fn tasks(
         runtime: Arc::clone(&runtime),
         events: events.clone(),
     };
-    let monitor = Monitor::open(parts, config.restart.interval())?;
-    Ok((runtime, monitor, exits))
+    let monitor = Monitor::open(parts, config.restart.interval(), exits)?;
+    Ok((runtime, monitor))
 }
 
 /// Tells which tasks have no container, because another daemon started them. They go on, but clients

@@ -84,6 +84,8 @@ pub struct Monitor {
 struct Inner {
     parts: Parts,
     interval: Duration,
+    /// What was heard since before there were tasks; of whoever runs the monitor.
+    heard: tokio::sync::Mutex<Subscription>,
     watched: Mutex<HashMap<Name, Watch>>,
     /// Something may be due earlier than what is waited for.
     changed: Notify,
@@ -149,18 +151,19 @@ impl Watch {
 
 impl Monitor {
     /// Watches the containers that there are. Nothing is done before the monitor
-    /// [runs](Self::run). Blocks.
+    /// [runs](Self::run). `heard` is from [`listen`](Self::listen). Blocks.
     ///
     /// # Errors
     ///
     /// `Database`, `Damaged`: they cannot be read.
-    pub fn open(parts: Parts, interval: Duration) -> Result<Self, Error> {
+    pub fn open(parts: Parts, interval: Duration, heard: Subscription) -> Result<Self, Error> {
         let due = Some(Due { at: Instant::now(), cause: Cause::Settled });
         let memory = Memory { booting: true, exit: None };
         let watch = Watch { due, memory, ..Watch::default() };
         let found = parts.labelled()?.into_iter().map(|name| (name, watch));
         let watched = Mutex::new(found.collect());
-        let inner = Inner { parts, interval, watched, changed: Notify::new() };
+        let heard = tokio::sync::Mutex::new(heard);
+        let inner = Inner { parts, interval, heard, watched, changed: Notify::new() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -189,9 +192,9 @@ impl Monitor {
         self.watched().remove(&(namespace.clone(), id.to_owned()));
     }
 
-    /// Watches until `stop`, and ends what is under way then. `heard` is from
-    /// [`listen`](Self::listen).
-    pub async fn run(self, mut heard: Subscription, stop: CancellationToken) {
+    /// Watches until `stop`, and ends what is under way then.
+    pub async fn run(self, stop: CancellationToken) {
+        let mut heard = self.inner.heard.lock().await;
         let mut tick = tokio::time::interval(self.inner.interval);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         tick.reset();
@@ -203,7 +206,7 @@ impl Monitor {
                     Ok(envelope) => self.hear(&envelope),
                     Err(SubscriptionError::Ended) => break,
                     Err(SubscriptionError::TooSlow) => {
-                        heard = Self::listen(&self.inner.parts.events);
+                        *heard = Self::listen(&self.inner.parts.events);
                         self.find().await;
                     }
                 },

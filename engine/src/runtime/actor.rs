@@ -390,7 +390,7 @@ impl Actor {
                 () = held.ended() => Box::pin(self.lose(&mut held)).await,
                 () = probe(&self.task, &held.shim) => {
                     if held.process.is_none() {
-                        held.process = identify(&held.shim, &self.task).await;
+                        held.process = identify(&held.shim, self.task.id()).await;
                         self.task.note_shim(held.process.as_ref().map(Process::pid));
                     }
                     Turn::Stay

@@ -43,9 +43,9 @@ impl<'s> Watched<'s> {
             runtime: Arc::clone(&runtime),
             events,
         };
-        let monitor = Monitor::open(parts, interval).expect("opens");
+        let monitor = Monitor::open(parts, interval, heard).expect("opens");
         let stop = CancellationToken::new();
-        let running = tokio::spawn(monitor.clone().run(heard, stop.clone()));
+        let running = tokio::spawn(monitor.clone().run(stop.clone()));
         let running = AbortOnDropHandle::new(running);
         Self { stage, runtime, records: records.clone(), monitor, stop, running }
     }
