@@ -20,6 +20,38 @@ const SNAPSHOTTER: &str = "io.containerd.snapshotter.v1";
 const STREAMING: &str = "io.containerd.streaming.v1";
 const TRANSFER: &str = "io.containerd.transfer.v1";
 
+/// What containerd has as plugins below those that speak gRPC.
+const SERVICES: &[&str] = &[
+    "containers",
+    "content",
+    "diff",
+    "images",
+    "introspection",
+    "namespaces",
+    "snapshots",
+    "tasks",
+];
+
+/// The services that speak gRPC.
+const GRPC_SERVICES: &[&str] = &[
+    "containers",
+    "content",
+    "diff",
+    "events",
+    "healthcheck",
+    "images",
+    "introspection",
+    "leases",
+    "namespaces",
+    "sandbox-controllers",
+    "sandboxes",
+    "snapshots",
+    "streaming",
+    "tasks",
+    "transfer",
+    "version",
+];
+
 /// Everything that is served from `root`.
 pub(super) fn list(root: &Path) -> Vec<Plugin> {
     let part = |kind, id: &str, requires: &[&'static str]| Plugin {
@@ -62,36 +94,10 @@ pub(super) fn list(root: &Path) -> Vec<Plugin> {
     let mut restart = part(MONITOR, "restart", &[EVENT, SERVICE]);
     restart.capabilities = POLICIES.map(str::to_owned).into();
     plugins.push(restart);
-    for name in [
-        "containers",
-        "content",
-        "diff",
-        "images",
-        "introspection",
-        "namespaces",
-        "snapshots",
-        "tasks",
-    ] {
+    for name in SERVICES {
         plugins.push(part(SERVICE, &format!("{name}-service"), &[METADATA]));
     }
-    for id in [
-        "containers",
-        "content",
-        "diff",
-        "events",
-        "healthcheck",
-        "images",
-        "introspection",
-        "leases",
-        "namespaces",
-        "sandbox-controllers",
-        "sandboxes",
-        "snapshots",
-        "streaming",
-        "tasks",
-        "transfer",
-        "version",
-    ] {
+    for id in GRPC_SERVICES {
         plugins.push(part(GRPC, id, &[SERVICE]));
     }
     plugins
