@@ -223,6 +223,7 @@ async fn a_shim_in_quarantine() {
     }
     assert_eq!(kills(), before);
     assert_eq!(stuck.state_or_last().await.expect("known").status, 0);
+    assert_eq!(stuck.state_or_unknown().await.expect("known").status, 0);
 
     shim.behave(Manner::Good);
     let healed = async {

@@ -222,14 +222,34 @@ impl Task {
             Err(error) => {
                 let error = sys::error::Chain(&error);
                 tracing::warn!(namespace = %self.namespace, id = self.id, %error, "state is not known");
-                let mut state = self.known().state.clone();
-                // What has ended does not change.
-                if state.status != i32::from(Status::Stopped) {
-                    state.status = Status::Unknown.into();
-                }
-                Some(state)
+                Some(self.last_unless_running())
             }
         }
+    }
+
+    /// The state of init; of a shim that does not answer what it said last, with a status that is not
+    /// known. A client that means to end the task has to get past this.
+    ///
+    /// # Errors
+    ///
+    /// As [`call`](Self::call), but for a missing answer.
+    pub async fn state_or_unknown(&self) -> Result<v3::StateResponse, Error> {
+        match self.state("").await {
+            Err(
+                Error::NoAnswer { source: CallError::Deadline { .. }, .. }
+                | Error::Quarantined { .. },
+            ) => Ok(self.last_unless_running()),
+            state => state,
+        }
+    }
+
+    /// What the shim said last of init. The status is not known, unless it was one that stays.
+    fn last_unless_running(&self) -> v3::StateResponse {
+        let mut state = self.last();
+        if state.status != i32::from(Status::Stopped) {
+            state.status = Status::Unknown.into();
+        }
+        state
     }
 
     async fn state_within(

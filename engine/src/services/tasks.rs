@@ -177,7 +177,11 @@ impl tasks_server::Tasks for Tasks {
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
         let (task, request) = self.task(request, |r| &r.container_id).await?;
-        let state = task.state(&request.exec_id).await.map_err(|error| task_status(&error))?;
+        let state = match request.exec_id.as_str() {
+            "" => task.state_or_unknown().await,
+            exec_id => task.state(exec_id).await,
+        };
+        let state = state.map_err(|error| task_status(&error))?;
         let id = if request.exec_id.is_empty() { request.container_id } else { request.exec_id };
         Ok(Response::new(GetResponse { process: Some(process(id, state)) }))
     }
