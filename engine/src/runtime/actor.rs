@@ -6,6 +6,7 @@
 //!
 //! | what happens        | what the actor does                                                   |
 //! |---------------------|-----------------------------------------------------------------------|
+//! | start is cut short  | finds the shim that may run, shuts it down, removes the bundle        |
 //! | create fails        | shuts the shim down, removes the bundle                               |
 //! | the creator left    | deletes the task again                                                |
 //! | delete              | asks the shim; then shuts it down and removes the bundle              |
@@ -178,6 +179,11 @@ impl Actor {
         let shim = match started {
             Ok(shim) => shim,
             Err(error) => {
+                // A binary that fails leaves no shim; one that was killed may, and so does one whose
+                // shim could not be connected to.
+                if !matches!(error, Error::Start { .. }) {
+                    self.end_unstarted().await;
+                }
                 self.remove_bundle().await;
                 return Err(error);
             }
@@ -348,23 +354,28 @@ impl Actor {
         shim.call_within(&request, Some(ADOPT_LIMIT)).await
     }
 
-    /// Cleans up when the daemon went away before it knew the shim's address. To start a shim that
-    /// runs gives its address, and one that does not run is soon shut down again.
+    /// Cleans up when the daemon went away before it knew the shim's address.
     async fn clear_unrecorded(&mut self) {
         tracing::warn!(id = self.task.id(), "half-made bundle is removed");
         let may_have_shim = self.bundle.binary().is_some() && !self.bundle.is_in_sandbox();
         if may_have_shim && self.bundle.path().join("config.json").exists() {
-            let log = ShimLog::open(&self.bundle, self.task.id());
-            match self.start(None).await {
-                Ok(shim) => {
-                    let process = identify(&shim, self.task.id()).await;
-                    self.end_unused(&Held { shim, process, _log: log }).await;
-                }
-                Err(error) => self.report("find the shim", &error),
-            }
+            self.end_unstarted().await;
         }
         self.remove_bundle().await;
         self.leave(None);
+    }
+
+    /// Ends the shim that may run although its start did not succeed. To start a shim that runs gives
+    /// its address, and one that does not run is soon shut down again, with the socket that it had.
+    async fn end_unstarted(&mut self) {
+        let log = ShimLog::open(&self.bundle, self.task.id());
+        match self.start(None).await {
+            Ok(shim) => {
+                let process = identify(&shim, self.task.id()).await;
+                self.end_unused(&Held { shim, process, _log: log }).await;
+            }
+            Err(error) => self.report("find the shim", &error),
+        }
     }
 
     /// Serves the task until it is deleted, its shim dies, or the daemon stops.
@@ -470,6 +481,7 @@ impl Actor {
         let _ = reply.send(result);
         if !is_in_sandbox {
             self.await_exit(held).await;
+            self.remove_socket(&held.shim).await;
         }
         self.leave(exit);
         Turn::Leave
@@ -581,6 +593,7 @@ impl Actor {
         };
         if clean && self.shutdown(&held.shim).await {
             self.await_exit(held).await;
+            self.remove_socket(&held.shim).await;
             self.remove_bundle().await;
         } else {
             self.end_unused(held).await;
@@ -628,6 +641,21 @@ impl Actor {
         tracing::warn!(id = self.task.id(), "shim still runs after it was shut down");
         if let Some(process) = &held.process {
             process.kill();
+        }
+    }
+
+    /// Removes the socket of a shim that has ended and could not do that any more. Others may not be
+    /// served by it, and nobody may listen at it.
+    async fn remove_socket(&self, shim: &Shim) {
+        let path = shim.address().strip_prefix("unix://").unwrap_or_default();
+        if !path.starts_with('/') || self.is_shared(shim) {
+            return;
+        }
+        let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
+        if tokio::net::UnixStream::connect(path).await.is_err_and(refused)
+            && let Err(error) = tokio::fs::remove_file(path).await
+        {
+            tracing::warn!(id = self.task.id(), %error, path, "shim's socket stays");
         }
     }
 

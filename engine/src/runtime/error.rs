@@ -44,6 +44,10 @@ pub enum Error {
     #[error("failed to start shim: start failed: {text}")]
     Start { text: String },
 
+    /// The shim's binary was killed; unlike one that fails, it may have left a shim.
+    #[error("failed to start shim: start failed: {text}")]
+    Cut { text: String },
+
     /// The shim answers in a way that this program does not know.
     #[error("failed to start shim: {0}: not implemented")]
     Unsupported(String),

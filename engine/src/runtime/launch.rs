@@ -103,7 +103,7 @@ impl Launch<'_> {
     ///
     /// # Errors
     ///
-    /// `Start`, `Unsupported`.
+    /// `Start`, `Cut`, `Unsupported`.
     pub(super) async fn start(&self, options: Option<&Any>) -> Result<Bootstrap, Error> {
         let parameters = || self.parameters(options).encode_to_vec();
         let given = || options.map(marked).unwrap_or_default();
@@ -128,7 +128,7 @@ impl Launch<'_> {
     ///
     /// # Errors
     ///
-    /// `Start`.
+    /// `Start`, `Cut`.
     pub(super) async fn delete(&self) -> Result<DeleteResponse, Error> {
         let bundle = self.bundle.path().as_os_str();
         let args = [OsString::from("-bundle"), bundle.to_owned(), OsString::from("delete")];
@@ -174,7 +174,8 @@ impl Launch<'_> {
             Ok(status) => status.map_err(io)?,
             // The child is killed and reaped as it is dropped.
             Err(_) => {
-                return Err(failed(format!("{binary} took longer than {limit:?}, and was killed")));
+                let text = format!("{binary} took longer than {limit:?}, and was killed");
+                return Err(Error::Cut { text });
             }
         };
         if status.success() {
@@ -185,7 +186,8 @@ impl Launch<'_> {
             return read(&stdout).map_err(io);
         }
         let said = [text(&stdout), text(&stderr)].concat();
-        Err(failed(format!("{said}: {}", exit_text(status))))
+        let text = format!("{said}: {}", exit_text(status));
+        Err(if status.code().is_some() { Error::Start { text } } else { Error::Cut { text } })
     }
 
     fn command<A: AsRef<std::ffi::OsStr>>(

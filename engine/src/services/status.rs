@@ -96,7 +96,7 @@ pub(super) fn task_status(error: &runtime::Error) -> Status {
         E::NoAnswer { .. } | E::Quarantined { .. } | E::Ending { .. } | E::Stopping => {
             Code::Unavailable
         }
-        E::Bundle { .. } | E::Start { .. } | E::Connect { .. } => Code::Unknown,
+        E::Bundle { .. } | E::Start { .. } | E::Cut { .. } | E::Connect { .. } => Code::Unknown,
     };
     Status::new(code, sys::error::Chain(error).to_string())
 }
