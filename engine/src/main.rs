@@ -4,6 +4,7 @@ use std::{
     io::{self, IsTerminal, Write},
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use clap::{Parser, Subcommand};
@@ -27,7 +28,13 @@ const BLOCKING_THREADS_MAX: usize = 128;
 const STACK_LEN: usize = 512 << 10;
 
 /// How long a thread for blocking work waits for more of it.
-const BLOCKING_KEEP_ALIVE: std::time::Duration = std::time::Duration::from_secs(2);
+const BLOCKING_KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// How often there is a little blocking work at least, so that one thread for it always lives.
+///
+/// Where no thread can be started, because a limit of processes is reached, work waits for one of
+/// those that there are. Were there none, tokio would end the process.
+const BLOCKING_BEAT: Duration = Duration::from_secs(3);
 
 #[derive(Parser)]
 #[command(name = "gantryd", about = "A container engine with containerd's API", version = VERSION)]
@@ -149,12 +156,25 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
                 _ = interrupt.recv() => {}
             }
         };
-        daemon.serve(stop).await?;
+        tokio::select! {
+            served = daemon.serve(stop) => served?,
+            () = keep_a_thread() => {}
+        }
         Ok(())
     });
     // What still blocks is waiting for a disk or for a client that went away.
-    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    runtime.shutdown_timeout(Duration::from_secs(1));
     result
+}
+
+/// Keeps a thread for blocking work alive, for as long as this is polled.
+async fn keep_a_thread() {
+    let mut beat = tokio::time::interval(BLOCKING_BEAT);
+    loop {
+        beat.tick().await;
+        // It only fails when the runtime ends.
+        let _ = tokio::task::spawn_blocking(|| {}).await;
+    }
 }
 
 fn log_to_stderr(log: &config::Log) {

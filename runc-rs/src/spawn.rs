@@ -17,7 +17,7 @@ use rustix::{
         move_into_thread_name_spaces,
     },
 };
-use sys::error::Chain;
+use sys::{error::Chain, spawn::name_shortage};
 
 use crate::{
     error::Error,
@@ -99,12 +99,14 @@ fn clone_into(namespaces: u32, destination: &Destination<'_>) -> io::Result<Side
         }
         result => result,
     }
+    .map_err(name_shortage)
 }
 
 /// The helper: joins, makes the process, says which it is, and ends.
 fn help(join: &Join, request: &Request<'_>, channel: Channel, body: impl FnOnce(Channel)) -> ! {
     let side = enter(join).and_then(|()| {
-        clone3(request).map_err(|error| Error::system("unable to start", "new process", error))
+        let side = clone3(request).map_err(name_shortage);
+        side.map_err(|error| Error::system("unable to start", "new process", error))
     });
     let message = match side {
         Ok(Side::Child) => {

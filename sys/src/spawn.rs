@@ -34,6 +34,15 @@ pub trait CommandChild {
     fn unblock_signals(&mut self) -> &mut Self;
 }
 
+/// Says what has run out when no process could be started: the kernel's own word for it is only
+/// that it may work later. Other errors stay as they are.
+pub fn name_shortage(error: io::Error) -> io::Error {
+    if error.raw_os_error() != Some(libc::EAGAIN) {
+        return error;
+    }
+    io::Error::new(error.kind(), format!("the limit of processes is reached: {error}"))
+}
+
 impl CommandChild for Command {
     fn parent_death_signal(&mut self, signal: i32) -> &mut Self {
         let parent = rustix::process::getpid();
@@ -182,6 +191,20 @@ mod tests {
         first.read_to_string(&mut text).expect("read");
         second.read_to_string(&mut text).expect("read");
         assert_eq!(text, "one\ntwo\n");
+    }
+
+    #[test]
+    fn shortages_have_names() {
+        let cases =
+            [(libc::EAGAIN, Some("the limit of processes is reached")), (libc::ENOENT, None)];
+        for (errno, want) in cases {
+            let plain = io::Error::from_raw_os_error(errno);
+            let (kind, text) = (plain.kind(), plain.to_string());
+            let named = name_shortage(plain);
+            assert_eq!(named.kind(), kind, "{text}");
+            let want = want.map_or(text.clone(), |name| format!("{name}: {text}"));
+            assert_eq!(named.to_string(), want, "{text}");
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ use proto::containerd::{
     task::v3::DeleteResponse,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
-use sys::spawn::CommandChild;
+use sys::spawn::{CommandChild, name_shortage};
 use tokio::process::Command;
 
 use super::{Error, bootstrap::Bootstrap, bundle::Bundle, resolve::OWN_SHIM};
@@ -168,7 +168,7 @@ impl Launch<'_> {
         let (stdout, stderr) = (memory("stdout").map_err(io)?, memory("stderr").map_err(io)?);
         let mut child = self
             .command(action, input, &stdout, &stderr)
-            .and_then(|mut c| c.spawn())
+            .and_then(|mut c| c.spawn().map_err(name_shortage))
             .map_err(io)?;
         let status = match tokio::time::timeout(limit, child.wait()).await {
             Ok(status) => status.map_err(io)?,

@@ -25,6 +25,7 @@ pub fn status(error: Error) -> Status {
         | Error::NewerSchema { .. } => Code::Unknown,
     };
     let message = sys::error::Chain(&error).to_string();
+    let code = name_shortage(code, &message);
     if code == Code::Unknown {
         tracing::error!(error = message, "call failed");
     }
@@ -98,5 +99,65 @@ pub(super) fn task_status(error: &runtime::Error) -> Status {
         }
         E::Bundle { .. } | E::Start { .. } | E::Cut { .. } | E::Connect { .. } => Code::Unknown,
     };
-    Status::new(code, sys::error::Chain(error).to_string())
+    let message = sys::error::Chain(error).to_string();
+    Status::new(name_shortage(code, &message), message)
+}
+
+/// How the kernel says that something has run out, in the words of glibc, musl and Go.
+const SHORTAGES: [&str; 8] = [
+    "no space left on device",
+    "disk quota exceeded",
+    "too many open files",
+    "no file descriptors available",
+    "cannot allocate memory",
+    "out of memory",
+    "resource temporarily unavailable",
+    "limit of processes",
+];
+
+/// The code of an error that has none of its own, when its text says that something has run out.
+///
+/// Databases, shims and runtimes hand their causes on as text only.
+fn name_shortage(code: Code, message: &str) -> Code {
+    if code != Code::Unknown {
+        return code;
+    }
+    let message = message.to_lowercase();
+    let is_short = SHORTAGES.iter().any(|shortage| message.contains(shortage));
+    if is_short { Code::ResourceExhausted } else { code }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shortages_have_a_code() {
+        let start = |text: &str| runtime::Error::Start { text: text.to_owned() };
+        let refused = |code: proto::ttrpc::Code, text: &str| runtime::Error::Refused {
+            attempt: runtime::Attempt::Create,
+            status: proto::ttrpc::Status { code: code as i32, message: text.to_owned() },
+        };
+        let cases = [
+            ("disk", start("write shim.pid: No space left on device"), Code::ResourceExhausted),
+            ("descriptors", start("Too many open files (os error 24)"), Code::ResourceExhausted),
+            (
+                "a runtime's, by a shim",
+                refused(
+                    proto::ttrpc::Code::Unknown,
+                    "OCI runtime create failed: mkdir c1: no space left on device: unknown",
+                ),
+                Code::ResourceExhausted,
+            ),
+            (
+                "a shim's own code",
+                refused(proto::ttrpc::Code::NotFound, "c1: no space left on device"),
+                Code::NotFound,
+            ),
+            ("something else", start("ouch"), Code::Unknown),
+        ];
+        for (case, error, want) in cases {
+            assert_eq!(task_status(&error).code(), want, "{case}");
+        }
+    }
 }

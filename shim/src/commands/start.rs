@@ -8,7 +8,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-use sys::spawn::CommandChild;
+use sys::spawn::{CommandChild, name_shortage};
 
 use crate::{
     args::Args,
@@ -88,7 +88,8 @@ fn start_server(args: &Args, request: &Request, listener: OwnedFd) -> Result<(),
         sys::scheduling::make_core_cookie()
             .map_err(CommandError::io("enable sched core support"))?;
     }
-    let mut child = command.spawn().map_err(CommandError::io("start the shim"))?;
+    let spawned = command.spawn().map_err(name_shortage);
+    let mut child = spawned.map_err(CommandError::io("start the shim"))?;
     let pid = child.id();
     let finish = || {
         fs::write("shim.pid", pid.to_string()).map_err(CommandError::io("write shim.pid"))?;

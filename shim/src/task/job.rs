@@ -11,16 +11,16 @@ use std::{
     fs::File,
     io::{self, Read, Seek},
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command as Program, Stdio},
 };
 
 use proto::containerd::{runc::v1::CheckpointOptions, task::v3 as api};
 use rustix::{
-    fs::{MemfdFlags, memfd_create},
+    fs::{MemfdFlags, memfd_create, statvfs},
     process::Pid,
 };
-use sys::spawn::CommandChild;
+use sys::spawn::{CommandChild, name_shortage};
 
 use crate::{
     error::Error,
@@ -160,11 +160,22 @@ impl Job {
         let output = self.output().unwrap_or_default();
         let output = String::from_utf8_lossy(&output[output.len().saturating_sub(ERROR_LEN_MAX)..]);
         let status = exit.status;
+        if output.is_empty() && is_on_full_disk(&self.log) {
+            let (program, log) = (&self.program, self.log.display());
+            return Err(format!(
+                "{program}: exit status {status}; its log {log} is empty: No space left on device"
+            ));
+        }
         Err(format!(
             "{} did not terminate successfully: exit status {status}: {output}",
             self.program
         ))
     }
+}
+
+/// Whether nothing can be written beside `file`: what has nothing in it might have had.
+fn is_on_full_disk(file: &Path) -> bool {
+    file.parent().is_some_and(|place| statvfs(place).is_ok_and(|disk| disk.f_bavail == 0))
 }
 
 fn spawn(runtime: &Runtime, command: &Command<'_>, streams: Streams) -> io::Result<(Pid, File)> {
@@ -195,7 +206,7 @@ fn spawn(runtime: &Runtime, command: &Command<'_>, streams: Streams) -> io::Resu
             error.kind(),
             format!("exec: {:?}: executable file not found in $PATH", runtime.program()),
         ),
-        _ => error,
+        _ => name_shortage(error),
     })?;
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     Ok((pid.ok_or_else(|| io::Error::other("no process ID"))?, output))
