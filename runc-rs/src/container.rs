@@ -114,7 +114,13 @@ impl Container {
         if self.entry.fifo().symlink_metadata().is_ok() {
             return Ok(Status::Created);
         }
-        let paused = self.cgroup.exists() && self.cgroup.is_frozen()?;
+        let paused = match self.cgroup.exists().then(|| self.cgroup.is_frozen()) {
+            Some(Ok(frozen)) => frozen,
+            // It may have been deleted meanwhile, and then its init is gone, too.
+            Some(Err(_)) if self.init()?.is_none() => return Ok(Status::Stopped),
+            Some(Err(error)) => return Err(error.into()),
+            None => false,
+        };
         Ok(if paused { Status::Paused } else { Status::Running })
     }
 
@@ -154,8 +160,8 @@ impl Container {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(not_running()),
             Err(error) => return Err(Error::system("signal", signal, error)),
         }
-        if signal == libc::SIGKILL && self.cgroup.exists() && self.cgroup.is_frozen()? {
-            self.cgroup.thaw()?;
+        if signal == libc::SIGKILL && self.cgroup.exists() {
+            self.cgroup.thaw_if_frozen()?;
         }
         Ok(())
     }

@@ -141,6 +141,10 @@ fn life() {
     again.destroy().expect("destroy");
     assert_eq!(exists(cgroup.paths().into_values()), Vec::<PathBuf>::new());
     again.destroy().expect("is gone already");
+    // Whoever has killed a container may come after somebody who has deleted it.
+    let late = cgroup.is_frozen().expect_err("is gone");
+    assert!(matches!(late, Error::File { .. }), "{late:?}");
+    cgroup.thaw_if_frozen().expect("nothing is frozen there");
 }
 
 /// What v1 shows without a soft limit.

@@ -13,7 +13,7 @@ use rustix::{
     fs::OFlags,
 };
 
-use super::{Cgroup, Error, directory::Directory};
+use super::{Cgroup, Error, directory::Directory, processes::is_gone};
 
 /// How long freezing may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,6 +54,26 @@ impl Cgroup {
             self.controller("")?.must_write("cgroup.freeze", "0")
         } else {
             self.controller("freezer")?.must_write("freezer.state", "THAWED")
+        }
+    }
+
+    /// Lets all processes go on, if they are stopped and the group is not gone. Whoever has killed
+    /// a container needs this, and may come after somebody who has removed it.
+    ///
+    /// # Errors
+    ///
+    /// - `NoController`, `File`, `Write`: the group cannot be read or told.
+    pub fn thaw_if_frozen(&self) -> Result<(), Error> {
+        let thawed = match self.is_frozen() {
+            Ok(true) => self.thaw(),
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        };
+        match thawed {
+            Err(Error::File { source, .. } | Error::Write { source, .. }) if is_gone(&source) => {
+                Ok(())
+            }
+            result => result,
         }
     }
 
