@@ -367,9 +367,14 @@ impl Actor {
 
     /// Ends the shim that may run although its start did not succeed. To start a shim that runs gives
     /// its address, and one that does not run is soon shut down again, with the socket that it had.
+    /// Nothing is written: the disk may be full, which may be why the start did not succeed.
     async fn end_unstarted(&mut self) {
         let log = ShimLog::open(&self.bundle, self.task.id());
-        match self.start(None).await {
+        let found = match self.launch().start(None).await {
+            Ok(at) => Shim::connect(self.task.namespace(), self.task.id(), &at).await,
+            Err(error) => Err(error),
+        };
+        match found {
             Ok(shim) => {
                 let process = identify(&shim, self.task.id()).await;
                 self.end_unused(&Held { shim, process, _log: log }).await;
