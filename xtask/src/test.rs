@@ -26,8 +26,6 @@ pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Re
         step(&mut sum, "cgroup v2, v1 and systemd, in virtual machines", &mut machines)?;
         let mut peers = test(&["--package", "integration", "--test", "peers"]);
         step(&mut sum, "podman and dockerd on the runtime", &mut peers)?;
-        let mut short = test(&["--package", "integration", "--test", "exhaustion"]);
-        step(&mut sum, "disk, descriptors and processes running out", &mut short)?;
         let mut soak = test(&["--package", "integration", "--test", "soak"]);
         step(&mut sum, "the same again and again", &mut soak)?;
     }

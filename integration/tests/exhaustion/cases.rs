@@ -29,11 +29,11 @@ pub(crate) const CASES: &[Case] = &[
     ("processes", processes),
 ];
 
-/// How the kernel, glibc and musl say that a disk is full.
-const NO_SPACE: &[&str] = &["No space left on device"];
+/// How the kernel, glibc and musl say that a disk is full; in small letters, as what is looked for.
+const NO_SPACE: &[&str] = &["no space left on device"];
 
 /// The same of descriptors.
-const NO_DESCRIPTORS: &[&str] = &["Too many open files", "No file descriptors available"];
+const NO_DESCRIPTORS: &[&str] = &["too many open files", "no file descriptors available"];
 
 /// What is said when no process can be started.
 const NO_PROCESSES: &[&str] = &["the limit of processes is reached"];
@@ -48,9 +48,15 @@ fn attempt(cell: &Cell, with: &str, words: &[&str]) -> Result<bool> {
         ensure!(said.stdout == "fine\n", "with {with}: {said}");
         return Ok(true);
     }
-    ensure!(words.iter().any(|word| said.stderr.contains(word)), "with {with}: {said}");
+    ensure!(names(&said.stderr, words), "with {with}: {said}");
     gone(cell, &id).with_context(|| format!("with {with}"))?;
     Ok(false)
+}
+
+/// Whether a complaint has one of these words.
+fn names(complaint: &str, words: &[&str]) -> bool {
+    let complaint = complaint.to_lowercase();
+    words.iter().any(|word| complaint.contains(word))
 }
 
 /// Sees that a container that failed is nowhere.
@@ -137,7 +143,7 @@ fn root_disk(cell: &Cell) -> Result<()> {
     for id in &made {
         cell.ok(&["containers", "rm", id])?;
     }
-    ensure!(NO_SPACE.iter().any(|word| refused.stderr.contains(word)), "{refused}");
+    ensure!(names(&refused.stderr, NO_SPACE), "{refused}");
     works(cell)
 }
 
@@ -179,8 +185,10 @@ fn shim_descriptors(cell: &Cell) -> Result<()> {
         limit_descriptors(shim, more)?;
         let exec = format!("e{more}");
         let said = cell.ctr(&["tasks", "exec", "--exec-id", &exec, &id, "echo", "fine"])?;
-        let named = NO_DESCRIPTORS.iter().any(|word| said.stderr.contains(word));
-        ensure!(said.code == 0 || named, "with {more} descriptors: {said}");
+        ensure!(
+            said.code == 0 || names(&said.stderr, NO_DESCRIPTORS),
+            "with {more} descriptors: {said}"
+        );
         ran.push(said.code == 0);
     }
     set_descriptors(shim, Some(1024))?;
