@@ -80,6 +80,8 @@ enum Command {
     /// Manage sandboxes
     #[command(subcommand, visible_aliases = ["sandbox", "sb", "s"])]
     Sandboxes(commands::sandboxes::Command),
+    /// Interact with shims directly
+    Shim(commands::shim::Shim),
     /// Manage snapshots
     #[command(visible_alias = "snapshot")]
     Snapshots(commands::snapshots::Snapshots),
@@ -116,6 +118,7 @@ impl Cli {
             Command::Namespaces(command) => command.run(global).await,
             Command::Run(command) => command.run(global).await,
             Command::Sandboxes(command) => command.run(global).await,
+            Command::Shim(command) => command.run(global).await,
             Command::Snapshots(command) => command.run(global).await,
             Command::Tasks(command) => command.run(global).await,
             Command::Oci(command) => command.run(global).await,

@@ -148,7 +148,7 @@ async fn channel(stream: UnixStream) -> anyhow::Result<Channel> {
 }
 
 /// The path in an address, which may have containerd's `unix://` before it.
-fn socket_path(address: Option<&str>) -> anyhow::Result<PathBuf> {
+pub(crate) fn socket_path(address: Option<&str>) -> anyhow::Result<PathBuf> {
     if let Some(address) = address {
         return Ok(PathBuf::from(address.strip_prefix("unix://").unwrap_or(address)));
     }

@@ -11,6 +11,7 @@ pub(crate) mod oci;
 pub(crate) mod plugins;
 pub(crate) mod run;
 pub(crate) mod sandboxes;
+pub(crate) mod shim;
 pub(crate) mod snapshots;
 pub(crate) mod tasks;
 pub(crate) mod version;
