@@ -480,8 +480,9 @@ impl Actor {
         self.task.enter(Phase::Ending);
         // Afterwards there is no bundle that would tell.
         let is_in_sandbox = self.bundle.is_in_sandbox();
-        let shutdown = self.shutdown(&held.shim);
-        tokio::join!(shutdown, self.remove_bundle());
+        // The bundle goes last: a daemon that is killed in between finds the shim by it.
+        self.shutdown(&held.shim).await;
+        self.remove_bundle().await;
         let exit = result.as_ref().ok().copied();
         let _ = reply.send(result);
         if !is_in_sandbox {
@@ -514,6 +515,8 @@ impl Actor {
         self.task.enter(Phase::Ending);
         if let Some(process) = process {
             process.kill();
+            // Until it is dead, what cleans up after it takes its socket for one that is served.
+            let _ = tokio::time::timeout(EXIT_LIMIT, process.exited()).await;
         }
         let answer = self.clean().await;
         let now = Some(Timestamp::from(std::time::SystemTime::now()));
@@ -649,18 +652,10 @@ impl Actor {
         }
     }
 
-    /// Removes the socket of a shim that has ended and could not do that any more. Others may not be
-    /// served by it, and nobody may listen at it.
+    /// Removes the socket of a shim that has ended and could not do that any more.
     async fn remove_socket(&self, shim: &Shim) {
-        let path = shim.address().strip_prefix("unix://").unwrap_or_default();
-        if !path.starts_with('/') || self.is_shared(shim) {
-            return;
-        }
-        let refused = |error: std::io::Error| error.kind() == std::io::ErrorKind::ConnectionRefused;
-        if tokio::net::UnixStream::connect(path).await.is_err_and(refused)
-            && let Err(error) = tokio::fs::remove_file(path).await
-        {
-            tracing::warn!(id = self.task.id(), %error, path, "shim's socket stays");
+        if !self.is_shared(shim) {
+            remove_dead_socket(shim.address()).await;
         }
     }
 
