@@ -30,9 +30,10 @@ impl Label {
         if self.replace_all {
             labels.retain(|_, value| !value.is_empty());
         }
-        let name = find_image(&client, &self.name).await?.name;
+        // Whole, although only labels change: containerd 2 ends when an image has no target.
+        let image = find_image(&client, &self.name).await?;
         let request = UpdateImageRequest {
-            image: Some(Image { name, labels, ..Default::default() }),
+            image: Some(Image { labels, ..image }),
             update_mask: Some(prost_types::FieldMask { paths }),
             source_date_epoch: None,
         };
