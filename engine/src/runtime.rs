@@ -28,6 +28,7 @@ mod bundle;
 mod context;
 mod error;
 mod health;
+mod held;
 mod launch;
 mod log;
 mod process;

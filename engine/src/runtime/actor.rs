@@ -52,6 +52,7 @@ use super::{
     bundle::Bundle,
     context::Context,
     health::probe,
+    held::Held,
     launch::Launch,
     log::ShimLog,
     process::Process,
@@ -111,14 +112,6 @@ pub(super) struct Actor {
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) bundle: Bundle,
     pub(super) binary: PathBuf,
-}
-
-/// A shim and what watches it.
-struct Held {
-    shim: Shim,
-    /// `None` when the shim did not say who it is; then only its connection tells of its end.
-    process: Option<Process>,
-    _log: ShimLog,
 }
 
 /// How a turn of the actor's loop ends.
@@ -733,24 +726,6 @@ impl Actor {
     fn report(&self, attempt: &str, error: &Error) {
         let (namespace, id) = (self.task.namespace(), self.task.id());
         tracing::error!(%namespace, id, error = %sys::error::Chain(error), "could not {attempt}");
-    }
-}
-
-impl Held {
-    /// Waits until something happens to the shim: its process exits, or its connection breaks.
-    async fn ended(&self) {
-        tokio::select! {
-            () = self.gone() => {}
-            () = self.shim.closed() => {}
-        }
-    }
-
-    /// Waits until the shim is gone.
-    async fn gone(&self) {
-        match &self.process {
-            Some(process) => process.exited().await,
-            None => self.shim.closed().await,
-        }
     }
 }
 

@@ -25,6 +25,7 @@ use crate::runtime::{
     actor::{blocking, identify},
     bundle::{Bundle, SANDBOX_FOLDER},
     context::Context,
+    held::Held,
     launch::Launch,
     log::ShimLog,
     process::Process,
@@ -56,14 +57,6 @@ pub(super) struct Actor {
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) bundle: Bundle,
     pub(super) binary: PathBuf,
-}
-
-/// A shim and what watches it.
-pub(super) struct Held {
-    shim: Shim,
-    /// `None` when the shim did not say who it is; then only its connection tells of its end.
-    process: Option<Process>,
-    _log: ShimLog,
 }
 
 impl Actor {
@@ -319,23 +312,5 @@ impl Actor {
     fn report(&self, attempt: &str, error: &Error) {
         let (namespace, id) = (&self.sandbox.namespace, &self.sandbox.id);
         tracing::error!(%namespace, id, error = %sys::error::Chain(error), "could not {attempt}");
-    }
-}
-
-impl Held {
-    /// Waits until something happens to the shim: its process exits, or its connection breaks.
-    async fn ended(&self) {
-        tokio::select! {
-            () = self.gone() => {}
-            () = self.shim.closed() => {}
-        }
-    }
-
-    /// Waits until the shim is gone.
-    async fn gone(&self) {
-        match &self.process {
-            Some(process) => process.exited().await,
-            None => self.shim.closed().await,
-        }
     }
 }
