@@ -13,10 +13,10 @@ use std::{
     fs,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount, mount_move, unmount},
     process::{Pid, Signal, WaitOptions, getppid, kill_process, set_child_subreaper, wait},
@@ -128,6 +128,31 @@ impl Stage {
         mount_move(&own, old)?;
         Ok(fs::remove_dir(own)?)
     }
+}
+
+/// What a program does that runs whole on one stage: starts itself again there with the same
+/// arguments, and does `inside`. An error is written with the name of the `program`.
+#[expect(clippy::print_stderr, reason = "it is the program's main function")]
+pub fn program(program: &str, inside: impl FnOnce(&Stage) -> Result<()>) -> ExitCode {
+    let done = match Stage::current() {
+        Some(stage) => inside(&stage),
+        None => again(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{program}: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn again() -> Result<()> {
+    ensure!(rustix::process::geteuid().is_root(), "needs root: it starts containers");
+    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let code = run(&words, &[])?;
+    ensure!(code == 0, "ended with {code}");
+    Ok(())
 }
 
 /// Runs this program again, on a stage of its own, with `arguments` and with `variables` added

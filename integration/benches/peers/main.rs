@@ -10,7 +10,7 @@
 //! no minute. They also measure the runtimes that `GANTRY_BENCH_RUNTIMES` names, such as a newer
 //! crun: `crun-1.27=/opt/crun,youki=/opt/youki`.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a table is what it is for")]
+#![expect(clippy::print_stdout, reason = "a table is what it is for")]
 
 mod memory;
 mod oci;
@@ -19,14 +19,13 @@ mod stacks;
 mod table;
 
 use std::{
-    ffi::OsString,
     io::{Read, Seek},
     path::PathBuf,
     process::{Command, ExitCode, Stdio},
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use integration::{
     cell::{Cell, Choice},
     stage::{self, Stage, View},
@@ -76,25 +75,7 @@ impl Options {
 }
 
 fn main() -> ExitCode {
-    let done = match Stage::current() {
-        Some(stage) => inside(&stage),
-        None => outside(),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn outside() -> Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "needs root: it starts containers");
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let code = stage::run(&words, &[])?;
-    ensure!(code == 0, "the bench ended with {code}");
-    Ok(())
+    stage::program("bench", inside)
 }
 
 fn inside(stage: &Stage) -> Result<()> {

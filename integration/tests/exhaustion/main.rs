@@ -4,11 +4,11 @@
 //! time to time. Every attempt either succeeds or says what has run out; nothing of it is left; and
 //! when there is enough again, the same engine makes containers as before.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
+#![expect(clippy::print_stdout, reason = "a report is what it is for")]
 
 mod cases;
 
-use std::{ffi::OsString, fs, path::Path, process::ExitCode};
+use std::{fs, path::Path, process::ExitCode};
 
 use anyhow::{Context, Result, ensure};
 use integration::{
@@ -22,25 +22,7 @@ use rustix::mount::{MountFlags, mount};
 use cases::CASES;
 
 fn main() -> ExitCode {
-    let result = match Stage::current() {
-        Some(stage) => inside(&stage),
-        None => outside(),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("exhaustion: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn outside() -> Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "needs root: it starts containers");
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let code = stage::run(&words, &[])?;
-    ensure!(code == 0, "ended with {code}");
-    Ok(())
+    stage::program("exhaustion", inside)
 }
 
 fn inside(stage: &Stage) -> Result<()> {

@@ -9,13 +9,13 @@
 //! phase starts with a round that is not counted: allocators, thread pools and the database take
 //! then what they keep.
 
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
+#![expect(clippy::print_stdout, reason = "a report is what it is for")]
 
 mod client;
 mod sample;
 mod verdict;
 
-use std::{ffi::OsString, process::ExitCode, time::Instant};
+use std::{process::ExitCode, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use integration::{
@@ -71,25 +71,7 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    let result = match Stage::current() {
-        Some(stage) => inside(&stage),
-        None => outside(),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("soak: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn outside() -> Result<()> {
-    ensure!(rustix::process::geteuid().is_root(), "needs root: it starts containers");
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    let code = stage::run(&words, &[])?;
-    ensure!(code == 0, "ended with {code}");
-    Ok(())
+    stage::program("soak", inside)
 }
 
 fn inside(stage: &Stage) -> Result<()> {
