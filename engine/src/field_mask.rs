@@ -33,6 +33,12 @@ pub fn set_entry(labels: &mut Labels, key: &str, new: &Labels) {
     };
 }
 
+/// Sets all of `labels` to what `new` says, but for empty ones.
+pub fn replace(labels: &mut Labels, new: &Labels) {
+    labels.clone_from(new);
+    labels.retain(|_, value| !value.is_empty());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

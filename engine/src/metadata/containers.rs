@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    field_mask::{Path, set_entry},
+    field_mask::{Path, replace, set_entry},
     filter::{self, Fields, Filter},
     identifier,
     labels::Labels,
@@ -104,18 +104,7 @@ impl Store {
         namespace: &Namespace,
         filter: &Filter,
     ) -> Result<Vec<Container>, Error> {
-        self.read(|view| {
-            let mut found = Vec::new();
-            view.scan(Table::Containers, &key::in_namespace(namespace), &mut |key, value| {
-                let [_, id] = key::split(key)?;
-                let container = from_record(id, value)?;
-                if filter.matches(&container) {
-                    found.push(container);
-                }
-                Ok(())
-            })?;
-            Ok(found)
-        })
+        self.read(|view| record::select(view, Table::Containers, namespace, filter, from_record))
     }
 
     /// Makes a container; its times are those of the call.
@@ -227,8 +216,7 @@ fn apply(path: &str, container: &mut Container, new: &Container) -> Result<(), E
             container.extensions.insert(key.to_owned(), extension);
         }
         Path::Field("labels") => {
-            container.labels.clone_from(&new.labels);
-            container.labels.retain(|_, value| !value.is_empty());
+            replace(&mut container.labels, &new.labels);
         }
         Path::Field("spec") => container.spec.clone_from(&new.spec),
         Path::Field("extensions") => container.extensions.clone_from(&new.extensions),

@@ -81,18 +81,7 @@ impl Store {
     ///
     /// `Database`, `Damaged`.
     pub fn images(&self, namespace: &Namespace, filter: &Filter) -> Result<Vec<Image>, Error> {
-        self.read(|view| {
-            let mut found = Vec::new();
-            view.scan(Table::Images, &key::in_namespace(namespace), &mut |key, value| {
-                let [_, name] = key::split(key)?;
-                let image = from_record(name, value)?;
-                if filter.matches(&image) {
-                    found.push(image);
-                }
-                Ok(())
-            })?;
-            Ok(found)
-        })
+        self.read(|view| record::select(view, Table::Images, namespace, filter, from_record))
     }
 
     /// Gives a new name to an image. Times are those of the call, or the one in `created`.

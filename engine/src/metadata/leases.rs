@@ -179,18 +179,7 @@ impl Store {
     ///
     /// `Database`, `Damaged`.
     pub fn leases(&self, namespace: &Namespace, filter: &Filter) -> Result<Vec<Lease>, Error> {
-        self.read(|view| {
-            let mut found = Vec::new();
-            view.scan(Table::Leases, &key::in_namespace(namespace), &mut |key, value| {
-                let [_, id] = key::split(key)?;
-                let lease = from_record(id, value)?;
-                if filter.matches(&lease) {
-                    found.push(lease);
-                }
-                Ok(())
-            })?;
-            Ok(found)
-        })
+        self.read(|view| record::select(view, Table::Leases, namespace, filter, from_record))
     }
 
     /// Adds `resource`, which need not exist, to a lease.

@@ -7,7 +7,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 
-use crate::{error::Error, labels::Labels};
+use super::{
+    key,
+    rows::{Rows, Table},
+};
+use crate::{
+    error::Error,
+    filter::{Fields, Filter},
+    labels::Labels,
+    namespace::Namespace,
+};
 
 pub(super) fn decode<M: Message + Default>(what: &str, value: &[u8]) -> Result<M, Error> {
     M::decode(value)
@@ -36,6 +45,27 @@ pub(super) fn nanoseconds(time: SystemTime) -> i64 {
 pub(super) fn time(nanoseconds: i64) -> SystemTime {
     let distance = Duration::from_nanos(nanoseconds.unsigned_abs());
     if nanoseconds < 0 { UNIX_EPOCH - distance } else { UNIX_EPOCH + distance }
+}
+
+/// The objects of a namespace that `filter` selects, by name; `read` makes one of its name and its
+/// record.
+pub(super) fn select<T: Fields>(
+    rows: &dyn Rows,
+    table: Table,
+    namespace: &Namespace,
+    filter: &Filter,
+    read: impl Fn(&str, &[u8]) -> Result<T, Error>,
+) -> Result<Vec<T>, Error> {
+    let mut found = Vec::new();
+    rows.scan(table, &key::in_namespace(namespace), &mut |key, value| {
+        let [_, name] = key::split(key)?;
+        let object = read(name, value)?;
+        if filter.matches(&object) {
+            found.push(object);
+        }
+        Ok(())
+    })?;
+    Ok(found)
 }
 
 /// Checks labels that a client gave, and drops the empty ones: they are not stored.

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    field_mask::{Path, set_entry},
+    field_mask::{Path, replace, set_entry},
     filter::{self, Fields, Filter},
     identifier,
     labels::Labels,
@@ -78,18 +78,7 @@ impl Store {
     ///
     /// `Database`, `Damaged`.
     pub fn sandboxes(&self, namespace: &Namespace, filter: &Filter) -> Result<Vec<Sandbox>, Error> {
-        self.read(|view| {
-            let mut found = Vec::new();
-            view.scan(Table::Sandboxes, &key::in_namespace(namespace), &mut |key, value| {
-                let [_, id] = key::split(key)?;
-                let sandbox = from_record(id, value)?;
-                if filter.matches(&sandbox) {
-                    found.push(sandbox);
-                }
-                Ok(())
-            })?;
-            Ok(found)
-        })
+        self.read(|view| record::select(view, Table::Sandboxes, namespace, filter, from_record))
     }
 
     /// Makes a sandbox's record; its times are those of the call.
@@ -194,8 +183,7 @@ fn apply(path: &str, sandbox: &mut Sandbox, new: &Sandbox) -> Result<(), Error> 
             sandbox.extensions.insert(key.to_owned(), extension);
         }
         Path::Field("labels") => {
-            sandbox.labels.clone_from(&new.labels);
-            sandbox.labels.retain(|_, value| !value.is_empty());
+            replace(&mut sandbox.labels, &new.labels);
         }
         Path::Field("extensions") => sandbox.extensions.clone_from(&new.extensions),
         Path::Field("spec") => sandbox.spec.clone_from(&new.spec),

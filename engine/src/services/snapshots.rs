@@ -26,7 +26,7 @@ use super::{
 use crate::{
     error::Error,
     events::Exchange,
-    field_mask::{Path, set_entry},
+    field_mask::{Path, replace, set_entry},
     filter::{self, Fields, Filter},
     gc::{Scheduler, Snapshotters},
     labels::{self, Labels},
@@ -332,8 +332,7 @@ fn edit(name: &str, new: Labels, mask: &[String]) -> Result<impl FnMut(&mut Labe
     }
     Ok(move |labels: &mut Labels| {
         if all {
-            labels.clone_from(&new);
-            labels.retain(|_, value| !value.is_empty());
+            replace(labels, &new);
         }
         keys.iter().for_each(|key| set_entry(labels, key, &new));
     })
