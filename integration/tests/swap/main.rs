@@ -7,7 +7,9 @@
 //! `cargo test -p integration --test swap -- [--list] [--cells <part of a name>]... [<case>]...`
 //! runs the choices whose name has one of the parts, and of the cases those whose name has one of
 //! the words. Each choice runs on a stage of its own and ends with a look for leaks; so does each
-//! case. A second table, the [turns], has two daemons on one node. Results go to `target/swap.json`, the table to `target/swap.md`.
+//! case. Much of a case is waiting, so as many choices run side by side as there are processors,
+//! or as `--jobs` says. A second table, the [turns], has two daemons on one node. Results go to
+//! `target/swap.json`, the table to `target/swap.md`.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
 
@@ -15,7 +17,15 @@ mod cases;
 mod report;
 mod turns;
 
-use std::{ffi::OsString, fs, io::Write, path::Path, process::ExitCode};
+use std::{
+    ffi::OsString,
+    fs,
+    io::Write,
+    path::Path,
+    process::{Command, ExitCode},
+    sync::{Mutex, PoisonError},
+    thread,
+};
 
 use anyhow::{Context, Result, ensure};
 use integration::{
@@ -34,7 +44,12 @@ struct Arguments {
     list: bool,
     cells: Vec<String>,
     words: Vec<String>,
+    /// How many choices run side by side.
+    jobs: Option<usize>,
 }
+
+/// The first argument of the process that makes the stage for one choice.
+const STAGE: &str = "--stage";
 
 impl Arguments {
     fn parse() -> Result<Self> {
@@ -44,6 +59,10 @@ impl Arguments {
             match word.as_str() {
                 "--list" => parsed.list = true,
                 "--cells" => parsed.cells.push(words.next().context("--cells needs a name")?),
+                "--jobs" => {
+                    let number = words.next().context("--jobs needs a number")?;
+                    parsed.jobs = Some(number.parse().context("--jobs")?);
+                }
                 // Flags of the usual test harness, which callers pass to all tests.
                 flag if flag.starts_with("--") => {}
                 _ => parsed.words.push(word),
@@ -64,6 +83,7 @@ impl Arguments {
 fn main() -> ExitCode {
     let result = match Stage::current() {
         Some(stage) => inside(&stage),
+        None if std::env::args().nth(1).is_some_and(|word| word == STAGE) => stage_for_one(),
         None => outside(),
     };
     match result {
@@ -89,28 +109,74 @@ fn outside() -> Result<bool> {
         rustix::process::geteuid().is_root(),
         "needs root: it mounts, makes cgroups and starts containers"
     );
-    let file = tempfile::NamedTempFile::new()?;
     let mut report = Report::default();
+    let mut cells = Vec::new();
     let choices = Choice::all().into_iter().map(|choice| (choice.to_string(), choice.missing()));
     let turns = Turns::ALL.iter().map(|turns| (turns.to_string(), turns.missing()));
     for (cell, missing) in choices.chain(turns).filter(|(cell, _)| arguments.wants_cell(cell)) {
-        if !missing.is_empty() {
+        if missing.is_empty() {
+            cells.push(cell);
+        } else {
             println!("cell {cell} ... skipped: {}", missing.join(", "));
             report.skip_cell(&cell, &missing.join(", "));
-            continue;
         }
-        let mut words: Vec<OsString> = ["--inside", &cell].map(OsString::from).into();
-        words.push(file.path().into());
-        words.extend(arguments.words.iter().map(OsString::from));
-        fs::write(file.path(), "")?;
-        let code = stage::run(&words, &[])?;
-        report.read(&cell, file.path())?;
-        if code != 0 {
-            report.add(&cell, "cell", Outcome::Failed(format!("ended with {code}")));
+    }
+    let jobs = arguments.jobs.or_else(|| thread::available_parallelism().ok().map(Into::into));
+    for (cell, file, end) in side_by_side(&cells, &arguments.words, jobs.unwrap_or(1)) {
+        report.read(&cell, file?.path())?;
+        if let Err(error) = end {
+            report.add(&cell, "cell", Outcome::Failed(format!("{error:#}")));
         }
     }
     report.show()?;
     Ok(report.is_good())
+}
+
+/// A cell, the file with the outcomes of its cases, and how its process ended.
+type Ran = (String, Result<tempfile::NamedTempFile>, Result<()>);
+
+/// Runs `cells`, up to `jobs` at a time, and gives them in their order.
+fn side_by_side(cells: &[String], words: &[String], jobs: usize) -> Vec<Ran> {
+    let next = Mutex::new(cells.iter().enumerate());
+    let ran = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..jobs.clamp(1, cells.len().max(1)) {
+            scope.spawn(|| {
+                loop {
+                    let taken = next.lock().unwrap_or_else(PoisonError::into_inner).next();
+                    let Some((at, cell)) = taken else { break };
+                    let file = tempfile::NamedTempFile::new().context("a file for outcomes");
+                    let end = match &file {
+                        Ok(file) => one(cell, file.path(), words),
+                        Err(_) => Ok(()),
+                    };
+                    let mut ran = ran.lock().unwrap_or_else(PoisonError::into_inner);
+                    ran.push((at, (cell.clone(), file, end)));
+                }
+            });
+        }
+    });
+    let mut ran = ran.into_inner().unwrap_or_else(PoisonError::into_inner);
+    ran.sort_by_key(|(at, _)| *at);
+    ran.into_iter().map(|(_, ran)| ran).collect()
+}
+
+/// Runs one cell in a process of its own: whoever makes a stage reaps all of its own descendants.
+fn one(cell: &str, file: &Path, words: &[String]) -> Result<()> {
+    let status = Command::new(std::env::current_exe()?)
+        .args([STAGE, "--inside", cell])
+        .arg(file)
+        .args(words)
+        .status()
+        .context("start the process for a stage")?;
+    ensure!(status.success(), "ended with {status}");
+    Ok(())
+}
+
+/// Makes a stage and runs there what the arguments after [`STAGE`] say.
+fn stage_for_one() -> Result<bool> {
+    let words: Vec<OsString> = std::env::args_os().skip(2).collect();
+    Ok(stage::run(&words, &[])? == 0)
 }
 
 /// Runs the cases on the one choice, or the one pair of daemons, that the command line names.
