@@ -16,6 +16,7 @@
 //! - Subscribers are told of a task's exit once: by its shim, or by this daemon when the shim cannot.
 //!   An exit is written down before they are told, and marked as told after. A daemon that was
 //!   killed in between left subscribers that had lost their connection; the next one tells again.
+//!   Of execs' exits the shim is the record, which offers them until they are confirmed; see [`told`].
 //!
 //! The map of tasks is changed by [`Runtime::create`] and the actors. A container has at most one
 //! entry, from before its bundle is made until the last of it is removed.
@@ -36,6 +37,7 @@ mod resolve;
 mod sandbox;
 mod shim;
 mod task;
+mod told;
 
 use std::{
     collections::HashMap,
@@ -61,6 +63,7 @@ use self::{
     context::Context,
     launch::{Daemon, Dialects},
     task::Phase,
+    told::Mark,
 };
 use crate::{error::Error as ApiError, events::Exchange, identifier, namespace::Namespace};
 
@@ -244,20 +247,32 @@ impl Runtime {
     ///
     /// `InvalidArgument`: the envelope is malformed.
     pub async fn forward(&self, envelope: Envelope) -> Result<(), ApiError> {
-        if let Some((namespace, exit)) = init_exit(&envelope)
-            && let Ok(task) = self.task(&namespace, &exit.id)
-        {
-            if !task.tell(&exit) {
-                tracing::debug!(%namespace, id = exit.id, "exit was told before");
-                return Ok(());
-            }
-            let bundle = Bundle::at(&self.context.state, &namespace, &exit.id);
-            self.context.record_exit(&bundle, &exit).await;
-            let forwarded = self.context.events.forward(envelope);
-            self.context.note_told(&bundle).await;
-            return forwarded;
+        let context = &self.context;
+        let Some((namespace, exit)) = exit_of(&envelope) else {
+            return context.events.forward(envelope);
+        };
+        let Ok(task) = self.task(&namespace, &exit.container_id) else {
+            return context.events.forward(envelope);
+        };
+        let bundle = Bundle::at(&context.state, &namespace, task.id());
+        context.recall(&task, &bundle).await;
+        let is_init = exit.id == exit.container_id;
+        let is_new =
+            if is_init { task.tell(&exit) } else { task.told_execs().note(Mark::of(&exit)) };
+        if !is_new {
+            tracing::debug!(%namespace, id = exit.id, "exit was told before");
+            return Ok(());
         }
-        self.context.events.forward(envelope)
+        if is_init {
+            context.record_exit(&bundle, &exit).await;
+        }
+        let forwarded = context.events.forward(envelope);
+        if is_init {
+            context.note_told(&bundle).await;
+        } else {
+            context.keep_told(task, &bundle).await;
+        }
+        forwarded
     }
 
     /// Stops to look after tasks, and leaves them running. Waits for what is under way.
@@ -373,11 +388,10 @@ fn remove_unused(root: &Path, take: impl Fn(&str, &str, &dyn Fn() -> bool) -> bo
     }
 }
 
-/// The exit of an init, if that is what the event tells.
-fn init_exit(envelope: &Envelope) -> Option<(Namespace, TaskExit)> {
+/// The exit of a process, if that is what the event tells.
+fn exit_of(envelope: &Envelope) -> Option<(Namespace, TaskExit)> {
     let exit = proto::any::unpack::<TaskExit>(envelope.event.as_ref()?).ok()??;
-    let namespace = envelope.namespace.parse().ok()?;
-    (exit.id == exit.container_id).then_some((namespace, exit))
+    Some((envelope.namespace.parse().ok()?, exit))
 }
 
 /// Names the OCI runtime in options that do not.

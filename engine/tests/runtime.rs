@@ -395,6 +395,94 @@ async fn an_exit_that_was_recorded_and_not_told() {
     }
 }
 
+/// The execs whose exits are told next, until there is nothing more.
+async fn execs_told(events: &mut Subscription) -> Vec<String> {
+    let mut ids = Vec::new();
+    while let Ok(envelope) = tokio::time::timeout(Duration::from_millis(50), events.next()).await {
+        let event = envelope.expect("open").event.clone().expect("has one");
+        ids.extend(unpack::<TaskExit>(&event).expect("well formed").map(|exit| exit.id));
+    }
+    ids
+}
+
+#[tokio::test]
+async fn exits_of_execs_are_told_once() {
+    let exit = |id: &str, seconds| {
+        let exit = TaskExit {
+            container_id: "c1".to_owned(),
+            id: id.to_owned(),
+            pid: 7,
+            exit_status: 3,
+            exited_at: Some(Timestamp { seconds, nanos: 1 }),
+        };
+        Envelope { event: Some(pack(&exit)), ..exit_event("c1", 0) }
+    };
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Good);
+    soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await.expect("made");
+    let mut events = stage.subscribe();
+    // Two copies at once, a copy after the answer, and the next exec of the same name.
+    let (first, second) =
+        tokio::join!(runtime.forward(exit("a", 1)), runtime.forward(exit("a", 1)));
+    first.and(second).expect("well formed");
+    for (id, seconds) in [("a", 1), ("a", 2), ("b", 2)] {
+        runtime.forward(exit(id, seconds)).await.expect("well formed");
+    }
+    assert_eq!(execs_told(&mut events).await, ["a", "a", "b"]);
+    runtime.close().await;
+    drop(runtime);
+
+    // The answer to the last one was lost with the daemon, and one was never offered. The shim does
+    // not wait until the daemon has found it.
+    let runtime = stage.runtime();
+    for (id, seconds) in [("b", 2), ("c", 3)] {
+        runtime.forward(exit(id, seconds)).await.expect("well formed");
+    }
+    assert_eq!(execs_told(&mut events).await, ["c"]);
+    let marks = stage.bundle("c1").join("exits.told");
+    for i in 0..100 {
+        runtime.forward(exit("d", 10 + i)).await.expect("well formed");
+    }
+    assert_eq!(execs_told(&mut events).await.len(), 100);
+    assert!(fs::metadata(&marks).expect("is kept").len() <= 512, "it does not grow");
+    runtime.close().await;
+    drop(runtime);
+
+    // What was told and not kept is told again, so that nothing is lost.
+    fs::write(&marks, "half a mark").expect("written");
+    let runtime = stage.runtime();
+    runtime.forward(exit("d", 109)).await.expect("well formed");
+    assert_eq!(execs_told(&mut events).await, ["d"]);
+    shim.exit(0);
+    let task = runtime.task(&stage.namespace, "c1").expect("is there");
+    soon("delete", task.delete()).await.expect("ended");
+    soon("close", runtime.close()).await;
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
+async fn an_exit_that_was_told_is_not_told_again_before_its_task_is_found() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Good);
+    soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await.expect("made");
+    let mut events = stage.subscribe();
+    runtime.forward(exit_event("c1", 5)).await.expect("well formed");
+    assert_eq!(execs_told(&mut events).await, ["c1"]);
+    shim.exit(5);
+    runtime.close().await;
+    drop(runtime);
+    let runtime = stage.runtime();
+    // No turn is given to whoever looks for the shim.
+    runtime.forward(exit_event("c1", 5)).await.expect("well formed");
+    assert_eq!(execs_told(&mut events).await, [""; 0]);
+    let task = runtime.task(&stage.namespace, "c1").expect("is there");
+    assert_eq!(soon("delete", task.delete()).await.expect("ended").status, 5);
+    soon("close", runtime.close()).await;
+    stage.assert_nothing_left();
+}
+
 #[tokio::test]
 async fn tasks_outlive_the_daemon() {
     let stage = Stage::new();

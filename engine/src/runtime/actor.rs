@@ -269,12 +269,7 @@ impl Actor {
     }
 
     async fn find(&mut self, mut place: Option<OwnedSemaphorePermit>) -> Option<Held> {
-        let bundle = self.bundle.clone();
-        match blocking(move || Ok(bundle.exit())).await.ok().flatten() {
-            Some((exit, true)) => drop(self.task.tell(&exit)),
-            Some((exit, false)) => self.task.record(from_event(&exit)),
-            None => {}
-        }
+        self.context.recall(&self.task, &self.bundle).await;
         let Some(bootstrap) = self.bundle.bootstrap() else {
             self.clear_unrecorded().await;
             return None;
@@ -463,7 +458,7 @@ impl Actor {
             }
             // An earlier delete was cut short, after the shim's part.
             Err(error) if error.is_unknown_to_shim() => {
-                self.task.told().map(|exit| from_event(&exit)).ok_or(error)
+                self.task.told().map(|exit| Exit::from(&exit)).ok_or(error)
             }
             Err(error) => {
                 let _ = reply.send(Err(error));
@@ -521,7 +516,7 @@ impl Actor {
         };
         let cleaned = self.task.recorded().unwrap_or(cleaned);
         self.tell_exit(cleaned).await;
-        let exit = self.task.told().map_or(cleaned, |told| from_event(&told));
+        let exit = self.task.told().map_or(cleaned, |told| Exit::from(&told));
         if self.remove_cleaned(answer).await {
             self.tell_delete(exit);
         }
@@ -578,7 +573,7 @@ impl Actor {
         let bundle = self.bundle.clone();
         blocking(move || bundle.remove()).await?;
         if let Some((exit, true)) = exit {
-            self.tell_delete(from_event(&exit));
+            self.tell_delete(Exit::from(&exit));
         }
         Ok(())
     }
@@ -727,10 +722,6 @@ impl Actor {
         let (namespace, id) = (self.task.namespace(), self.task.id());
         tracing::error!(%namespace, id, error = %sys::error::Chain(error), "could not {attempt}");
     }
-}
-
-fn from_event(exit: &TaskExit) -> Exit {
-    Exit { pid: exit.pid, status: exit.exit_status, at: exit.exited_at }
 }
 
 /// Takes hold of a shim's process.

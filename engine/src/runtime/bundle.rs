@@ -11,6 +11,7 @@
 //!     sandbox            the sandbox whose shim it is, if it is one's
 //!     exit.recorded      the exit of init, before it is told to subscribers
 //!     exit               the same file, once they were told
+//!     exits.told         marks of the execs' exits that they were told of lately
 //!     address, init.pid, log.json, options.json, runtime ...     the shim's own
 //! ```
 //!
@@ -27,7 +28,7 @@ use std::{
     io,
     os::unix::{
         ffi::OsStringExt,
-        fs::{DirBuilderExt, PermissionsExt, chown, symlink},
+        fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, chown, symlink},
     },
     path::{Path, PathBuf},
 };
@@ -52,6 +53,9 @@ pub(super) const SANDBOX_FOLDER: &str = "io.containerd.sandbox.controller.v1.shi
 
 /// How many mounts may lie on top of each other on one rootfs.
 const MOUNT_DEPTH_MAX: usize = 64;
+
+/// How much is read of what is kept of the exits that were told; more is not written.
+const TOLD_LEN_MAX: usize = 4096;
 
 /// Whether subscribers were told.
 type Told = bool;
@@ -200,6 +204,29 @@ impl Bundle {
         };
         let told = read("exit").map(|exit| (exit, true));
         told.or_else(|| read("exit.recorded").map(|exit| (exit, false)))
+    }
+
+    /// Keeps which exits of execs subscribers were told of, in place of what was kept. A bundle that
+    /// is gone has no use for it.
+    pub(super) fn keep_told(&self, marks: &[u8]) -> Result<(), Error> {
+        let path = self.path.join("exits.told");
+        let mut options = fs::OpenOptions::new();
+        // In one call and without truncating it: whoever is killed leaves all of the old or of the new.
+        match options.write(true).create(true).truncate(false).mode(0o600).open(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            opened => opened
+                .and_then(|file| file.write_all_at(marks, 0))
+                .map_err(Error::bundle("write", path)),
+        }
+    }
+
+    /// What was kept last by [`keep_told`](Self::keep_told), of whatever length.
+    pub(super) fn told(&self) -> Vec<u8> {
+        let mut marks = vec![0; TOLD_LEN_MAX];
+        let file = fs::File::open(self.path.join("exits.told"));
+        let len = file.and_then(|file| file.read_at(&mut marks, 0)).unwrap_or(0);
+        marks.truncate(len);
+        marks
     }
 
     /// Unmounts the root filesystem, if it is mounted, and removes the directory and its work
@@ -370,7 +397,13 @@ mod tests {
         fs::write(bundle.path().join("address"), "unix:///s/a").expect("written");
         assert_eq!(bundle.bootstrap().map(|found| found.version), Some(2));
 
+        assert!(bundle.told().is_empty());
+        for marks in [&[1; 64][..], &[2; 512]] {
+            bundle.keep_told(marks).expect("kept");
+            assert_eq!(bundle.told(), marks);
+        }
         bundle.remove().expect("removed");
+        bundle.keep_told(&[3; 64]).expect("nothing to keep it for");
         bundle.remove().expect("removed before");
         assert!(!work.exists());
         let left = fs::read_dir(bundle.path().parent().expect("has one")).expect("there").count();

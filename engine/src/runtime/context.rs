@@ -15,7 +15,7 @@ use super::{
     bundle::{Bundle, FOLDER},
     launch::{Daemon, Dialects},
     sandbox::Sandbox,
-    task::Task,
+    task::{Exit, Task},
 };
 use crate::{events::Exchange, namespace::Namespace};
 
@@ -78,6 +78,29 @@ impl Context {
             if bundle.path().exists() { bundle.record_exit(&exit) } else { Ok(()) }
         })
         .await;
+    }
+
+    /// Reads, once, what an earlier daemon kept of the exits that it told or was about to tell. Its
+    /// shims may be heard before anybody has looked at their bundles.
+    pub(super) async fn recall(&self, task: &Task, bundle: &Bundle) {
+        let read = async {
+            let bundle = bundle.clone();
+            let found = blocking(move || Ok((bundle.exit(), bundle.told()))).await;
+            let (exit, marks) = found.unwrap_or_default();
+            task.told_execs().recall(&marks);
+            match exit {
+                Some((exit, true)) => drop(task.tell(&exit)),
+                Some((exit, false)) => task.record(Exit::from(&exit)),
+                None => {}
+            }
+        };
+        task.recalled().get_or_init(|| read).await;
+    }
+
+    /// Keeps for later daemons which exits of execs subscribers were told of.
+    pub(super) async fn keep_told(&self, task: Arc<Task>, bundle: &Bundle) {
+        let bundle = bundle.clone();
+        keep(move || task.told_execs().keep(|marks| bundle.keep_told(marks))).await;
     }
 
     /// Keeps for later daemons that subscribers were told of the exit that was recorded.

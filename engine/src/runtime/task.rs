@@ -30,13 +30,14 @@ use proto::{
     containerd::{events::TaskExit, task::v3, v1::types::Status},
     ttrpc::CallError,
 };
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 
 use super::{
     Error,
     actor::Command,
     health::Health,
     shim::{Call, Shim},
+    told::Told,
 };
 use crate::namespace::Namespace;
 
@@ -81,6 +82,12 @@ pub struct Exit {
     pub at: Option<Timestamp>,
 }
 
+impl From<&TaskExit> for Exit {
+    fn from(exit: &TaskExit) -> Self {
+        Self { pid: exit.pid, status: exit.exit_status, at: exit.exited_at }
+    }
+}
+
 /// A running container. See the [module](self).
 pub struct Task {
     namespace: Namespace,
@@ -90,6 +97,10 @@ pub struct Task {
     known: Mutex<Known>,
     waits: Mutex<HashMap<String, Waiting>>,
     health: Health,
+    /// The exits of execs that subscribers were told of.
+    told_execs: Told,
+    /// Whether what an earlier daemon kept of what it told was read.
+    recalled: OnceCell<()>,
 }
 
 /// What is known of a task without its shim.
@@ -116,6 +127,8 @@ impl Task {
         phase: Phase,
         commands: mpsc::Sender<Command>,
     ) -> Self {
+        // Of a task that is made now there was no earlier daemon.
+        let is_new = matches!(phase, Phase::Creating);
         let phase = watch::Sender::new(phase);
         Self {
             namespace,
@@ -125,6 +138,8 @@ impl Task {
             known: Mutex::default(),
             waits: Mutex::default(),
             health: Health::default(),
+            told_execs: Told::default(),
+            recalled: OnceCell::new_with(is_new.then_some(())),
         }
     }
 
@@ -413,6 +428,16 @@ impl Task {
     /// What subscribers were told of init's end.
     pub(super) fn told(&self) -> Option<TaskExit> {
         self.known().told.clone()
+    }
+
+    /// The exits of execs that subscribers were told of.
+    pub(super) fn told_execs(&self) -> &Told {
+        &self.told_execs
+    }
+
+    /// Whether what an earlier daemon kept of what it told was read, and is being read only once.
+    pub(super) fn recalled(&self) -> &OnceCell<()> {
+        &self.recalled
     }
 
     /// Notes what the shim said last of init.

@@ -1,6 +1,6 @@
 //! The daemon's own life: restarts, a full disk.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use integration::{
     cell::{Cell, Client, IMAGE},
     daemon::{Daemon, Kind, Options},
@@ -9,16 +9,17 @@ use integration::{
 };
 use rustix::{
     mount::{MountFlags, UnmountFlags, mount, unmount},
-    process::Signal,
+    process::{Pid, Signal, kill_process},
 };
 use serde_json::json;
 
-use super::{Case, Skipped, exit_code_said, has, row, same};
+use super::{Case, Skipped, events::subscribe, exit_code_said, has, row, same};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "daemon_restart", run: |cell| restart(cell, Signal::TERM) },
     Case { name: "daemon_killed", run: |cell| restart(cell, Signal::KILL) },
     Case { name: "daemon_away_at_exit", run: away },
+    Case { name: "daemon_killed_at_exec_exits", run: killed_at_exec_exits },
     Case { name: "daemon_full_disk", run: full_disk },
 ];
 
@@ -49,6 +50,64 @@ fn away(cell: &mut Cell) -> Result<()> {
     let said = cell.ctr(&["tasks", "rm", &id])?;
     cell.ok(&["containers", "rm", &id])?;
     has(&exit_code_said(&said), "8")
+}
+
+/// How many processes end while the daemon is killed.
+const EXECS: usize = 12;
+
+/// Whoever listens to the daemon that is killed and to the next one hears of every exit. The shim
+/// offers them one by one, so no more than one can be told by both.
+fn killed_at_exec_exits(cell: &mut Cell) -> Result<()> {
+    if cell.choice().daemon != Kind::Gantryd {
+        return Err(Skipped("containerd does not keep what it has told").into());
+    }
+    let id = cell.background(&[], &["sh", "-c", "mkfifo /go; exec sleep 100"])?;
+    let table = cell.ok(&["tasks", "ls"])?;
+    let init = row(&table, &id)?.split_whitespace().nth(1).context("a pid")?.to_owned();
+    let shim = parent(init.parse()?)?;
+    // A client that detaches would leave its fifos.
+    let log = format!("file://{}", cell.file("exec.log").display());
+    for i in 0..EXECS {
+        let exec = format!("exec-{i}");
+        let flags = ["tasks", "exec", "-d", "--log-uri", &log, "--exec-id", &exec];
+        cell.ok(&[&flags[..], &[&id, "sh", "-c", "read x < /go"]].concat())?;
+    }
+    let filters = ["topic==\"/tasks/exit\"", "topic==\"/namespaces/update\""];
+    let mut before = subscribe(cell, &filters)?;
+    // All readers see the end of the one who writes nothing.
+    cell.ok(&["tasks", "exec", "--exec-id", "go", &id, "sh", "-c", ": > /go"])?;
+    before.wait_for("/tasks/exit")?;
+    cell.daemon().stop(Signal::KILL)?;
+    let first = before.finish()?.stdout;
+    // Nobody must be told before there is somebody to tell.
+    kill_process(shim, Signal::STOP)?;
+    cell.daemon().launch_again()?;
+    let after = subscribe(cell, &filters);
+    kill_process(shim, Signal::CONT)?;
+    let mut after = after?;
+    let told = |seen: &str, exec: &str| seen.matches(&format!("\"id\":\"{exec}\"")).count();
+    let execs: Vec<String> = (0..EXECS).map(|i| format!("exec-{i}")).collect();
+    let counts = wait::until("all exits", || {
+        let second = after.stdout()?;
+        let counts: Vec<_> =
+            execs.iter().map(|exec| (told(&first, exec), told(&second, exec))).collect();
+        Ok(counts.iter().all(|(a, b)| a + b > 0).then_some(counts))
+    })?;
+    // One more, and it is certain that nothing is on its way still.
+    cell.ok(&["tasks", "exec", "--exec-id", "last", &id, "true"])?;
+    after.wait_for("\"id\":\"last\"")?;
+    cell.remove(&id)?;
+    ensure!(counts.iter().all(|(a, b)| *a <= 1 && *b <= 1), "told twice by one daemon: {counts:?}");
+    let by_both = counts.iter().filter(|(a, b)| a + b > 1).count();
+    ensure!(by_both <= 1, "{by_both} exits were told by both daemons: {counts:?}");
+    Ok(())
+}
+
+/// Who started a process.
+fn parent(pid: i32) -> Result<Pid> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("a parent")?;
+    Pid::from_raw(line.trim().parse()?).context("a process")
 }
 
 /// Imports more than the root directory has room for, and goes on with less.

@@ -24,7 +24,7 @@ fn in_order(text: &str, topics: &[&str]) -> Result<()> {
 }
 
 /// Subscribes; an event that cannot be mistaken shows that the subscription stands.
-fn subscribe(cell: &Cell, filters: &[&str]) -> Result<integration::process::Running> {
+pub(super) fn subscribe(cell: &Cell, filters: &[&str]) -> Result<integration::process::Running> {
     let mut events = cell.spawn(&[&["events"], filters].concat())?;
     integration::wait::until("the subscription", || {
         cell.ok(&["namespaces", "label", cell.namespace(), "subscribed=yes"])?;
