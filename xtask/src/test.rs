@@ -42,6 +42,9 @@ pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Re
     Ok(())
 }
 
+/// What the bench's rows about runtimes start: the runtime, its floor, and what runs in containers.
+const OF_RUNTIMES: [&str; 3] = ["runc-rs", "floor", "probe"];
+
 /// Runs the bench over programs as they are released.
 pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     needs_root("the bench starts containers")?;
@@ -50,7 +53,7 @@ pub(crate) fn bench(arguments: &[String]) -> Result<()> {
     // The rows about runtimes alone need no other programs.
     let rows = rows(arguments);
     let runtimes = !rows.is_empty() && rows.iter().all(|row| row.starts_with("OCI"));
-    dist::some(dist::RELEASE, |name| !runtimes || ["runc-rs", "floor"].contains(&name))?;
+    dist::some(dist::RELEASE, |name| !runtimes || OF_RUNTIMES.contains(&name))?;
     let words = ["bench", "--quiet", "--profile", "dev", "--package", "integration"];
     let mut command = cargo(&words);
     must(
