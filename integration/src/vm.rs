@@ -36,8 +36,11 @@ const DEBIAN_MODULES: &str = "/usr/lib/uml/modules";
 /// The modules that the machine needs where they are not built in.
 const MODULES: &[&str] = &["overlay", "loop"];
 
-/// What has systemd use cgroup v1.
-const SYSTEMD_LEGACY: &str = "systemd.unified_cgroup_hierarchy=0";
+/// What has systemd use cgroup v1, and for itself v2 beside it.
+const SYSTEMD_HYBRID: &str = "systemd.unified_cgroup_hierarchy=0";
+
+/// What has systemd use cgroup v1 for itself, too.
+const SYSTEMD_LEGACY: &str = "systemd.legacy_systemd_cgroup_controller=1";
 
 /// How long a machine may run: some seconds are usual, but this one may be busy with other things.
 const LIMIT: Duration = Duration::from_secs(400);
@@ -54,13 +57,15 @@ pub enum Cgroups {
     Legacy,
     /// One v2 hierarchy that systemd owns, which is the machine's first process.
     Systemd,
-    /// One v1 hierarchy for each controller, and systemd.
+    /// One v1 hierarchy for each controller, and systemd with one of its own.
     SystemdLegacy,
+    /// One v1 hierarchy for each controller, and systemd with v2, at `unified`.
+    SystemdHybrid,
 }
 
 impl Cgroups {
     fn has_systemd(self) -> bool {
-        matches!(self, Self::Systemd | Self::SystemdLegacy)
+        matches!(self, Self::Systemd | Self::SystemdLegacy | Self::SystemdHybrid)
     }
 
     /// A word for it.
@@ -70,7 +75,32 @@ impl Cgroups {
             Self::Legacy => "v1",
             Self::Systemd => "systemd",
             Self::SystemdLegacy => "systemd-v1",
+            Self::SystemdHybrid => "systemd-hybrid",
         }
+    }
+
+    /// What systemd is told on the kernel's command line.
+    fn words(self) -> &'static [&'static str] {
+        match self {
+            Self::SystemdLegacy => &[SYSTEMD_HYBRID, SYSTEMD_LEGACY],
+            Self::SystemdHybrid => &[SYSTEMD_HYBRID],
+            _ => &[],
+        }
+    }
+
+    /// The shell's condition for a machine that is laid out so.
+    pub fn condition(self) -> String {
+        let unified = "stat -fc %T /sys/fs/cgroup/unified | grep -q '^cgroup2'";
+        let hierarchies = match self {
+            Self::Unified | Self::Systemd => "test -e /sys/fs/cgroup/cgroup.controllers".to_owned(),
+            Self::Legacy | Self::SystemdLegacy => {
+                "test -e /sys/fs/cgroup/memory/tasks && ! grep -q ' cgroup2 ' /proc/mounts"
+                    .to_owned()
+            }
+            Self::SystemdHybrid => format!("test -e /sys/fs/cgroup/memory/tasks && {unified}"),
+        };
+        let not = if self.has_systemd() { "" } else { "! " };
+        format!("{hierarchies} && {not}test -d /run/systemd/system")
     }
 }
 
@@ -189,7 +219,7 @@ impl Machine {
             format!("vm.share={}", self.share.display()),
             "panic=-1".to_owned(),
         ];
-        words.extend((self.cgroups == Cgroups::SystemdLegacy).then(|| SYSTEMD_LEGACY.to_owned()));
+        words.extend(self.cgroups.words().iter().map(|&word| word.to_owned()));
         let console = File::create(console)?;
         match &self.kind {
             Kind::Process(kernel) => self.start_process(kernel, directory, &words, console),

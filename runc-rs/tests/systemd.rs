@@ -301,6 +301,35 @@ fn limits() {
     assert_eq!(answer.status, 0, "devices after a reload: {}", answer.stderr);
 }
 
+/// Under systemd, too, and from its start.
+#[test]
+fn the_smallest_memory() {
+    let mut scope = Scope::new("sleep 1000");
+    scope.set(json!({"memory": {"limit": 524_288}}));
+    scope.bundle.start();
+    let name = if is_unified() { "memory.max" } else { "memory.limit_in_bytes" };
+    scope.expect("started", &[], &[("memory", name, "524288")]);
+    let answer = scope.bundle.on("exec", &["sh", "-c", "exit 7"]);
+    assert_eq!(answer.status, 7, "{}", answer.stderr);
+    let mut scope = Scope::new("exit 7");
+    scope.set(json!({"memory": {"limit": 524_288}}));
+    let answer = scope.bundle.run();
+    assert_eq!(answer.status, 7, "{}", answer.stderr);
+}
+
+/// systemd removes the cgroup of a scope that is empty.
+#[test]
+fn a_container_that_has_stopped_has_no_processes() {
+    let scope = Scope::new("sleep 1000");
+    scope.bundle.start();
+    assert_eq!(scope.bundle.on("kill", &["KILL"]).status, 0);
+    scope.bundle.wait_for("stopped");
+    wait_until("the scope to end", || scope.shown("ActiveState") == "inactive");
+    let answer = scope.bundle.on("ps", &[]);
+    assert_eq!(answer.status, 0, "{}", answer.stderr);
+    assert_eq!(answer.stdout.lines().count(), 1, "{}", answer.stdout);
+}
+
 #[test]
 fn limits_needs_cpuset() {
     let mut scope = Scope::new("sleep 1000");

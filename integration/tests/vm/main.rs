@@ -1,5 +1,5 @@
 //! The runtime's tests, on machines with other cgroups than this one: v2, v1 with every
-//! capability, and systemd.
+//! capability, and systemd on v2, on v1 and on both. Each machine says first whether it is such.
 //!
 //! `cargo test -p integration --test vm -- [<machine>] [<test>]...`
 //!
@@ -61,11 +61,12 @@ const SUITES: &[Suite] = &[
         name: "v1",
         cgroups: Cgroups::Legacy,
         programs: &["cgroup"],
-        long: &["lifecycle"],
+        long: &["lifecycle", "update"],
         ..SMALL
     },
     Suite { name: "systemd", cgroups: Cgroups::Systemd, long: &["systemd"], ..SMALL },
     Suite { name: "systemd-v1", cgroups: Cgroups::SystemdLegacy, long: &["systemd"], ..SMALL },
+    Suite { name: "systemd-hybrid", cgroups: Cgroups::SystemdHybrid, long: &["systemd"], ..SMALL },
     Suite {
         name: "criu",
         emulated: true,
@@ -205,6 +206,12 @@ fn script(
     tests: &[&str],
 ) -> Result<String> {
     let mut text = "lacks=\nleave_out=\n".to_owned();
+    // A machine of another kind would pass tests that say nothing.
+    text += &format!(
+        "({}) || {{ echo 'these are not the cgroups of {}:'; grep cgroup /proc/mounts; exit 1; }}\n",
+        suite.cgroups.condition(),
+        suite.cgroups.name(),
+    );
     if suite.emulated {
         // It is there for criu; a criu that does not work is a failure.
         text += "export GANTRY_REQUIRE_CRIU=1\n";
