@@ -93,7 +93,7 @@ fn records_that_cannot_be_read() {
                 "created": own["created"],
                 "config": {
                     "no_pivot_root": false, "rootfs": "/x", "umask": null, "Hooks": {},
-                    "labels": ["bundle=/no/such"], "cgroups": {"path": "x", "Systemd": false},
+                    "labels": ["bundle=/proc/no/such"], "cgroups": {"path": "x", "Systemd": false},
                 },
                 "rootless": false,
                 "cgroup_paths": own["cgroup_paths"],
@@ -257,7 +257,7 @@ const FAILURES: [Failure; 22] = [
         change: |bundle| {
             let ids = json!([{"containerID": 0, "hostID": 1, "size": 1}]);
             mounts(bundle).push(json!({
-                "source": "/no/such", "destination": "/tmp", "options": ["bind"],
+                "source": "/proc/no/such", "destination": "/tmp", "options": ["bind"],
                 "uidMappings": ids, "gidMappings": ids,
             }));
         },
@@ -267,8 +267,8 @@ const FAILURES: [Failure; 22] = [
     Failure {
         case: "console socket that is not there",
         change: |bundle| bundle.config["process"]["terminal"] = json!(true),
-        words: &["create", "--console-socket", "/no/such"],
-        error: "connect to /no/such: no such file or directory",
+        words: &["create", "--console-socket", "/proc/no/such"],
+        error: "connect to /proc/no/such: no such file or directory",
     },
     Failure {
         case: "mappings that overlap",
@@ -349,7 +349,7 @@ const FAILURES: [Failure; 22] = [
     },
     Failure {
         case: "program",
-        change: |bundle| bundle.config["process"]["args"] = json!(["/no/such"]),
+        change: |bundle| bundle.config["process"]["args"] = json!(["/proc/no/such"]),
         words: CREATE,
         error: "no such file or directory",
     },
@@ -357,24 +357,24 @@ const FAILURES: [Failure; 22] = [
         case: "seccomp agent that is not there",
         change: |bundle| {
             bundle.config["linux"]["seccomp"] = json!({
-                "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/no/such",
+                "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/proc/no/such",
                 "syscalls": [{"names": ["getcwd"], "action": "SCMP_ACT_NOTIFY"}],
             });
         },
         words: CREATE,
-        error: "connect to /no/such",
+        error: "connect to /proc/no/such",
     },
     Failure {
         case: "pidfd socket that is not there",
         change: |_| {},
-        words: &["create", "--pidfd-socket", "/no/such"],
-        error: "connect to /no/such",
+        words: &["create", "--pidfd-socket", "/proc/no/such"],
+        error: "connect to /proc/no/such",
     },
     Failure {
         case: "pid file that cannot be written",
         change: |_| {},
-        words: &["create", "--pid-file", "/no/such/pid"],
-        error: "write /no/such/pid: no such file or directory",
+        words: &["create", "--pid-file", "/proc/no/such/pid"],
+        error: "write /proc/no/such/pid: no such file or directory",
     },
     Failure {
         case: "startContainer hook",

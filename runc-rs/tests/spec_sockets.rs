@@ -17,7 +17,7 @@ use rustix::{
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
 };
 use serde_json::{Value, json};
-use support::{Answer, Bundle, DEADLINE};
+use support::{Answer, Bundle, DEADLINE, wait_until};
 
 /// Waits until there is something to read.
 fn wait_for(fd: &impl std::os::fd::AsFd, what: &str) {
@@ -103,6 +103,46 @@ fn agent_of_seccomp_notifications() {
         let answer = Answer::new(child.wait_with_output().expect("end"));
         assert_eq!(answer.stdout, REFUSED, "{no_new_privileges}: {answer:?}");
     }
+}
+
+/// With the flag, only a deadly signal disturbs a call that the agent has been asked about.
+#[test]
+fn calls_of_which_an_agent_knows_wait_killably() {
+    const FLAG: &str = "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV";
+    let cases = [(json!([FLAG]), true, "Exchange full"), (json!([]), false, "Interrupted")];
+    for (flags, killable, want) in cases {
+        let (mut bundle, listener) = watched("trap 'echo caught' USR1; cd /tmp 2>&1; true");
+        // The filter is then the last thing before the program: the runtime's own calls are free.
+        bundle.config["process"]["noNewPrivileges"] = json!(true);
+        bundle.config["linux"]["seccomp"]["syscalls"][0]["names"] = json!(["chdir"]);
+        bundle.config["linux"]["seccomp"]["flags"] = flags.clone();
+        bundle.write_config();
+        let mut command = bundle.command(&["run", "-b", bundle.path_text(), &bundle.id]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("run");
+        let (told, notifications) = receive(&listener);
+        let told: Value = serde_json::from_str(&told).expect("JSON");
+        let pid = told["pid"].as_i64().expect("pid");
+        wait_for(&notifications, "notification");
+        let call = sys::seccomp_notify::receive(notifications.as_fd()).expect("receive");
+        wait_until("it sleeps", || state_of(pid) == Some('S'));
+        let signal = rustix::process::Signal::USR1;
+        let process = rustix::process::Pid::from_raw(pid as i32).expect("a pid");
+        rustix::process::kill_process(process, signal).expect("signal");
+        if killable {
+            // The kernel wakes it, sees the flag, and has it sleep so that no signal is heard.
+            wait_until("it sleeps deeply", || state_of(pid) == Some('D'));
+            sys::seccomp_notify::refuse(notifications.as_fd(), call, libc::EXFULL).expect("answer");
+        }
+        let answer = Answer::new(child.wait_with_output().expect("end"));
+        assert!(answer.stdout.contains(want), "{flags}: {answer:?}");
+        assert!(answer.stdout.contains("caught\n"), "{flags}: {answer:?}");
+    }
+}
+
+/// The letter of a process's state in proc(5).
+fn state_of(pid: i64) -> Option<char> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.rsplit_once(") ")?.1.chars().next()
 }
 
 #[test]

@@ -157,6 +157,13 @@ fn limits_needs_cpuset() {
     let bundle = limited(json!({"cpu": {"cpus": "0", "mems": "0"}}));
     bundle.start();
     expect(&bundle, "created", &[("cpuset.cpus", "0"), ("cpuset.mems", "0")]);
+    // The same again, for a machine with one processor.
+    must_update(&bundle, &["--cpuset-cpus", "0-0", "--cpuset-mems", "0"]);
+    expect(&bundle, "updated", &[("cpuset.cpus", "0"), ("cpuset.mems", "0")]);
+    for flag in ["--cpuset-cpus", "--cpuset-mems"] {
+        let answer = bundle.on("update", &[flag, "99"]);
+        assert_eq!(answer.status, 1, "{flag}: {}", answer.stderr);
+    }
 }
 
 #[test]

@@ -123,7 +123,10 @@ mod tests {
             ("sh", "/bin/sh".to_owned()),
             ("/bin/sh", "/bin/sh".to_owned()),
             ("no-such", format!("{prefix}\"no-such\": executable file not found in $PATH")),
-            ("/no/such", format!("{prefix}\"/no/such\": stat /no/such: no such file or directory")),
+            (
+                "/proc/no/such",
+                format!("{prefix}\"/proc/no/such\": stat /proc/no/such: no such file or directory"),
+            ),
             ("/etc/passwd", format!("{prefix}\"/etc/passwd\": permission denied")),
             ("/etc", format!("{prefix}\"/etc\": is a directory")),
         ];

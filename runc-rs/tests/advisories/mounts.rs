@@ -183,6 +183,35 @@ fn drop_dev(bundle: &Bundle) {
 }
 
 /// CVE-2025-52565: an exec's console is made from what the container has put at /dev/pts.
+/// A `/dev/console` that leads out of the image: what it leads to keeps its owner, and nothing is
+/// mounted there.
+#[test]
+fn cve_2025_52565_console_leads_out() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+
+    for (case, up) in [("absolute", ""), ("relative", "../../../../../../../../../../..")] {
+        let mut bundle = Bundle::new("true");
+        drop_mounts(&mut bundle, "/no");
+        let mounts = bundle.config["mounts"].as_array_mut().expect("a list");
+        mounts.retain(|mount| mount["destination"] != "/dev");
+        drop_dev(&bundle);
+        let victim = bundle.path().join("victim");
+        fs::write(&victim, "of the host").expect("write");
+        fs::set_permissions(&victim, fs::Permissions::from_mode(0o600)).expect("set mode");
+        let link = format!("{up}{}", victim.display());
+        symlink(&link, bundle.rootfs().join("dev/console")).expect("link");
+        bundle.config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+        let (_listener, answer) = create_with_terminal(&mut bundle);
+        assert_eq!(answer.status, 1, "{case}: {}", answer.stderr);
+        let want = "open /dev/console: too many levels of symbolic links";
+        assert!(answer.stderr.contains(want), "{case}: {}", answer.stderr);
+        let left = victim.metadata().expect("look at victim");
+        assert_eq!((left.uid(), left.mode() & 0o7777), (0, 0o600), "{case}");
+        assert_eq!(fs::read_to_string(&victim).expect("read"), "of the host", "{case}");
+        assert_eq!(bundle.leftovers(), Vec::<String>::new(), "{case}");
+    }
+}
+
 #[test]
 fn cve_2025_52565_console_of_an_exec() {
     let mut bundle = hostile("sleep 1000");
