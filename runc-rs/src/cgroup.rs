@@ -105,7 +105,7 @@ impl Group {
         self.directory().map_err(|source| Error::File {
             operation: "open",
             path: self.path.clone(),
-            source,
+            source: source.into(),
         })
     }
 }

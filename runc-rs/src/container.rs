@@ -111,9 +111,7 @@ impl Container {
         if self.init()?.is_none() {
             return Ok(Status::Stopped);
         }
-        if self.entry.fifo().symlink_metadata().is_ok() {
-            return Ok(Status::Created);
-        }
+        // One that was created can be paused, too, and resumed.
         let paused = match self.cgroup.exists().then(|| self.cgroup.is_frozen()) {
             Some(Ok(frozen)) => frozen,
             // It may have been deleted meanwhile, and then its init is gone, too.
@@ -121,7 +119,12 @@ impl Container {
             Some(Err(error)) => return Err(error.into()),
             None => false,
         };
-        Ok(if paused { Status::Paused } else { Status::Running })
+        let is_created = || self.entry.fifo().symlink_metadata().is_ok();
+        Ok(match paused {
+            true => Status::Paused,
+            false if is_created() => Status::Created,
+            false => Status::Running,
+        })
     }
 
     /// The descriptor of its init; `None` when it has ended.
@@ -158,7 +161,7 @@ impl Container {
         match sys::pidfd::send_signal(init.as_fd(), signal) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Err(not_running()),
-            Err(error) => return Err(Error::system("signal", signal, error)),
+            Err(error) => return Err(Error::system("unable to signal", "init", error)),
         }
         if signal == libc::SIGKILL && self.cgroup.exists() {
             self.cgroup.thaw_if_frozen()?;

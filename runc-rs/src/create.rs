@@ -3,6 +3,8 @@
 //! Everything is decided first; then directory, cgroup and process are made, in this
 //! order, and [`Undo`] takes them away again, in the other one, when a step fails.
 
+mod ignored;
+mod join;
 mod mapping;
 mod net_devices;
 mod trees;
@@ -39,13 +41,13 @@ use crate::{
     mount::{self, Source, left, options},
     notify, proc, process, seccomp,
     settings::Settings,
-    spawn::{Destination, Join, spawn},
+    spawn::{Destination, spawn},
     spec::{NamespaceKind, Spec},
     state::{self, Config, State, record},
     time,
 };
 
-pub(crate) use self::undo::Undo;
+pub(crate) use self::{ignored::warn_of_kernel_memory, undo::Undo};
 
 /// What `create` and `run` are told on the command line.
 #[derive(Debug, Default)]
@@ -98,7 +100,8 @@ pub fn create(settings: &Settings, id: &ContainerId, options: Options) -> Result
     let has_user = spec.linux.namespace(NamespaceKind::User).is_some();
     process::warn_of_missing_capabilities(&spec_process(&spec), has_user);
     process::check_labels(&spec_process(&spec))?;
-    let join = open_namespaces(&spec)?;
+    ignored::warn(&spec);
+    let join = join::open(&spec)?;
     let group = resctrl_group(&spec, id)?;
     entry.create()?;
     let mut undo = Undo::new(entry.clone(), cgroup);
@@ -255,20 +258,6 @@ pub(crate) fn find_rootfs(bundle: &Path, spec: &Spec) -> Result<PathBuf, Error> 
         return Err(Error::Process("invalid rootfs: cannot be the root of the host".to_owned()));
     }
     Ok(real)
-}
-
-fn open_namespaces(spec: &Spec) -> Result<Join, Error> {
-    let mut files = Vec::new();
-    for namespace in &spec.linux.namespaces {
-        if namespace.path.is_empty() {
-            continue;
-        }
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let file = openat(CWD, &namespace.path, flags, Mode::empty())
-            .map_err(|error| Error::file("open namespace", &namespace.path, error))?;
-        files.push((namespace.kind, file));
-    }
-    Ok(if files.is_empty() { Join::Nothing } else { Join::Files(files) })
 }
 
 /// The `CLONE_NEW*` bits for the process's creation; see [`init`] for those that come later.

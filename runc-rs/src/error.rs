@@ -113,6 +113,20 @@ impl fmt::Display for Cause {
 
 impl std::error::Error for Cause {}
 
+impl From<io::Error> for Cause {
+    fn from(error: io::Error) -> Self {
+        Self(error)
+    }
+}
+
+impl std::ops::Deref for Cause {
+    type Target = io::Error;
+
+    fn deref(&self) -> &io::Error {
+        &self.0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

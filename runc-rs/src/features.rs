@@ -125,8 +125,9 @@ const CAPABILITIES: [&str; 41] = [
     "CAP_CHECKPOINT_RESTORE",
 ];
 
-/// Annotations that change what the runtime does on the host.
-const UNSAFE_ANNOTATIONS: [&str; 1] = ["bundle"];
+/// Annotations that change what the runtime does on the host; one with a dot at its end stands for
+/// all that begin so.
+const UNSAFE_ANNOTATIONS: [&str; 3] = ["bundle", "org.systemd.property.", "org.criu.config"];
 
 /// What this runtime can do.
 #[derive(Debug, Serialize)]

@@ -334,12 +334,12 @@ fn namespaces(plan: &InitPlan) -> Result<(), Error> {
     if plan.created.net {
         sys::loopback::set_up().map_err(|error| Error::system("set up", "loopback", error))?;
     }
-    let fail = |operation| move |error| Error::system(operation, "", error);
+    let fail = |name| move |error| Error::system("set", name, error);
     if !plan.hostname.is_empty() {
-        rustix::system::sethostname(plan.hostname.as_bytes()).map_err(fail("sethostname"))?;
+        rustix::system::sethostname(plan.hostname.as_bytes()).map_err(fail("hostname"))?;
     }
     if !plan.domainname.is_empty() {
-        rustix::system::setdomainname(plan.domainname.as_bytes()).map_err(fail("setdomainname"))?;
+        rustix::system::setdomainname(plan.domainname.as_bytes()).map_err(fail("domainname"))?;
     }
     Ok(())
 }

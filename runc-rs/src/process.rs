@@ -202,7 +202,8 @@ pub(crate) fn next(channel: &Channel, child: &Child) -> Result<Message, Error> {
             Err(Error::Process(text.to_owned()))
         }
         Ok(Some(message)) => Ok(message),
-        Ok(None) => Err(Error::Process(wait::describe_end(child))),
+        // One that is killed may leave what it was told unread.
+        Ok(None) | Err(Errno::CONNRESET) => Err(Error::Process(wait::describe_end(child))),
         Err(error) => Err(Error::system("talk to", "container process", error)),
     }
 }
@@ -214,7 +215,8 @@ pub(crate) fn unexpected(message: &Message) -> Error {
 
 /// The filter that a configuration asks for.
 pub(crate) fn filter(spec: &spec::Spec) -> Result<Option<seccomp::Program>, Error> {
-    let program = spec.linux.seccomp.as_ref().map(seccomp::compile).transpose()?;
+    let profile = spec.linux.seccomp.as_ref().filter(|profile| !profile.is_empty());
+    let program = profile.map(seccomp::compile).transpose()?;
     if let Some(program) = &program {
         log::debug(&format!("seccomp filter flags: {}", program.flags));
     }

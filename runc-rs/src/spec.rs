@@ -115,9 +115,16 @@ impl Process {
         if text.len() as u64 > CONFIG_SIZE_MAX {
             return Err(Error::ProcessTooLarge(path.to_owned()));
         }
-        Self::parse(&text).map_err(|error| match error {
+        let process: Self = serde_json::from_slice(&text).map_err(Error::ParseProcess)?;
+        process.check(path)?;
+        Ok(process)
+    }
+
+    /// Checks a process that `place` describes.
+    pub(crate) fn check(&self, place: impl AsRef<Path>) -> Result<(), Error> {
+        validate::process(self).map_err(|error| match error {
             Error::Invalid { field, reason } => {
-                Error::InvalidProcess { path: path.to_owned(), field, reason }
+                Error::InvalidProcess { path: place.as_ref().to_owned(), field, reason }
             }
             error => error,
         })

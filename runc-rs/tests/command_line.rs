@@ -122,6 +122,28 @@ fn wrong_command_lines() {
     }
 }
 
+/// `features` says what runc 1.5 says, but for versions, and the flags that this kernel has.
+#[test]
+fn features_are_those_of_runc() {
+    let (status, stdout, _) = call(&["features"]);
+    assert_eq!(status, 0);
+    let mut document: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    let mut seccomp = document["linux"]["seccomp"].take();
+    let seccomp_of = seccomp.as_object_mut().expect("an object");
+    let flags = seccomp_of.remove("supportedFlags").expect("flags");
+    let known = seccomp_of["knownFlags"].as_array().expect("a list");
+    assert!(flags.as_array().is_some_and(|flags| flags.iter().all(|flag| known.contains(flag))));
+    document["linux"]["seccomp"] = seccomp;
+    let annotations = document["annotations"].as_object_mut().expect("an object");
+    for name in ["version", "commit"] {
+        let text = annotations.remove(&format!("org.opencontainers.runc.{name}"));
+        assert!(text.is_some_and(|text| text.is_string()), "{name}");
+    }
+    let want: serde_json::Value =
+        serde_json::from_str(include_str!("data/features.json")).expect("JSON");
+    assert_eq!(document, want);
+}
+
 #[test]
 fn errors_in_a_log_of_json() {
     let directory = tempfile::tempdir().expect("temporary directory");

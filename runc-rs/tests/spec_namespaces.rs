@@ -140,3 +140,61 @@ fn mounts_of_the_host_in_a_user_namespace() {
     let line = line.unwrap_or_else(|| panic!("no mount: {answer:?}"));
     assert!(line.contains("(ro,"), "{line}");
 }
+
+/// Parameters of a network or user namespace that the container shares with the host stay as they
+/// are.
+#[test]
+fn sysctls_of_own_namespaces_only() {
+    let own_network = Some("/proc/self/ns/net".to_owned());
+    let user = json!({"user.max_net_namespaces": "5"});
+    let network = json!({"net.ipv4.ip_unprivileged_port_start": "77"});
+    let cases = [
+        ("of a user namespace", true, None, &user, Ok("5\n")),
+        (
+            "of the host's user namespace",
+            false,
+            None,
+            &user,
+            Err("setting ucounts without a user namespace not allowed: user.max_net_namespaces"),
+        ),
+        ("of a network of its own", false, None, &network, Ok("77\n")),
+        (
+            "of the host's network by path",
+            false,
+            own_network,
+            &network,
+            Err("not allowed in host network namespace"),
+        ),
+    ];
+    for (case, has_user, path, sysctl, want) in cases {
+        let name = sysctl.as_object().and_then(|map| map.keys().next()).expect("a name");
+        let mut bundle = Bundle::new(&format!("cat /proc/sys/{}", name.replace('.', "/")));
+        if has_user {
+            with_user_namespace(&mut bundle);
+        }
+        if path.is_some() {
+            add_namespace(&mut bundle, "network", path);
+        }
+        bundle.config["linux"]["sysctl"] = sysctl.clone();
+        let answer = bundle.run();
+        match want {
+            Ok(text) => assert_eq!(answer.stdout, text, "{case}: {}", answer.stderr),
+            Err(text) => {
+                let said = answer.stderr.replace("\\\"", "\"");
+                assert!(said.contains(text), "{case}: {said}");
+                assert_eq!(bundle.leftovers(), Vec::<String>::new(), "{case}");
+            }
+        }
+    }
+}
+
+/// As runc has it: engines write mappings for containers that have no use for them.
+#[test]
+fn mappings_without_a_user_namespace_mean_nothing() {
+    let mut bundle = Bundle::new("cat /proc/self/uid_map");
+    bundle.config["linux"]["uidMappings"] = map(0, 100_000, 1000);
+    bundle.config["linux"]["gidMappings"] = map(0, 100_000, 1000);
+    let answer = bundle.run();
+    let own = fs::read_to_string("/proc/self/uid_map").expect("read map");
+    assert_eq!(answer.stdout, own, "{}", answer.stderr);
+}

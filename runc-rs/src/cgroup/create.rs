@@ -69,7 +69,11 @@ impl Cgroup {
         let mut made = Made::default();
         if self.unified {
             let group = &self.groups[0];
-            let fail = |source| Error::File { operation: "make", path: group.path.clone(), source };
+            let fail = |source: io::Error| Error::File {
+                operation: "make",
+                path: group.path.clone(),
+                source: source.into(),
+            };
             make_unified(&group.path, &mut made).map_err(fail)?;
             self.limit_unified(&limits)?;
             self.restrict_unified(resources, &set)?;
@@ -212,12 +216,16 @@ impl Cgroup {
                         operation: "rootless needs no limits + no cgrouppath when no permission is \
                                     granted for cgroups: make",
                         path: group.path.clone(),
-                        source,
+                        source: source.into(),
                     })
                 };
             }
             Err(source) => {
-                return Err(Error::File { operation: "make", path: group.path.clone(), source });
+                return Err(Error::File {
+                    operation: "make",
+                    path: group.path.clone(),
+                    source: source.into(),
+                });
             }
         }
         check_type(group.must_open()?, resources)?;
@@ -232,7 +240,7 @@ impl Cgroup {
         match restrict(group.must_open()?, set) {
             Err(source) if !self.rootless && !DeviceSet::may_be_skipped(&resources.devices) => {
                 let operation = "attach device program to";
-                Err(Error::File { operation, path: group.path.clone(), source })
+                Err(Error::File { operation, path: group.path.clone(), source: source.into() })
             }
             _ => Ok(()),
         }
@@ -400,7 +408,11 @@ fn make_all(path: &Path, made: &mut Made) -> io::Result<bool> {
 }
 
 fn make_legacy(group: &Group, made: &mut Made) -> Result<bool, Error> {
-    let error = |operation, source| Error::File { operation, path: group.path.clone(), source };
+    let error = |operation, source: io::Error| Error::File {
+        operation,
+        path: group.path.clone(),
+        source: source.into(),
+    };
     if !group.has("cpuset") {
         let new = make_all(&group.path, made).map_err(|source| error("make", source))?;
         group.must_open()?;
@@ -445,7 +457,7 @@ fn fill_cpuset(group: &Directory) -> Result<(), Error> {
     let parent = Directory::open(above).map_err(|source| Error::File {
         operation: "open",
         path: above.to_owned(),
-        source,
+        source: source.into(),
     })?;
     fill_cpuset(&parent)?;
     inherit_cpuset(&parent, group)
@@ -567,7 +579,7 @@ fn write_all(directory: &Directory, writes: &[Write]) -> Result<(), Error> {
                 return Err(Error::Write {
                     value: write.value.clone(),
                     path: directory.path().join(&*write.file),
-                    source,
+                    source: source.into(),
                 });
             }
         }

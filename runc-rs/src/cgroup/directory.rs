@@ -121,11 +121,11 @@ impl Directory {
     }
 
     fn write_error(&self, name: &str, value: &str, source: io::Error) -> Error {
-        Error::Write { value: value.to_owned(), path: self.path.join(name), source }
+        Error::Write { value: value.to_owned(), path: self.path.join(name), source: source.into() }
     }
 
     pub(super) fn error(&self, operation: &'static str, name: &str, source: io::Error) -> Error {
-        Error::File { operation, path: self.path.join(name), source }
+        Error::File { operation, path: self.path.join(name), source: source.into() }
     }
 }
 

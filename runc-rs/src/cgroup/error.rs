@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use super::{devices::DeviceError, systemd};
+use crate::error::Cause;
 
 /// Why a control group operation failed.
 ///
@@ -43,11 +44,11 @@ pub enum Error {
 
     /// A file operation failed; `operation` is its verb, as in "write".
     #[error("{operation} {}", path.display())]
-    File { operation: &'static str, path: PathBuf, source: io::Error },
+    File { operation: &'static str, path: PathBuf, source: Cause },
 
     /// A value was refused by the kernel.
-    #[error("write {value:?} to {}", path.display())]
-    Write { value: String, path: PathBuf, source: io::Error },
+    #[error("failed to write {value:?}: write {}", path.display())]
+    Write { value: String, path: PathBuf, source: Cause },
 
     /// The group did not do in time what was asked of it; `what` is a participle.
     #[error("cgroup {} is still not {what}", path.display())]

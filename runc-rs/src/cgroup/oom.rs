@@ -96,7 +96,11 @@ impl OomWatch {
         let mut bytes = [0; 4096];
         // Each read takes one eventfd count or some inotify events.
         while read(&self.events, &mut bytes).is_ok_and(|len| len == bytes.len()) {}
-        let error = |operation, source| Error::File { operation, path: self.path.clone(), source };
+        let error = |operation, source: io::Error| Error::File {
+            operation,
+            path: self.path.clone(),
+            source: source.into(),
+        };
         let len = match pread(&self.count, &mut bytes, 0) {
             Ok(len) => len,
             Err(Errno::NODEV) => return Ok(None),

@@ -236,7 +236,7 @@ fn join(directory: &Directory, pid: &str) -> Result<(), Error> {
                 return Err(Error::Write {
                     value: pid.to_owned(),
                     path: directory.path().join(PROCESSES),
-                    source,
+                    source: source.into(),
                 });
             }
         }
@@ -262,8 +262,11 @@ pub(super) fn below(base: &Path, inner: &Path) -> Result<PathBuf, Error> {
 fn join_in(base: &Path, inner: &Path, pid: &str) -> Result<(), Error> {
     let path = below(base, inner)?;
     let open = Directory::open(&path);
-    let directory =
-        open.map_err(|source| Error::File { operation: "open cgroup", path, source })?;
+    let directory = open.map_err(|source| Error::File {
+        operation: "open cgroup",
+        path,
+        source: source.into(),
+    })?;
     join(&directory, pid)
 }
 
@@ -289,8 +292,11 @@ fn collect(directory: &Directory, depth: usize, pids: &mut Vec<u32>) -> Result<(
 
 /// The groups directly below.
 pub(super) fn children(directory: &Directory) -> Result<Vec<Directory>, Error> {
-    let fail =
-        |source| Error::File { operation: "list", path: directory.path().to_owned(), source };
+    let fail = |source: io::Error| Error::File {
+        operation: "list",
+        path: directory.path().to_owned(),
+        source: source.into(),
+    };
     let mut children = Vec::new();
     let entries = rustix::fs::Dir::read_from(directory).map_err(|error| fail(error.into()))?;
     for entry in entries {

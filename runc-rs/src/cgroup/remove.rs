@@ -53,7 +53,11 @@ impl Cgroup {
                 && !group.left_out.get()
                 && result.is_ok()
             {
-                result = Err(Error::File { operation: "remove", path: group.path.clone(), source });
+                result = Err(Error::File {
+                    operation: "remove",
+                    path: group.path.clone(),
+                    source: source.into(),
+                });
             }
         }
         result

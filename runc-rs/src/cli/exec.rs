@@ -68,6 +68,7 @@ fn process(parsed: &Parsed, container: &Container) -> Result<Process, Error> {
         return Err(Error::Usage("exec args cannot be empty".to_owned()));
     }
     change(&mut process, parsed)?;
+    process.check("command line")?;
     Ok(process)
 }
 

@@ -9,9 +9,13 @@ pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     let parsed = Parsed::new(words, &[value("format", "f")], 1)?;
     parsed.expect("ps", 1, usize::MAX)?;
     let container = super::container(settings, &parsed)?;
-    let pids = container.cgroup().pids(true)?;
+    // systemd removes the cgroup of a container that has stopped.
+    let cgroup = container.cgroup();
+    let pids = if cgroup.exists() { cgroup.pids(true)? } else { Vec::new() };
     let text = match parsed.value("format").unwrap_or("table") {
         "json" => {
+            // As Go writes a list that was never made.
+            let pids = (!pids.is_empty()).then_some(&pids);
             let text = serde_json::to_string(&pids)
                 .map_err(|error| Error::system("write", "pids", std::io::Error::other(error)))?;
             format!("{text}\n")
@@ -31,9 +35,18 @@ fn table(pids: &[u32], options: &[String]) -> Result<String, Error> {
         .args(options)
         .output()
         .map_err(|error| Error::system("run", "ps", error))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(Error::Usage(format!("ps: {}: {}", output.status, one_line(&said))));
+    }
     let text = String::from_utf8_lossy(&output.stdout);
     select(&text, pids)
         .ok_or_else(|| Error::Usage("couldn't find PID field in ps output".to_owned()))
+}
+
+/// The first line that says something.
+fn one_line(text: &str) -> &str {
+    text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default()
 }
 
 fn select(text: &str, pids: &[u32]) -> Option<String> {

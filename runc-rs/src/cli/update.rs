@@ -4,7 +4,8 @@ use std::{fs::File, io, io::Read as _};
 
 use super::flags::{ANYWHERE, Flag, Parsed, value};
 use crate::{
-    container::Container,
+    container::{Container, Status},
+    create,
     error::Error,
     intel_rdt::Resctrl,
     settings::Settings,
@@ -48,6 +49,10 @@ pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     };
     // The device rules of a running container are not part of what can be updated.
     resources.devices.clear();
+    if container.status()? == Status::Stopped {
+        return Err(Error::Status("container not running".to_owned()));
+    }
+    create::warn_of_kernel_memory(Some(&resources));
     container.cgroup().apply(&resources)?;
     match shares {
         Some(shares) => container.set_shares(shares).map(|()| 0),
@@ -96,6 +101,8 @@ fn from_flags(parsed: &Parsed) -> Result<LinuxResources, Error> {
         limit: bytes(parsed, "memory")?,
         reservation: bytes(parsed, "memory-reservation")?,
         swap: bytes(parsed, "memory-swap")?,
+        kernel: bytes(parsed, "kernel-memory")?,
+        kernel_tcp: bytes(parsed, "kernel-memory-tcp")?,
         ..LinuxMemory::default()
     };
     let cpu = LinuxCpu {

@@ -94,7 +94,7 @@ fn user_namespace(idmap: &IdMap, linux: &Linux) -> Result<OwnedFd, Error> {
     }
     let (uids, gids) =
         if own { (&linux.uid_mappings, &linux.gid_mappings) } else { (&idmap.uids, &idmap.gids) };
-    if uids.is_empty() {
+    if uids.is_empty() || own && linux.namespace(NamespaceKind::User).is_none() {
         return Err(Error::Process(
             "id-mapped mounts must have both uid and gid mappings specified".to_owned(),
         ));

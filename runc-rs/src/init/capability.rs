@@ -158,7 +158,7 @@ fn bits(names: &[String]) -> u64 {
 }
 
 fn number(name: &str) -> Option<usize> {
-    NAMES.iter().position(|known| known.eq_ignore_ascii_case(name))
+    NAMES.iter().position(|&known| known == name)
 }
 
 #[cfg(test)]
@@ -202,7 +202,8 @@ mod tests {
     fn numbers() {
         let cases = [
             ("CAP_CHOWN", Some(0)),
-            ("cap_kill", Some(5)),
+            ("CAP_KILL", Some(5)),
+            ("cap_kill", None),
             ("CAP_CHECKPOINT_RESTORE", Some(40)),
             ("KILL", None),
             ("", None),

@@ -36,6 +36,13 @@ pub struct LinuxSeccomp {
 }
 
 impl LinuxSeccomp {
+    /// Whether it asks for nothing, so that there is no filter.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.default_action.is_empty() && self.syscalls.is_empty()
+    }
+}
+
+impl LinuxSeccomp {
     /// Whether the profile says nothing at all, which means that there is no filter.
     pub fn is_unset(&self) -> bool {
         self.default_action.is_empty() && self.syscalls.is_empty()

@@ -107,14 +107,8 @@ fn namespaces(linux: &Linux) -> Check {
             return Err(invalid("linux.namespaces.path", "must be an absolute path"));
         }
     }
-    let mapped = !linux.uid_mappings.is_empty() || !linux.gid_mappings.is_empty();
+    // Mappings without a user namespace mean nothing, as for runc.
     match linux.namespace(NamespaceKind::User) {
-        None if mapped => {
-            return Err(invalid(
-                "linux.uidMappings",
-                "user namespace mappings specified, but user namespace isn't enabled in the config",
-            ));
-        }
         Some(user)
             if user.path.is_empty()
                 && (linux.uid_mappings.is_empty() || linux.gid_mappings.is_empty()) =>
@@ -256,7 +250,11 @@ fn sysctls(linux: &Linux) -> Check {
         } else if dotted == "kernel.domainname" && has(NamespaceKind::Uts) {
         } else if dotted == "kernel.hostname" && has(NamespaceKind::Uts) {
             return refuse("is not allowed as it conflicts with the OCI \"hostname\" field");
-        } else if dotted.starts_with("user.") && has(NamespaceKind::User) {
+        } else if dotted.starts_with("user.") {
+            if !has(NamespaceKind::User) {
+                let reason = "setting ucounts without a user namespace not allowed";
+                return Err(invalid("linux.sysctl", format!("{reason}: {dotted}")));
+            }
         } else {
             return refuse("is not in a separate kernel namespace");
         }
@@ -328,11 +326,7 @@ mod tests {
                 "unknown variant",
             ),
             ("hostname", r#"{"hostname": "a"}"#, "hostname: unable to set hostname without"),
-            (
-                "mappings",
-                r#"{"linux": {"uidMappings": [{"containerID":0,"hostID":1,"size":1}]}}"#,
-                "linux.uidMappings: user namespace mappings specified",
-            ),
+            ("users", r#"{"linux": {"sysctl": {"user/max_x": "1"}}}"#, "setting ucounts without a"),
             (
                 "no mappings",
                 r#"{"linux": {"namespaces": [{"type": "user"}]}}"#,
