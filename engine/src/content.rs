@@ -370,7 +370,7 @@ fn no_write(reference: &str) -> Error {
 }
 
 /// The names in `folder`; of one that does not exist, none.
-fn names(folder: &Path) -> Result<Vec<String>, Error> {
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Error> {
     let entries = match fs::read_dir(folder) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.map_err(Error::file("read", folder))?,

@@ -10,12 +10,12 @@ mod socket;
 mod state;
 
 use std::{
-    fs::{self, File, Permissions, TryLockError},
+    fs::{self, File, Permissions},
     io,
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
     path::Path,
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use proto::{
@@ -48,6 +48,7 @@ use crate::{
     error::Error,
     events::Exchange,
     gc::Scheduler,
+    lock::lock,
     restart::{self, Monitor},
     runtime::{Runtime, Settings},
     services,
@@ -78,7 +79,7 @@ pub struct Daemon {
     gc: Scheduler,
     syncer: Syncer,
     stop: CancellationToken,
-    /// Held for as long as the daemon lives; see [`lock`].
+    /// Held for as long as the daemon lives; see [`lock`](mod@crate::lock).
     _locks: [File; 2],
 }
 
@@ -88,7 +89,7 @@ impl Daemon {
     /// # Errors
     ///
     /// - `Unavailable`: another daemon has the root, the state folder or the socket.
-    /// - `File`, `Database`, `NewerSchema`: a part cannot be made.
+    /// - `File`, `Database`, `NewerSchema`, `DamagedDatabase`, `LostDatabase`: a part cannot be made.
     pub fn build(config: Config, paths: &Paths) -> Result<Self, Error> {
         // Records and layers are nobody else's business; sockets are in the other folder.
         make_folder(&paths.root, 0o700)?;
@@ -301,32 +302,6 @@ fn make_folder(path: &Path, mode: u32) -> Result<(), Error> {
     fs::create_dir_all(path).map_err(Error::file("create", path))?;
     fs::set_permissions(path, Permissions::from_mode(mode))
         .map_err(Error::file("set permissions of", path))
-}
-
-/// How long a daemon that is going away may still hold its locks.
-const LOCK_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// Takes the lock of a folder: two daemons on one root would destroy each other's state.
-///
-/// The kernel drops it with the process, however that ends; whoever is started in the place of a
-/// daemon that was just killed may come a little too early, and waits.
-fn lock(folder: &Path) -> Result<File, Error> {
-    let path = folder.join("gantryd.lock");
-    let file = File::create(&path).map_err(Error::file("create", &path))?;
-    let started = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_TIMEOUT => {
-                std::thread::sleep(Duration::from_millis(20));
-            }
-            Err(TryLockError::WouldBlock) => {
-                let folder = folder.display();
-                return Err(Error::Unavailable(format!("another gantryd uses {folder}")));
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::file("lock", path)(error)),
-        }
-    }
 }
 
 /// Tells the service manager, if one waits for it (sd_notify(3)).

@@ -56,6 +56,14 @@ pub enum Error {
     #[error("metadata database: record of {what} is damaged")]
     Damaged { what: String, source: Box<dyn std::error::Error + Send + Sync> },
 
+    /// The database as such is no good.
+    #[error("metadata database {} is damaged; `gantryd db repair` saves what there is", path.display())]
+    DamagedDatabase { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
+
+    /// There is no database, but what it told of.
+    #[error("metadata database {} is missing, but there is {beside}; `gantryd db repair` makes one", path.display())]
+    LostDatabase { path: PathBuf, beside: &'static str },
+
     /// The database was written by a newer program.
     #[error("metadata database {} has schema {found}, this program reads up to {known}", path.display())]
     NewerSchema { path: PathBuf, found: u64, known: u64 },

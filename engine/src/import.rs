@@ -242,6 +242,7 @@ fn varint(bytes: &[u8]) -> u64 {
 /// Those of [`import`]; `Database` when a daemon runs on `root`.
 pub fn import_into(root: &Path, from: &Path) -> Result<Imported, Error> {
     fs::create_dir_all(root).map_err(Error::file("create", root))?;
+    crate::db::refuse_lost(root)?;
     let metadata = metadata::Store::open(&root.join("metadata.redb"))?;
     let content = content::Store::open(&root.join("content"), metadata.clone())?;
     import(from, &metadata, &content)

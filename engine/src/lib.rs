@@ -7,7 +7,7 @@
 //! | line    | modules                                                | may                  |
 //! |---------|--------------------------------------------------------|----------------------|
 //! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`mod@reference`] | neither I/O nor async |
-//! | state   | [`content`], [`diff`], [`durability`], [`gc`], [`import`], [`metadata`] | block, no tokio |
+//! | state   | `lock`, [`content`], [`diff`], [`durability`], [`gc`], [`import`], [`metadata`], [`db`] | block, no tokio |
 //! | work    | [`events`], [`registry`], [`runtime`], [`restart`], [`streaming`], [`transfer`] | async                |
 //! | surface | [`services`]                                           | async; tonic and the wire's types |
 //! | wiring  | [`config`], [`daemon`]                                 | everything           |
@@ -15,6 +15,7 @@
 pub mod config;
 pub mod content;
 pub mod daemon;
+pub mod db;
 pub mod diff;
 pub mod digest;
 pub mod durability;
@@ -26,6 +27,7 @@ pub mod gc;
 pub mod identifier;
 pub mod import;
 pub mod labels;
+mod lock;
 pub mod metadata;
 pub mod namespace;
 pub mod oci;

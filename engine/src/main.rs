@@ -11,7 +11,9 @@ use clap::{Parser, Subcommand};
 use engine::{
     config::{self, Config, Flags, Format, Layout, Level},
     daemon::Daemon,
+    db,
     import::Imported,
+    namespace::Namespace,
     services::{REVISION, VERSION},
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -75,6 +77,33 @@ enum Command {
         #[arg(long, value_name = "FOLDER", default_value = "/var/lib/containerd")]
         from: PathBuf,
     },
+    /// Looks at the records below the root, and mends them; no daemon may run
+    #[command(subcommand)]
+    Db(Db),
+}
+
+#[derive(Subcommand)]
+enum Db {
+    /// Says what is wrong, a line each; the exit status is 1 if there is something
+    Check {
+        /// Also reads each blob and compares its digest
+        #[arg(long)]
+        deep: bool,
+        /// How the result is written
+        #[arg(long, value_enum, value_name = "FORMAT", default_value = "text")]
+        format: Format,
+    },
+    /// Mends what is wrong, and says what was done; what has to go is put aside
+    Repair {
+        /// Also reads each blob and compares its digest
+        #[arg(long)]
+        deep: bool,
+        /// Where blobs and snapshots come to of which no record is left
+        #[arg(long, value_name = "NAMESPACE", default_value = "default")]
+        namespace: Namespace,
+    },
+    /// Prints all records, a line of JSON each
+    Dump,
 }
 
 #[derive(Subcommand)]
@@ -90,6 +119,11 @@ fn main() -> ExitCode {
             io::stdout().write_all(config::DEFAULT.as_bytes()).map_err(Into::into)
         }
         Some(Command::ImportContainerd { from }) => import(args, &from),
+        Some(Command::Db(command)) => match db(args, &command) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(error) => Err(error),
+        },
         None => run(args),
     };
     match result {
@@ -131,6 +165,46 @@ fn import(args: Args, from: &Path) -> Result<(), Box<dyn std::error::Error>> {
         "{containers} containers, {images} images and {blobs} blobs are new, {left} left"
     )?;
     Ok(())
+}
+
+/// Whether all is well.
+fn db(args: Args, command: &Db) -> Result<bool, Box<dyn std::error::Error>> {
+    let layout = args.compat;
+    let config = configuration(args)?;
+    log_to_stderr(&config.log);
+    let root = db::Root::open(&config.paths(layout).root)?;
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    let good = match command {
+        Db::Check { deep, format } => {
+            let report = root.check(*deep)?;
+            match format {
+                Format::Json => writeln!(out, "{}", serde_json::to_string(&report)?)?,
+                Format::Text => {
+                    for problem in &report.problems {
+                        writeln!(out, "{problem}")?;
+                    }
+                }
+            }
+            report.problems.is_empty()
+        }
+        Db::Repair { deep, namespace } => {
+            let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
+            let repaired = root.repair(*deep, namespace, &now)?;
+            for line in &repaired.done {
+                writeln!(out, "{line}")?;
+            }
+            for problem in &repaired.left {
+                writeln!(out, "left: {problem}")?;
+            }
+            repaired.left.is_empty()
+        }
+        Db::Dump => {
+            root.dump(&mut out)?;
+            true
+        }
+    };
+    out.flush()?;
+    Ok(good)
 }
 
 fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {

@@ -29,6 +29,7 @@ mod objects;
 mod record;
 mod rows;
 mod sandboxes;
+mod schema;
 mod store;
 
 pub use self::{
@@ -43,5 +44,8 @@ pub use self::{
 };
 pub(crate) use self::{
     content::already_exists,
-    objects::{Object, each, remove_content, remove_image, remove_lease},
+    namespaces::{ensure as ensure_namespace, from_row as namespace_of},
+    objects::{Object, each, object, remove_content, remove_image, remove_lease},
+    schema::{META, SCHEMA},
+    store::is_damage,
 };

@@ -41,6 +41,7 @@ const RULES: &[Rule] = &[
 /// The modules of the engine that block and know nothing of the wire.
 const DOMAIN: &[&str] = &[
     "content",
+    "db",
     "diff",
     "digest",
     "field_mask",

@@ -62,29 +62,40 @@ pub fn create_tables(transaction: &WriteTransaction) -> Result<(), Error> {
     Ok(())
 }
 
-/// The value in [`SNAPSHOTS`].
+/// The value in [`SNAPSHOTS`], for whoever looks at the tables as such; its fields are the schema's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Record {
-    pub(crate) id: u64,
-    pub(crate) kind: Kind,
+#[expect(missing_docs, reason = "the schema has them")]
+pub struct Record {
+    pub id: u64,
+    pub kind: Kind,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) parent: Option<String>,
+    pub parent: Option<String>,
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
-    pub(crate) labels: Labels,
-    pub(crate) created: i64,
-    pub(crate) updated: i64,
+    pub labels: Labels,
+    pub created: i64,
+    pub updated: i64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) usage: Option<Usage>,
+    pub usage: Option<Usage>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) unsynced: Option<String>,
+    pub unsynced: Option<String>,
 }
 
 impl Record {
-    fn decode(bytes: &[u8]) -> Result<Self, Error> {
+    /// Reads a record.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Database`]: a field is missing, or not of its type.
+    pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
         serde_json::from_slice(bytes).map_err(Error::database)
     }
 
-    fn encode(&self) -> Result<Vec<u8>, Error> {
+    /// Writes a record.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Database`].
+    pub fn encode(&self) -> Result<Vec<u8>, Error> {
         serde_json::to_vec(self).map_err(Error::database)
     }
 

@@ -19,7 +19,7 @@ use snapshotter::{Copies, Native, Overlay, OverlayOptions, Snapshotter, Transact
 
 use crate::{
     config::{self, Paths},
-    content,
+    content, db,
     durability::{self, Syncer},
     error::Error,
     events::Exchange,
@@ -38,7 +38,8 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn open(paths: &Paths, gc: &config::Gc, events: Exchange) -> Result<Self, Error> {
-        let metadata = metadata::Store::open(&paths.root.join("metadata.redb"))?;
+        db::refuse_lost(&paths.root)?;
+        let metadata = metadata::Store::open(&paths.root.join(db::DATABASE))?;
         let content = content::Store::open(&paths.root.join("content"), metadata.clone())?;
         let syncer = Syncer::default();
         let root = paths.root.join("snapshots");

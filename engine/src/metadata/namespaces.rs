@@ -48,11 +48,7 @@ impl Store {
         self.read(|view| {
             let mut found = Vec::new();
             view.scan(Table::Namespaces, b"", &mut |key, value| {
-                let [name] = key::split(key)?;
-                found.push(NamespaceInfo {
-                    name: name.parse()?,
-                    labels: decode::<Record>("a namespace", value)?.labels,
-                });
+                found.push(from_row(key, value)?);
                 Ok(())
             })?;
             Ok(found)
@@ -149,8 +145,15 @@ impl Store {
     }
 }
 
+/// The namespace of a row.
+pub(crate) fn from_row(key: &[u8], value: &[u8]) -> Result<NamespaceInfo, Error> {
+    let [name] = key::split(key)?;
+    let what = format!("namespace {name:?}");
+    Ok(NamespaceInfo { name: name.parse()?, labels: decode::<Record>(&what, value)?.labels })
+}
+
 /// Makes the namespace unless it is there: the first object in it does.
-pub(super) fn ensure(changes: &mut Changes<'_>, name: &Namespace) -> Result<(), Error> {
+pub(crate) fn ensure(changes: &mut Changes<'_>, name: &Namespace) -> Result<(), Error> {
     if changes.get(Table::Namespaces, name.as_str().as_bytes())?.is_none() {
         put(changes, name, Labels::new());
     }

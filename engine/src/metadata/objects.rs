@@ -45,7 +45,8 @@ pub(crate) fn each(
     Ok(())
 }
 
-fn object(table: Table, key: &[u8], value: &[u8]) -> Result<(Namespace, Object), Error> {
+/// The object of a row of any table but that of namespaces.
+pub(crate) fn object(table: Table, key: &[u8], value: &[u8]) -> Result<(Namespace, Object), Error> {
     let [namespace, name] = key::split(key)?;
     let object = match table {
         Table::Leases => Object::Lease(leases::from_record(name, value)?),

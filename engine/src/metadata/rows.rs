@@ -20,7 +20,7 @@ pub enum Table {
 }
 
 impl Table {
-    const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Namespaces,
         Self::Images,
         Self::Containers,
@@ -30,8 +30,9 @@ impl Table {
         Self::Content,
     ];
 
-    fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
-        TableDefinition::new(match self {
+    /// Its name in the database.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
             Self::Namespaces => "namespaces",
             Self::Images => "images",
             Self::Containers => "containers",
@@ -39,7 +40,11 @@ impl Table {
             Self::Leases => "leases",
             Self::LeaseResources => "lease_resources",
             Self::Content => "content",
-        })
+        }
+    }
+
+    pub(crate) fn definition(self) -> TableDefinition<'static, &'static [u8], &'static [u8]> {
+        TableDefinition::new(self.name())
     }
 }
 

@@ -19,26 +19,25 @@
 //! again, the daemon goes on.
 
 use std::{
+    fs::{self, File},
+    io,
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
 use redb::{
-    Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition,
-    WriteTransaction,
+    Database, DatabaseError, ReadTransaction, ReadableDatabase, RepairSession, WriteTransaction,
 };
 
-use super::rows::{Changes, View};
+use super::{
+    rows::{Changes, View},
+    schema,
+};
 use crate::error::Error;
-
-/// The schema that this program writes; `docs/formats.md` says what changed from one to the next.
-const SCHEMA: u64 = 1;
-
-const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 
 /// What of the database is kept in memory, in bytes.
 const CACHE_LEN: usize = 2 << 20;
@@ -55,8 +54,8 @@ pub struct Store {
     inner: Arc<Inner>,
 }
 
-/// Opens the database file, or makes it; tests put a failing one below.
-type Opener = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
+/// Opens the database file; tests put a failing one below.
+pub(super) type Opener = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;
 
 struct Inner {
     path: PathBuf,
@@ -83,22 +82,45 @@ struct Group {
 }
 
 impl Store {
-    /// Opens the database at `path`, or makes it. A database that was not closed is repaired.
+    /// Opens the database at `path`, or makes it. One that was not closed is brought back to its
+    /// last commit, one of an older schema up to date.
     ///
     /// # Errors
     ///
     /// - `NewerSchema`: a newer program has written it.
+    /// - `DamagedDatabase`: it is no database, or has no good commit.
     /// - `Database`: it cannot be read, or another process has it open.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let opener = |path: &Path| Database::builder().set_cache_size(CACHE_LEN).create(path);
+        if !path.try_exists().map_err(Error::file("look for", path))? {
+            make(path)?;
+        }
+        let opener = |path: &Path| {
+            let told = AtomicBool::new(false);
+            let tell = move |_: &mut RepairSession| {
+                if !told.swap(true, Ordering::Relaxed) {
+                    tracing::info!(
+                        "metadata database was not closed: going on from its last commit"
+                    );
+                }
+            };
+            Database::builder().set_cache_size(CACHE_LEN).set_repair_callback(tell).open(path)
+        };
         Self::open_with(path, Box::new(opener))
     }
 
-    fn open_with(path: &Path, opener: Opener) -> Result<Self, Error> {
-        let database = opener(path).map_err(Error::database("open"))?;
-        let transaction = database.begin_write().map_err(Error::database("begin"))?;
-        prepare(&transaction, path)?;
-        transaction.commit().map_err(Error::database("commit"))?;
+    pub(super) fn open_with(path: &Path, opener: Opener) -> Result<Self, Error> {
+        let explain = |operation: &'static str, error: redb::Error| {
+            if is_damage(&error) {
+                Error::DamagedDatabase { path: path.to_owned(), source: error.into() }
+            } else {
+                Error::database(operation)(error)
+            }
+        };
+        let database = opener(path).map_err(|error| explain("open", error.into()))?;
+        let transaction = database.begin_write();
+        let transaction = transaction.map_err(|error| explain("begin", error.into()))?;
+        schema::prepare(&transaction, path)?;
+        transaction.commit().map_err(|error| explain("commit", error.into()))?;
         Ok(Self {
             inner: Arc::new(Inner {
                 path: path.to_owned(),
@@ -278,28 +300,54 @@ impl snapshotter::Transactions for Store {
     }
 }
 
-/// Makes the tables, so that readers find them, and checks or notes the schema.
-fn prepare(transaction: &WriteTransaction, path: &Path) -> Result<(), Error> {
-    let mut meta = transaction.open_table(META).map_err(Error::database("open table"))?;
-    let found = meta.get("schema").map_err(Error::database("read"))?.map(|found| found.value());
-    match found {
-        None => {
-            meta.insert("schema", SCHEMA).map_err(Error::database("write"))?;
-        }
-        Some(SCHEMA) => {}
-        Some(found) => {
-            return Err(Error::NewerSchema { path: path.to_owned(), found, known: SCHEMA });
-        }
+/// Makes an empty database at `path`, which appears there when it is whole: a file that is not is
+/// damage.
+fn make(path: &Path) -> Result<(), Error> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".new");
+    let unfinished = PathBuf::from(unfinished);
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        removed => removed.map_err(Error::file("remove", &unfinished))?,
     }
-    super::rows::make_tables(transaction)
+    let database = Database::builder().set_cache_size(CACHE_LEN).create(&unfinished);
+    let database = database.map_err(Error::database("create"))?;
+    let transaction = database.begin_write().map_err(Error::database("begin"))?;
+    schema::prepare(&transaction, path)?;
+    transaction.commit().map_err(Error::database("commit"))?;
+    drop(database);
+    fs::rename(&unfinished, path).map_err(Error::file("rename", path))?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    let sync = File::open(folder).and_then(|folder| folder.sync_all());
+    sync.map_err(Error::file("sync", folder))
+}
+
+/// Whether the error tells of what the file holds, and not of a disk, a lock or a limit.
+pub(crate) fn is_damage(error: &redb::Error) -> bool {
+    match error {
+        redb::Error::Io(error) => {
+            matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
+        }
+        redb::Error::Corrupted(_)
+        | redb::Error::UpgradeRequired(_)
+        | redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TableIsMultimap(_)
+        | redb::Error::TableIsNotMultimap(_)
+        | redb::Error::TypeDefinitionChanged { .. } => true,
+        _ => false,
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{io, sync::Barrier, thread};
+    use std::{sync::Barrier, thread};
 
     use super::*;
-    use crate::metadata::{Rows, Table};
+    use crate::metadata::{
+        Rows, Table,
+        schema::{META, SCHEMA},
+    };
 
     fn open() -> (tempfile::TempDir, Store) {
         let folder = tempfile::tempdir().expect("a temporary directory");

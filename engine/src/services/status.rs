@@ -22,6 +22,8 @@ pub fn status(error: Error) -> Status {
         | Error::Layer(_)
         | Error::Database { .. }
         | Error::Damaged { .. }
+        | Error::DamagedDatabase { .. }
+        | Error::LostDatabase { .. }
         | Error::NewerSchema { .. } => Code::Unknown,
     };
     let message = sys::error::Chain(&error).to_string();

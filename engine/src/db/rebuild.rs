@@ -1,0 +1,244 @@
+//! Makes a database anew from what is left: rows of the old one, blobs, and directories.
+//!
+//! Which rows of a damaged database can be believed, redb's check of each page tells: what can be
+//! read is as it was written, so it is taken over, up to the first page that is no good of each
+//! table. Then everything that has no record gets one:
+//!
+//! - a blob, if its bytes have its digest;
+//! - a snapshot's directory, as an active snapshot without a parent. Which was on top of which is not
+//!   known, nor which was committed, so an image has to be unpacked again; but what a container has
+//!   written can be copied out, and a container that runs on it goes on.
+//!
+//! Both are labelled so that they are not collected. Names of images are in no file: whatever is an
+//! index or a manifest is listed.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use redb::{Key, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, Value};
+use serde::Deserialize;
+use snapshotter::{
+    Kind,
+    records::{Record, SNAPSHOTS},
+};
+
+use super::{DATABASE, Root, check::hash, numbered, repair, scratch};
+use crate::{
+    digest::{Algorithm, Digest},
+    error::Error,
+    gc,
+    labels::Labels,
+    metadata::{self, Table},
+    namespace::{Namespace, Scope},
+};
+
+/// The label of what was found without a record.
+const RECOVERED: &str = "gantry.io/recovered";
+
+/// The largest blob that may be an index or a manifest, in bytes.
+const DOCUMENT_LEN_MAX: u64 = 4 << 20;
+
+impl Root {
+    pub(super) fn rebuild(
+        &self,
+        namespace: &Namespace,
+        suffix: &str,
+        done: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        let path = self.database();
+        let old = self.path.join(format!("{DATABASE}.damaged-{suffix}"));
+        if path.exists() {
+            fs::rename(&path, &old).map_err(Error::file("rename", &path))?;
+            done.push(format!("moved the database to {}", old.display()));
+        }
+        let store = metadata::Store::open(&path)?;
+        done.push("made a new database".to_owned());
+        salvage(&old, &store, done)?;
+        let labels = Labels::from([
+            (gc::ROOT.to_owned(), jiff::Timestamp::now().to_string()),
+            (RECOVERED.to_owned(), suffix.to_owned()),
+        ]);
+        self.adopt_blobs(&store, namespace, &labels, done)?;
+        self.adopt_directories(&store, namespace, &labels, done)
+    }
+
+    /// Gives each good blob without a record one.
+    fn adopt_blobs(
+        &self,
+        store: &metadata::Store,
+        namespace: &Namespace,
+        labels: &Labels,
+        done: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        let mut known = BTreeSet::new();
+        store.read(|view| {
+            metadata::each(view, &mut |_, object| {
+                if let metadata::Object::Content(info) = object {
+                    known.insert(info.digest.to_string());
+                }
+                Ok(())
+            })
+        })?;
+        let scope = Scope::new(namespace.clone());
+        let (mut count, mut lost) = (0, Vec::new());
+        for algorithm in Algorithm::ALL {
+            let folder = self.path.join("content/blobs").join(algorithm.name());
+            for name in crate::content::names(&folder)? {
+                let text = format!("{}:{name}", algorithm.name());
+                let Ok(digest) = text.parse::<Digest>() else { continue };
+                if known.contains(&text) {
+                    continue;
+                }
+                let path = self.blob(&digest);
+                if hash(&path, &digest)? != digest {
+                    done.push(format!("left blob {digest}: its file has another digest"));
+                    continue;
+                }
+                let size = fs::metadata(&path).map_err(Error::file("stat", &path))?.len();
+                lost.extend(document(&path, size).map(|kind| format!("{digest} ({kind})")));
+                store.insert_content(&scope, &digest, size, labels.clone())?;
+                count += 1;
+            }
+        }
+        done.push(format!("made records of {count} blobs in namespace {:?}", namespace.as_str()));
+        done.extend(lost.into_iter().map(|digest| {
+            format!("the name of the image is lost, pull or tag it again: {digest}")
+        }));
+        Ok(())
+    }
+
+    /// Gives each directory without a record one.
+    fn adopt_directories(
+        &self,
+        store: &metadata::Store,
+        namespace: &Namespace,
+        labels: &Labels,
+        done: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        let mut adopted = Vec::new();
+        for snapshotter in crate::content::names(&self.path.join("snapshots"))? {
+            let folder = self.directories(&snapshotter);
+            let mut ids = BTreeSet::from_iter(numbered(&folder)?);
+            for known in repair::ids_of(store, &snapshotter)? {
+                ids.remove(&known);
+            }
+            for id in ids {
+                adopted.push((snapshotter.clone(), id));
+            }
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let now = i64::try_from(now).unwrap_or(i64::MAX);
+        repair::change_snapshots(store, &mut |transaction| {
+            let mut table = transaction.open_table(SNAPSHOTS).map_err(repair::database)?;
+            for (snapshotter, id) in &adopted {
+                let record = Record {
+                    id: *id,
+                    kind: Kind::Active,
+                    parent: None,
+                    labels: labels.clone(),
+                    created: now,
+                    updated: now,
+                    usage: None,
+                    unsynced: None,
+                };
+                let name = format!("recovered-{id}");
+                let key = (snapshotter.as_str(), namespace.as_str(), name.as_str());
+                let value = record.encode()?;
+                table.insert(key, value.as_slice()).map_err(repair::database)?;
+            }
+            Ok(())
+        })?;
+        if !adopted.is_empty() {
+            store.write(|changes| metadata::ensure_namespace(changes, namespace))?;
+        }
+        for (snapshotter, id) in adopted {
+            done.push(format!(
+                "made snapshot {snapshotter}/{}/recovered-{id} of directory {id}",
+                namespace.as_str()
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Takes over the rows of the old database that can be read.
+fn salvage(old: &Path, store: &metadata::Store, done: &mut Vec<String>) -> Result<(), Error> {
+    let Ok(database) = scratch::open(old) else { return Ok(()) };
+    let Ok(transaction) = database.begin_read() else { return Ok(()) };
+    for table in Table::ALL {
+        let rows = readable(&transaction, table.definition(), |key, value| {
+            let good = match table {
+                Table::Namespaces => metadata::namespace_of(key, value).is_ok(),
+                _ => metadata::object(table, key, value).is_ok(),
+            };
+            good.then(|| (key.to_owned(), value.to_owned()))
+        });
+        if rows.is_empty() {
+            continue;
+        }
+        done.push(format!("took over {} rows of table {}", rows.len(), table.name()));
+        store.write(|changes| {
+            for (key, value) in rows {
+                changes.put(table, &key, value);
+            }
+            Ok(())
+        })?;
+    }
+    let rows = readable(&transaction, SNAPSHOTS, |(snapshotter, namespace, name), value| {
+        let place = super::snapshots::place((snapshotter, namespace, name));
+        Record::decode(value).is_ok().then(|| (place, value.to_owned()))
+    });
+    if !rows.is_empty() {
+        done.push(format!("took over {} rows of table snapshots", rows.len()));
+    }
+    repair::change_snapshots(store, &mut |transaction| {
+        let mut table = transaction.open_table(SNAPSHOTS).map_err(repair::database)?;
+        for (place, value) in &rows {
+            table.insert(place.key(), value.as_slice()).map_err(repair::database)?;
+        }
+        drop(table);
+        repair::relink_all(transaction)
+    })
+}
+
+/// What `choose` makes of a table's rows, up to the first that cannot be read.
+fn readable<K, V, T>(
+    transaction: &ReadTransaction,
+    definition: TableDefinition<'_, K, V>,
+    mut choose: impl FnMut(K::SelfType<'_>, V::SelfType<'_>) -> Option<T>,
+) -> Vec<T>
+where
+    K: Key + 'static,
+    V: Value + 'static,
+{
+    let Ok(table) = transaction.open_table(definition) else { return Vec::new() };
+    let Ok(rows) = table.iter() else { return Vec::new() };
+    let rows = rows.map_while(Result::ok);
+    rows.filter_map(|(key, value)| choose(key.value(), value.value())).collect()
+}
+
+/// The media type of an index or a manifest, if the blob is one.
+fn document(path: &Path, size: u64) -> Option<String> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Document {
+        media_type: Option<String>,
+        manifests: Option<serde_json::Value>,
+        layers: Option<serde_json::Value>,
+    }
+    if size > DOCUMENT_LEN_MAX {
+        return None;
+    }
+    let bytes = fs::read(path).ok()?;
+    let document: Document = serde_json::from_slice(&bytes).ok()?;
+    let kind = match (document.manifests, document.layers) {
+        (Some(_), _) => "an index",
+        (None, Some(_)) => "a manifest",
+        (None, None) => return None,
+    };
+    Some(document.media_type.unwrap_or_else(|| kind.to_owned()))
+}

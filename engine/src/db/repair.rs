@@ -1,0 +1,286 @@
+//! Does about problems what is to be done.
+
+use std::{
+    collections::BTreeSet,
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use redb::{ReadableTable, WriteTransaction};
+use snapshotter::{
+    Copies, Native, Overlay, OverlayOptions, Transactions,
+    records::{CHILDREN, Record, SNAPSHOTS},
+};
+
+use super::{Place, Problem, Remedy, Root, numbered, snapshots::place};
+use crate::{digest::Digest, error::Error, metadata, namespace::Namespace};
+
+/// How often what is left is looked at again: a snapshot that goes leaves those on top of it.
+const ROUNDS_MAX: usize = 1000;
+
+/// What a repair has done.
+#[derive(Debug, Default)]
+pub struct Repaired {
+    /// What was done, a line each.
+    pub done: Vec<String>,
+    /// What is still wrong.
+    pub left: Vec<Problem>,
+}
+
+impl Root {
+    /// Mends what [`check`](Self::check) finds. What there is no record for any more, and a
+    /// database that cannot be read, are put aside under names that end with `suffix`. Blobs and
+    /// snapshots that such a database told of come into `namespace`.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check); what was done before stays done.
+    pub fn repair(
+        &self,
+        deep: bool,
+        namespace: &Namespace,
+        suffix: &str,
+    ) -> Result<Repaired, Error> {
+        let mut repaired = Repaired::default();
+        let mut report = self.check(deep)?;
+        if report.problems.is_empty() {
+            return Ok(repaired);
+        }
+        if report.problems.iter().any(|problem| problem.remedy == Remedy::Rebuild) {
+            self.rebuild(namespace, suffix, &mut repaired.done)?;
+            report = self.check(false)?;
+        } else {
+            let copy = self.path.join(format!("{}.before-repair-{suffix}", super::DATABASE));
+            copy_durably(&self.database(), &copy)?;
+            repaired.done.push(format!("copied the database to {}", copy.display()));
+        }
+        for _ in 0..ROUNDS_MAX {
+            if report.problems.is_empty() {
+                break;
+            }
+            self.mend(&report.problems, suffix, &mut repaired.done)?;
+            let next = self.check(false)?;
+            let is_stuck = next.problems == report.problems;
+            report = next;
+            if is_stuck {
+                break;
+            }
+        }
+        repaired.left = report.problems;
+        Ok(repaired)
+    }
+
+    fn mend(
+        &self,
+        problems: &[Problem],
+        suffix: &str,
+        done: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        let aside = Aside { folder: self.path.join(format!("aside-{suffix}")) };
+        // Makes tables, and has redb mend what it can of pages.
+        let store = open(&self.database())?;
+        let mut relink = false;
+        for problem in problems {
+            match &problem.remedy {
+                Remedy::Rebuild | Remedy::Open => {}
+                Remedy::Relink => relink = true,
+                Remedy::Remove(table, key) => {
+                    store.write(|changes| {
+                        changes.remove(*table, key);
+                        Ok(())
+                    })?;
+                    done.push(format!("removed the record: {problem}"));
+                }
+                Remedy::MakeNamespace(name) => {
+                    store.write(|changes| metadata::ensure_namespace(changes, name))?;
+                    done.push(format!(
+                        "made the record of namespace {:?}: {problem}",
+                        name.as_str()
+                    ));
+                }
+                Remedy::PutBlobAside(digest) => {
+                    let to = aside.put(&self.blob(digest), &name_of(digest))?;
+                    if let Some(to) = to {
+                        done.push(format!("moved the blob to {}: {problem}", to.display()));
+                    }
+                }
+                Remedy::Suspect(place) => {
+                    change_snapshots(&store, &mut |transaction| suspect(transaction, place))?;
+                    done.push(format!("marked to be unpacked again at the next start: {problem}"));
+                }
+                Remedy::RemoveSnapshot(place, id) => {
+                    // The record last, for what has one is not put aside twice.
+                    self.put_directories_aside(&store, place, *id, &aside, done)?;
+                    relink = true;
+                    change_snapshots(&store, &mut |transaction| remove(transaction, place))?;
+                    done.push(format!("removed the record: {problem}"));
+                }
+            }
+        }
+        if relink {
+            change_snapshots(&store, &mut relink_all)?;
+            done.push("made the table of snapshots' children anew".to_owned());
+        }
+        self.open_snapshotters(store)
+    }
+
+    /// Moves the directory of a snapshot whose record goes; when its number is not known, every one
+    /// that no other record has.
+    fn put_directories_aside(
+        &self,
+        store: &metadata::Store,
+        place: &Place,
+        id: Option<u64>,
+        aside: &Aside,
+        done: &mut Vec<String>,
+    ) -> Result<(), Error> {
+        let folder = self.directories(&place.snapshotter);
+        let ids = match id {
+            Some(id) => BTreeSet::from([id]),
+            None => {
+                let mut ids = BTreeSet::from_iter(numbered(&folder)?);
+                for known in ids_of(store, &place.snapshotter)? {
+                    ids.remove(&known);
+                }
+                ids
+            }
+        };
+        for id in ids {
+            let name = format!("{}-{id}", place.snapshotter);
+            if let Some(to) = aside.put(&folder.join(id.to_string()), &name)? {
+                done.push(format!("moved directory {id} of {place} to {}", to.display()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the snapshotters make the directories that are missing, as at the start of a daemon.
+    fn open_snapshotters(&self, store: metadata::Store) -> Result<(), Error> {
+        let folder = self.path.join("snapshots");
+        let records: Arc<dyn Transactions> = Arc::new(store);
+        let options = OverlayOptions::default();
+        Overlay::open(&folder.join("overlayfs"), Arc::clone(&records), options)?;
+        Native::open(&folder.join("native"), records, Copies)?;
+        Ok(())
+    }
+}
+
+/// Opens the database; redb checks its pages.
+fn open(path: &Path) -> Result<metadata::Store, Error> {
+    let mut database = redb::Database::open(path).map_err(Error::database("open"))?;
+    database.check_integrity().map_err(Error::database("check"))?;
+    drop(database);
+    metadata::Store::open(path)
+}
+
+fn name_of(digest: &Digest) -> String {
+    format!("{}-{}", digest.algorithm().name(), digest.hex())
+}
+
+/// Where what is no good goes to.
+struct Aside {
+    folder: PathBuf,
+}
+
+impl Aside {
+    /// Moves what is at `from`, if it is there, and says where it is now.
+    fn put(&self, from: &Path, name: &str) -> Result<Option<PathBuf>, Error> {
+        if let Err(error) = from.symlink_metadata()
+            && error.kind() == io::ErrorKind::NotFound
+        {
+            return Ok(None);
+        }
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
+        made.map_err(Error::file("create", &self.folder))?;
+        let to = self.folder.join(name);
+        fs::rename(from, &to).map_err(Error::file("rename", from))?;
+        Ok(Some(to))
+    }
+}
+
+fn copy_durably(from: &Path, to: &Path) -> Result<(), Error> {
+    fs::copy(from, to).map_err(Error::file("copy", from))?;
+    let synced = File::open(to).and_then(|copy| copy.sync_all());
+    synced.map_err(Error::file("sync", to))
+}
+
+type SnapshotChange<'a> =
+    dyn FnMut(&WriteTransaction) -> Result<(), snapshotter::Error> + Send + 'a;
+
+pub(super) fn change_snapshots(
+    store: &metadata::Store,
+    change: &mut SnapshotChange<'_>,
+) -> Result<(), Error> {
+    Ok(Transactions::write(store, &mut |transaction| {
+        snapshotter::records::create_tables(transaction)?;
+        change(transaction)
+    })?)
+}
+
+pub(super) fn database(error: impl Into<redb::Error>) -> snapshotter::Error {
+    snapshotter::Error::database(error.into())
+}
+
+pub(super) fn ids_of(store: &metadata::Store, snapshotter: &str) -> Result<Vec<u64>, Error> {
+    let mut ids = Vec::new();
+    change_snapshots(store, &mut |transaction| {
+        let table = transaction.open_table(SNAPSHOTS).map_err(database)?;
+        for row in table.iter().map_err(database)? {
+            let (key, value) = row.map_err(database)?;
+            if let (Ok(record), true) =
+                (Record::decode(value.value()), key.value().0 == snapshotter)
+            {
+                ids.push(record.id);
+            }
+        }
+        Ok(())
+    })?;
+    Ok(ids)
+}
+
+fn remove(transaction: &WriteTransaction, place: &Place) -> Result<(), snapshotter::Error> {
+    let mut table = transaction.open_table(SNAPSHOTS).map_err(database)?;
+    table.remove(place.key()).map_err(database)?;
+    Ok(())
+}
+
+/// Notes that the files of a snapshot may be lost, as if it was committed in another boot.
+fn suspect(transaction: &WriteTransaction, place: &Place) -> Result<(), snapshotter::Error> {
+    let mut table = transaction.open_table(SNAPSHOTS).map_err(database)?;
+    let found = table.get(place.key()).map_err(database)?;
+    let Some(mut record) = found.map(|found| Record::decode(found.value())).transpose()? else {
+        return Ok(());
+    };
+    record.unsynced = Some("lost".to_owned());
+    table.insert(place.key(), record.encode()?.as_slice()).map_err(database)?;
+    Ok(())
+}
+
+/// Makes the table of children what the records say.
+pub(super) fn relink_all(transaction: &WriteTransaction) -> Result<(), snapshotter::Error> {
+    transaction.delete_table(CHILDREN).map_err(database)?;
+    let records = transaction.open_table(SNAPSHOTS).map_err(database)?;
+    let mut children = transaction.open_table(CHILDREN).map_err(database)?;
+    for row in records.iter().map_err(database)? {
+        let (key, value) = row.map_err(database)?;
+        let Ok(Record { id, parent: Some(parent), .. }) = Record::decode(value.value()) else {
+            continue;
+        };
+        let place = place(key.value());
+        let above = Place { name: parent, ..place.clone() };
+        let Some(above) = records.get(above.key()).map_err(database)? else { continue };
+        let Ok(above) = Record::decode(above.value()) else { continue };
+        let link = (place.snapshotter.as_str(), above.id, id);
+        children.insert(link, place.name.as_str()).map_err(database)?;
+    }
+    Ok(())
+}
+
+impl Place {
+    pub(super) fn key(&self) -> (&str, &str, &str) {
+        (&self.snapshotter, &self.namespace, &self.name)
+    }
+}
