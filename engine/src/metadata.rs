@@ -21,6 +21,7 @@
 
 mod containers;
 mod content;
+pub mod fuzz;
 mod images;
 mod key;
 mod leases;
