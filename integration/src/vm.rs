@@ -90,7 +90,7 @@ impl Cgroups {
 
     /// The shell's condition for a machine that is laid out so.
     pub fn condition(self) -> String {
-        let unified = "stat -fc %T /sys/fs/cgroup/unified | grep -q '^cgroup2'";
+        let unified = "grep -q ' /sys/fs/cgroup/unified cgroup2 ' /proc/mounts";
         let hierarchies = match self {
             Self::Unified | Self::Systemd => "test -e /sys/fs/cgroup/cgroup.controllers".to_owned(),
             Self::Legacy | Self::SystemdLegacy => {
