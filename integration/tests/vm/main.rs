@@ -76,6 +76,7 @@ const SUITES: &[Suite] = &[
             "needs_criu_foreground",
             "needs_criu_hooks",
             "needs_criu_limits",
+            "needs_criu_tcp_connection",
         ],
         ..SMALL
     },
