@@ -62,7 +62,7 @@ fn errors_in_the_words_that_clients_match() {
     check("delete", bundle.on("delete", &[]), 1, "that is not stopped: running");
     check("exec", bundle.on("exec", &["nosuch"]), 255, "executable file not found in $PATH");
     check("exec file", bundle.on("exec", &["/etc/passwd"]), 255, "permission denied");
-    check("exec path", bundle.on("exec", &["/no/such"]), 255, "no such file or directory");
+    check("exec path", bundle.on("exec", &["/proc/no/such"]), 255, "no such file or directory");
     check("resume", bundle.on("resume", &[]), 1, "container not paused");
     assert_eq!(bundle.on("kill", &["9"]).status, 0);
     bundle.wait_for("stopped");
@@ -78,10 +78,15 @@ fn failed_create_leaves_nothing() {
     let cases = [
         ("program", "/process/args", json!(["nosuch"]), "executable file not found in $PATH"),
         ("no args", "/process/args", json!([]), "process.args: args must not be empty"),
-        ("mount source", "/mounts", mount("/no/such", "/tmp"), "no such file or directory"),
+        ("mount source", "/mounts", mount("/proc/no/such", "/tmp"), "no such file or directory"),
         ("mount on root", "/mounts", mount("/tmp", "/"), "is the root filesystem itself"),
         ("rootfs", "/root/path", json!("nowhere"), "no such file or directory"),
-        ("namespace", "/linux/namespaces/0/path", json!("/no/such"), "open namespace /no/such"),
+        (
+            "namespace",
+            "/linux/namespaces/0/path",
+            json!("/proc/no/such"),
+            "open namespace /proc/no/such",
+        ),
         ("prestart hook", "/hooks", json!({"prestart": fails}), "prestart hook #0: exit status 1"),
         (
             "createContainer hook",
@@ -145,7 +150,10 @@ fn without_rights() {
     let text = fs::read(&config).expect("read config");
     let mut config_json: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
     config_json["process"]["terminal"] = json!(false);
-    config_json["process"]["args"] = json!(["sh", "-c", "id -u; cat /proc/self/uid_map"]);
+    // The container sees cgroups of its own, not those that come with the host's /sys.
+    let script = "id -u; cat /proc/self/uid_map; \
+                  cd /sys/fs/cgroup; test ! -e cgroup.controllers || ls -d */ 2>/dev/null; true";
+    config_json["process"]["args"] = json!(["sh", "-c", script]);
     fs::write(config, config_json.to_string()).expect("write config");
     let answer = call(&["run", "-b", bundle.path_text(), &bundle.id]);
     let want = "0\n         0      12345          1\n";

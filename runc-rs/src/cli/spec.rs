@@ -123,13 +123,17 @@ fn mounts() -> Value {
 fn rootless(mut document: Value, uid: u32, gid: u32) -> Value {
     let mapping = |id: u32| json!([{"containerID": 0, "hostID": id, "size": 1}]);
     let linux = &mut document["linux"];
-    linux["namespaces"] = namespaces(&["pid", "ipc", "uts", "mount", "user"]);
+    if let Some(namespaces) = linux["namespaces"].as_array_mut() {
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        namespaces.push(json!({"type": "user"}));
+    }
     linux["uidMappings"] = mapping(uid);
     linux["gidMappings"] = mapping(gid);
-    linux["resources"] = Value::Null;
+    if let Some(linux) = linux.as_object_mut() {
+        linux.remove("resources");
+    }
     let Some(mounts) = document["mounts"].as_array_mut() else { return document };
     // The group of terminals is not mapped, and sysfs belongs to who has the network namespace.
-    mounts.retain(|mount| mount["destination"] != "/sys/fs/cgroup");
     for mount in mounts {
         if mount["destination"] == "/sys" {
             *mount = json!({
@@ -139,7 +143,7 @@ fn rootless(mut document: Value, uid: u32, gid: u32) -> Value {
                 "options": ["rbind", "nosuid", "noexec", "nodev", "ro"],
             });
         }
-        if let Some(options) = mount["options"].as_array_mut() {
+        if let Some(options) = mount.get_mut("options").and_then(Value::as_array_mut) {
             options.retain(|option| option != "gid=5");
         }
     }
