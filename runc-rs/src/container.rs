@@ -152,7 +152,7 @@ impl Container {
     pub fn signal(&self, signal: i32) -> Result<(), Error> {
         let shared = !self.has_own_pid_namespace();
         let all = signal == libc::SIGKILL && shared && self.cgroup.exists();
-        if all && !self.cgroup.pids(true)?.is_empty() {
+        if all && !self.cgroup.pids_left()?.is_empty() {
             self.cgroup.kill_all(Signal::KILL)?;
             return Ok(());
         }

@@ -172,6 +172,19 @@ impl Cgroup {
         Ok(pids)
     }
 
+    /// The processes in the group and below it; none when it is gone, or half of its v1 groups are:
+    /// systemd removes those of a unit that has ended.
+    ///
+    /// # Errors
+    ///
+    /// - `File`: the group cannot be read.
+    pub fn pids_left(&self) -> Result<Vec<u32>, Error> {
+        match self.pids(true) {
+            Err(Error::File { source, .. }) if is_gone(&source) => Ok(Vec::new()),
+            result => result,
+        }
+    }
+
     /// Sends `signal` to every process in the group and below it.
     ///
     /// No process escapes by forking: v2 kills the whole group at once, and for other signals,
@@ -196,12 +209,8 @@ impl Cgroup {
             return if self.unified { Ok(()) } else { self.thaw() };
         }
         let frozen = self.freeze().is_ok();
-        let pids = match self.pids(true) {
-            // Half of the groups may be removed already, by a runtime that did not come further.
-            Err(Error::File { source, .. }) if is_gone(&source) => Ok(Vec::new()),
-            result => result,
-        };
-        let result = pids.map(|pids| {
+        // Groups may be removed already, by a runtime that did not come further.
+        let result = self.pids_left().map(|pids| {
             for pid in pids {
                 // It may be gone since; and there is nothing to do about one that is not ours.
                 let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);

@@ -9,9 +9,7 @@ pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     let parsed = Parsed::new(words, &[value("format", "f")], 1)?;
     parsed.expect("ps", 1, usize::MAX)?;
     let container = super::container(settings, &parsed)?;
-    // systemd removes the cgroup of a container that has stopped.
-    let cgroup = container.cgroup();
-    let pids = if cgroup.exists() { cgroup.pids(true)? } else { Vec::new() };
+    let pids = container.cgroup().pids_left()?;
     let text = match parsed.value("format").unwrap_or("table") {
         "json" => {
             // As Go writes a list that was never made.
