@@ -48,7 +48,7 @@ use crate::{
     digest::Digest,
     events::Exchange,
     gc::Snapshotters,
-    labels::Labels,
+    labels::{LABEL_UNCOMPRESSED, Labels},
     metadata::{Image as Record, Resource},
     namespace::{Namespace, Scope},
     oci::{DOCUMENT_LEN_MAX, Descriptor, DocumentError},
@@ -463,6 +463,21 @@ impl Work {
             Err(crate::error::Error::NotFound(_)) => Ok(false),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Labels a blob with what it was inflated to: so it is found when its layer has to be unpacked
+    /// again.
+    fn note_diff_id(&self, digest: &Digest, diff_id: &Digest) -> Result<(), Error> {
+        let (metadata, namespace) = (self.content.metadata(), &self.scope.namespace);
+        let value = diff_id.to_string();
+        let labels = self.content.info(namespace, digest)?.labels;
+        if digest == diff_id || labels.get(LABEL_UNCOMPRESSED) == Some(&value) {
+            return Ok(());
+        }
+        let labels = Labels::from([(LABEL_UNCOMPRESSED.to_owned(), value)]);
+        let mask = [format!("labels.{LABEL_UNCOMPRESSED}")];
+        metadata.update_content(namespace, digest, &labels, &mask)?;
+        Ok(())
     }
 
     fn blob(&self, digest: &Digest) -> Result<std::fs::File, Error> {

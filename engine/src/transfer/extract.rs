@@ -117,7 +117,13 @@ impl Worker {
         let applied = match feed {
             Feed::Stored => {
                 let blob = Stored { file: work.blob(&layer.digest)?, work: &work };
-                extraction.as_ref().map(|to| apply(blob, &to.mounts)).transpose()?
+                let applied = extraction.as_ref().map(|to| apply(blob, &to.mounts)).transpose()?;
+                if let (Some(got), Some(want)) = (&applied, &diff_id)
+                    && got.diff_id == *want
+                {
+                    work.note_diff_id(&layer.digest, want)?;
+                }
+                applied
             }
             Feed::Fetched(parts) => {
                 let mut tee = Tee { parts, part: Bytes::new(), ingest: work.ingest(&layer)? };

@@ -268,6 +268,19 @@ async fn import_unpacks_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn import_notes_what_layers_inflate_to() {
+    let (layers, diff_ids) = layers();
+    let packed: Vec<Vec<u8>> =
+        layers.iter().map(|layer| zstd::encode_all(&layer[..], 1).unwrap()).collect();
+    let kit = Kit::new();
+    kit.import(layout("v1", &packed, &diff_ids), "overlayfs").await.unwrap();
+    for (blob, diff_id) in packed.iter().zip(&diff_ids) {
+        let info = kit.content.info(&Kit::scope().namespace, &Digest::of(blob)).unwrap();
+        assert_eq!(info.labels.get(LABEL_UNCOMPRESSED), Some(&diff_id.to_string()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn import_of_several_images() {
     let (layers, diff_ids) = layers();
     let kit = Kit::new();
