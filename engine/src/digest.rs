@@ -132,21 +132,21 @@ impl Hasher {
     }
 }
 
-/// Why a text is not a digest.
+/// Why a text is not a digest. The messages are those of Go's `go-digest`, which clients print.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[expect(missing_docs, reason = "fields are named by the messages")]
 pub enum ParseDigestError {
     /// There is no colon.
-    #[error("digest has no algorithm")]
+    #[error("invalid checksum digest format")]
     NoAlgorithm,
     /// What stands before the colon is not an [`Algorithm`].
-    #[error("digest algorithm {0:?} is not supported")]
+    #[error("unsupported digest algorithm")]
     UnknownAlgorithm(String),
     /// The hash does not have the algorithm's length, in bytes of text.
-    #[error("digest hash is {got} long instead of {want}")]
+    #[error("invalid checksum digest length")]
     Length { want: usize, got: usize },
     /// The hash has a byte outside `0-9a-f`, first at this offset.
-    #[error("digest hash is not lower-case hex at offset {at}")]
+    #[error("invalid checksum digest format")]
     NotLowerHex { at: usize },
 }
 

@@ -30,6 +30,7 @@ use tonic::{Request, Status};
 
 use crate::{error::Error, namespace::Scope};
 
+use self::status::refused;
 pub use self::{
     containers::Containers,
     content::Content,

@@ -156,7 +156,7 @@ const CASES: &[Case] = &[
     (
         "a digest that is none",
         |it| it.put("content", "default\0sha256:1", Some(&[])),
-        &["content default/sha256:1: digest hash is 1 long instead of 64"],
+        &["content default/sha256:1: invalid checksum digest length"],
     ),
     (
         "a namespace that is none",

@@ -294,7 +294,7 @@ impl Writer {
     ) -> Result<Committed, Error> {
         crate::labels::check(&labels)
             .map_err(|error| Error::InvalidArgument(format!("info.Labels: {error}")))?;
-        let name = &self.reference;
+        let name = &self.reference[self.scope.namespace.as_str().len() + 1..];
         let written = self.offset();
         if size != 0 && size != written {
             let message = format!("{name:?} failed size validation: {written} != {size}");

@@ -180,7 +180,7 @@ impl Store {
         self.write(|changes| {
             let key = key::of(namespace, id);
             if changes.get(Table::Containers, &key)?.is_none() {
-                return Err(Error::NotFound(format!("container {id:?}")));
+                return Err(Error::NotFound(format!("container {id}")));
             }
             changes.remove(Table::Containers, &key);
             Ok(())

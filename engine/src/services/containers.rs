@@ -11,10 +11,9 @@ use proto::containerd::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{after_removal, blocking, paths, required, scope, status, timestamp};
+use super::{after_removal, blocking, paths, refused, required, scope, timestamp};
 use crate::{
     content,
-    error::Error,
     events::Exchange,
     filter::Filter,
     gc::Scheduler,
@@ -121,7 +120,7 @@ impl containers_server::Containers for Containers {
         let UpdateContainerRequest { container, update_mask } = request.into_inner();
         let container = from_wire(required("container", container)?);
         if container.id.is_empty() {
-            return Err(status(Error::InvalidArgument("Container.ID required".to_owned())));
+            return Err(refused("Container.ID required"));
         }
         let (store, owner, mask) = (self.store.clone(), namespace.clone(), paths(update_mask));
         let container = blocking(move || store.update_container(&owner, &container, &mask)).await?;

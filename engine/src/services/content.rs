@@ -18,11 +18,11 @@ use proto::containerd::{
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    after_removal, blocking, paths, required, scope, status, timestamp,
-    wire::{parse_digest, size_to_wire},
+    after_removal, blocking, paths, refused, required, scope, status, timestamp, wire::size_to_wire,
 };
 use crate::{
     content::{Blob, Store, WriteStatus},
+    digest::Digest,
     error::Error,
     events::Exchange,
     filter::Filter,
@@ -57,7 +57,7 @@ impl Content {
 impl content_server::Content for Content {
     async fn info(&self, request: Request<InfoRequest>) -> Result<Response<InfoResponse>, Status> {
         let namespace = scope(&request)?.namespace;
-        let digest = parse_digest(&request.into_inner().digest)?;
+        let digest = parse(&request.into_inner().digest)?;
         let store = self.store.clone();
         let info = blocking(move || store.info(&namespace, &digest)).await?;
         Ok(Response::new(InfoResponse { info: Some(info_to_wire(info)) }))
@@ -70,7 +70,7 @@ impl content_server::Content for Content {
         let namespace = scope(&request)?.namespace;
         let UpdateRequest { info, update_mask } = request.into_inner();
         let info = required("info", info)?;
-        let (digest, mask) = (parse_digest(&info.digest)?, paths(update_mask));
+        let (digest, mask) = (parse(&info.digest)?, paths(update_mask));
         let store = self.store.metadata().clone();
         let update = move || store.update_content(&namespace, &digest, &info.labels, &mask);
         Ok(Response::new(UpdateResponse { info: Some(info_to_wire(blocking(update).await?)) }))
@@ -95,7 +95,8 @@ impl content_server::Content for Content {
 
     async fn delete(&self, request: Request<DeleteContentRequest>) -> Result<Response<()>, Status> {
         let scope = scope(&request)?;
-        let digest = parse_digest(&request.into_inner().digest)?;
+        let digest: Result<Digest, _> = request.into_inner().digest.parse();
+        let digest = digest.map_err(|error| refused(error.to_string()))?;
         let (store, namespace) = (self.store.metadata().clone(), scope.namespace.clone());
         let event = ContentDelete { digest: digest.to_string() };
         blocking(move || store.delete_content(&scope, &digest)).await?;
@@ -112,7 +113,8 @@ impl content_server::Content for Content {
     ) -> Result<Response<Self::ReadStream>, Status> {
         let namespace = scope(&request)?.namespace;
         let ReadContentRequest { digest, offset, size } = request.into_inner();
-        let digest = parse_digest(&digest)?;
+        let digest: Digest =
+            digest.parse().map_err(|error| refused(format!("{digest}: {error}")))?;
         let store = self.store.clone();
         let blob = blocking(move || store.blob(&namespace, &digest)).await?;
         let (length, start) = (blob.size(), u64::try_from(offset).unwrap_or(0));
@@ -134,7 +136,15 @@ impl content_server::Content for Content {
         let namespace = scope(&request)?.namespace;
         let name = request.into_inner().r#ref;
         let store = self.store.clone();
-        let status = blocking(move || store.status(&namespace, &name)).await?;
+        let find = move || {
+            store.status(&namespace, &name).map_err(|error| match error {
+                Error::NotFound(what) => {
+                    Error::NotFound(format!("could not get status for ref {name:?}: {what}"))
+                }
+                error => error,
+            })
+        };
+        let status = blocking(find).await?;
         Ok(Response::new(StatusResponse { status: Some(status_to_wire(status)) }))
     }
 
@@ -197,6 +207,11 @@ fn chunks(
             ReadContentResponse { offset: size_to_wire(at - start), data: Bytes::from(data) };
         Ok(Some((message, (blob, next))))
     })
+}
+
+/// The digest of a blob that a client asks about.
+fn parse(text: &str) -> Result<Digest, Status> {
+    text.parse().map_err(|_| refused(format!("{text:?} failed validation")))
 }
 
 fn info_to_wire(info: ContentInfo) -> api::Info {

@@ -10,7 +10,7 @@ use proto::containerd::services::images::v1::{
 use tonic::{Request, Response, Status};
 
 use super::{
-    after_removal, blocking, paths, required, scope, status, timestamp,
+    after_removal, blocking, paths, refused, required, scope, status, timestamp,
     wire::{descriptor_from_wire, descriptor_to_wire, parse_digest},
 };
 use crate::{
@@ -114,7 +114,7 @@ impl images_server::Images for Images {
 
 fn from_wire(image: api::Image, epoch: Option<prost_types::Timestamp>) -> Result<Image, Status> {
     if image.name.is_empty() {
-        return Err(status(Error::InvalidArgument("Image.Name required".to_owned())));
+        return Err(refused("Image.Name required"));
     }
     let now = match epoch {
         Some(epoch) => SystemTime::try_from(epoch)

@@ -13,7 +13,9 @@ use proto::containerd::{
 use tonic::{Request, Response, Status};
 
 use super::{blocking, paths, required, status};
-use crate::{events::Exchange, gc::Snapshotters, metadata::Store, namespace::Namespace};
+use crate::{
+    error::Error, events::Exchange, gc::Snapshotters, metadata::Store, namespace::Namespace,
+};
 
 /// The service.
 #[derive(Clone)]
@@ -93,7 +95,9 @@ impl namespaces_server::Namespaces for Namespaces {
         request: Request<DeleteNamespaceRequest>,
     ) -> Result<Response<()>, Status> {
         let name = request.into_inner().name;
-        let namespace = parse(&name)?;
+        let namespace = name.parse::<Namespace>();
+        let namespace =
+            namespace.map_err(|_| status(Error::NotFound(format!("namespace {name:?}"))))?;
         let (store, snapshotters) = (self.store.clone(), Arc::clone(&self.snapshotters));
         blocking(move || {
             let _keep = store.collecting();

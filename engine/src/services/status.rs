@@ -34,6 +34,12 @@ pub fn status(error: Error) -> Status {
     Status::new(code, message)
 }
 
+/// A request that containerd's services refuse before they ask a store: such a text does not end
+/// with its cause.
+pub(super) fn refused(text: impl Into<String>) -> Status {
+    Status::invalid_argument(text)
+}
+
 /// The status that tells a client why a transfer failed.
 pub(super) fn transfer_status(error: transfer::Error) -> Status {
     use registry::Error as Registry;
