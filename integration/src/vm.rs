@@ -122,6 +122,8 @@ pub struct Machine {
     pub share: PathBuf,
     /// The size of its empty block device, `/dev/ubda`, which an emulated one has not.
     pub disk_bytes: u64,
+    /// A file that is that block device instead, and so outlives the machine.
+    pub disk: Option<PathBuf>,
     /// How long it may run.
     pub limit: Duration,
 }
@@ -162,7 +164,7 @@ impl Machine {
             "systemd or dbus is not installed"
         );
         let share = share.canonicalize().with_context(|| share.display().to_string())?;
-        Ok(Self { kind, cgroups, share, disk_bytes: 64 << 20, limit })
+        Ok(Self { kind, cgroups, share, disk_bytes: 64 << 20, disk: None, limit })
     }
 
     /// Whether it is a User Mode Linux of Debian's: a tenth as fast as one that traces no
@@ -177,7 +179,24 @@ impl Machine {
     /// # Errors
     ///
     /// The machine did not come up, or not to an end; the error has what its kernel said.
-    pub fn run(&self, script: &str, mut look: impl FnMut(&str)) -> Result<i32> {
+    pub fn run(&self, script: &str, look: impl FnMut(&str)) -> Result<i32> {
+        let status = self.run_until(script, look, || false)?;
+        status.context("a machine that nobody cuts off ends")
+    }
+
+    /// [`run`](Self::run), but kills the machine as soon as `cut` says so, which is asked again and
+    /// again: as if its power was cut. What it has not written to its block device by then is lost,
+    /// what it has is not. Nothing is returned then.
+    ///
+    /// # Errors
+    ///
+    /// As [`run`](Self::run).
+    pub fn run_until(
+        &self,
+        script: &str,
+        mut look: impl FnMut(&str),
+        mut cut: impl FnMut() -> bool,
+    ) -> Result<Option<i32>> {
         let directory = tempfile::Builder::new().prefix("gantry-vm-").tempdir()?;
         let job = directory.path().canonicalize()?.join("job");
         fs::create_dir(&job)?;
@@ -199,11 +218,14 @@ impl Machine {
             if ended || start.elapsed() > self.limit {
                 break ended;
             }
+            if cut() {
+                return Ok(None);
+            }
             std::thread::sleep(STEP);
         };
         drop(programs);
         match fs::read_to_string(job.join("status")) {
-            Ok(status) => status.trim().parse().context("the job's exit status"),
+            Ok(status) => status.trim().parse().map(Some).context("the job's exit status"),
             Err(_) if !ended => bail!("the machine did not end within {:?}", self.limit),
             Err(_) => {
                 bail!("the machine ended before its job: {}", last(&console)?)
@@ -244,8 +266,14 @@ impl Machine {
             .filter_map(|module| find(Path::new(DEBIAN_MODULES), &format!("{module}.ko")))
             .collect();
         initramfs::make(&directory.join("initramfs.d"), &initramfs, &modules)?;
-        let disk = directory.join("disk");
-        File::create(&disk)?.set_len(self.disk_bytes)?;
+        let disk = match &self.disk {
+            Some(kept) => kept.clone(),
+            None => {
+                let empty = directory.join("disk");
+                File::create(&empty)?.set_len(self.disk_bytes)?;
+                empty
+            }
+        };
         let mut command = Command::new(kernel);
         command
             .args(["mem=2G", "ncpus=1", "seccomp=on", "quiet"])
