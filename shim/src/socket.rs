@@ -4,9 +4,14 @@
 //! the next container in it: `<directory>/<sha256 of address, namespace and group>`. It is always
 //! a path, never abstract: an abstract socket belongs to a network namespace, and a container that
 //! shares the host's could connect to it (CVE-2020-15257).
+//!
+//! Whether a socket is dead, to be replaced or removed, is seen by connecting to it. Between that
+//! and what follows another could put a living one in its place, so whoever does either holds a
+//! lock on the directory meanwhile.
 
 use std::{
-    fs, io,
+    fs::{self, File},
+    io,
     os::{
         fd::AsFd,
         unix::{
@@ -15,6 +20,12 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{FlockOperation, flock},
 };
 
 use crate::sha256;
@@ -59,6 +70,7 @@ pub(crate) fn bind(path: &Path) -> io::Result<Bound> {
     if let Some(directory) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
+    let _lock = lock(path)?;
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             if UnixStream::connect(path).is_ok() {
@@ -72,6 +84,47 @@ pub(crate) fn bind(path: &Path) -> io::Result<Bound> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))
         .inspect_err(|_| drop(fs::remove_file(path)))?;
     Ok(Bound::New(listener))
+}
+
+/// Removes the socket at `path` if nobody listens there any more; `false` when somebody does.
+///
+/// A process that is about to end may listen a little longer than it answers. Whoever waits for it
+/// is told when it stops, and this waits for `limit`.
+///
+/// # Errors
+///
+/// The socket is dead and cannot be removed.
+pub(crate) fn remove_dead(path: &Path, limit: Duration) -> io::Result<bool> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let lock = lock(path);
+        match UnixStream::connect(path) {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                return fs::remove_file(path).map(|()| true);
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
+            Err(_) => return Ok(false),
+            Ok(stream) => {
+                drop(lock);
+                let left = deadline.saturating_duration_since(Instant::now());
+                let left = Timespec {
+                    tv_sec: left.as_secs().cast_signed(),
+                    tv_nsec: left.subsec_nanos().into(),
+                };
+                let mut watched = [PollFd::new(&stream, PollFlags::IN)];
+                if !poll(&mut watched, Some(&left)).is_ok_and(|ready| ready > 0) {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+}
+
+/// Locks the directory that `path` is in, until the file is closed.
+fn lock(path: &Path) -> io::Result<File> {
+    let directory = File::open(path.parent().unwrap_or(Path::new(".")))?;
+    flock(&directory, FlockOperation::LockExclusive)?;
+    Ok(directory)
 }
 
 /// Whether the process at the other end of `stream` may use the shim: root or the shim's own user.
@@ -102,5 +155,23 @@ mod tests {
         assert!(matches!(bind(&path), Ok(Bound::New(_))), "after the first is gone");
         let mode = fs::metadata(&path).expect("stat").permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn only_dead_sockets_are_removed() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let path = directory.path().join("a");
+        let remove = |limit| remove_dead(&path, limit).expect("removed or left");
+        assert!(remove(Duration::ZERO), "there is none");
+        let listener = UnixListener::bind(&path).expect("bound");
+        assert!(!remove(Duration::ZERO), "somebody listens");
+        let ends = std::thread::spawn(move || {
+            // What waits is not taken; its end is the listener's.
+            let (first, _) = listener.accept().expect("somebody connects");
+            drop((first, listener));
+        });
+        while !remove(Duration::from_secs(60)) {}
+        ends.join().expect("no panic");
+        assert!(!path.exists());
     }
 }

@@ -14,6 +14,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Command as Program, Stdio},
+    time::Duration,
 };
 
 use prost::Message;
@@ -27,10 +28,14 @@ use crate::{
     commands::CommandError,
     reaper::Exit,
     runtime::{Command, Runtime},
+    socket,
 };
 
 /// What a container that was killed counts as.
 const KILLED: u32 = 128 + libc::SIGKILL.unsigned_abs();
+
+/// How long a shim that was found dead may take until the kernel has closed all that it had.
+const SHIM_END_MAX: Duration = Duration::from_millis(500);
 
 /// Cleans up after the shim of the container, and returns an encoded `DeleteResponse`.
 ///
@@ -109,9 +114,8 @@ fn lives(pid: Pid) -> bool {
 fn remove_sockets(bundle: &Bundle) -> io::Result<()> {
     let Ok(address) = fs::read_to_string(bundle.file("address")) else { return Ok(()) };
     let path = Path::new(address.trim().trim_start_matches("unix://"));
-    match std::os::unix::net::UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
-        _ => return Ok(()),
+    if !socket::remove_dead(path, SHIM_END_MAX)? {
+        return Ok(());
     }
     let pid = fs::read_to_string(bundle.file("shim.pid")).unwrap_or_default();
     let prefix = format!("pty-{}-", pid.trim());

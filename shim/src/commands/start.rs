@@ -34,7 +34,8 @@ const SCHED_CORE: &str = "SCHED_CORE";
 ///
 /// # Errors
 ///
-/// The bundle cannot be read, or the shim not be started. Nothing is left of it then.
+/// The bundle cannot be read or written, or the shim not be started. Nothing runs then that did not
+/// before.
 pub fn start(args: &Args) -> Result<Vec<u8>, CommandError> {
     if args.namespace.is_empty() {
         return Err(CommandError::Missing { flag: "namespace" });
@@ -56,14 +57,29 @@ pub fn start(args: &Args) -> Result<Vec<u8>, CommandError> {
     let path = socket::path(directory, &args.address, &args.namespace, group);
     let address = socket::address(&path);
     let bound = socket::bind(&path).map_err(CommandError::io("create new shim socket"))?;
-    if let Bound::New(listener) = bound {
-        start_server(args, &request, listener.into()).inspect_err(|_| {
-            // The error that is reported is the one that matters.
-            let _ = fs::remove_file(&path);
-        })?;
+    match bound {
+        Bound::New(listener) => {
+            // First, so that there is no shim that nobody was told of when it cannot be written.
+            let started = write_address(&bundle, &address)
+                .and_then(|()| start_server(args, &request, listener.into()));
+            started.inspect_err(|_| {
+                // The error that is reported is the one that matters.
+                let _ = fs::remove_file(&path);
+            })?;
+        }
+        Bound::Served => write_address(&bundle, &address)?,
     }
-    fs::write(bundle.file("address"), &address).map_err(CommandError::io("write address"))?;
     Ok(request.dialect.answer(&address))
+}
+
+/// Keeps the address in the bundle. Where it is already nothing is written: who looks for a shim
+/// after the disk became full must find it.
+fn write_address(bundle: &Bundle, address: &str) -> Result<(), CommandError> {
+    let file = bundle.file("address");
+    if fs::read(&file).is_ok_and(|there| there == address.as_bytes()) {
+        return Ok(());
+    }
+    fs::write(file, address).map_err(CommandError::io("write address"))
 }
 
 /// Starts the process that serves.
