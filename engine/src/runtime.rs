@@ -298,7 +298,8 @@ impl Runtime {
         let task = Arc::new(Task::new(namespace.clone(), id.to_owned(), phase, sender));
         tasks.entry(namespace.clone()).or_default().insert(id.to_owned(), Arc::clone(&task));
         let bundle = Bundle::at(&self.context.state, namespace, id);
-        Ok(Actor { task, context: Arc::clone(&self.context), commands, bundle, binary })
+        let context = Arc::clone(&self.context);
+        Ok(Actor { task, context, commands, bundle, binary, left: None })
     }
 
     fn adopt(&self) -> Result<(), ApiError> {

@@ -4,6 +4,8 @@
 mod fake;
 #[path = "runtime/restart.rs"]
 mod restart;
+#[path = "runtime/rubbish.rs"]
+mod rubbish;
 
 use std::{
     fs,

@@ -21,8 +21,9 @@
 //! | no way to a shim    | the same, and tries again: descriptors or room for it may be short    |
 //! | daemon stops        | leaves everything as it is                                            |
 //!
-//! After a delete is answered, the actor stays until the shim has exited: a shim's socket is named
-//! after the container, and a new task must not find the old shim there.
+//! A delete is answered when the shim has exited: a shim's socket is named after the container, and a
+//! new task must not find the old shim there. What cannot be removed for want of descriptors,
+//! processes or room is removed later, by the actor, which stays until then.
 
 mod cleaning;
 
@@ -49,8 +50,10 @@ use proto::{
 use snapshotter::Mount;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use self::cleaning::Left;
 use super::{
     Checkpoint, Create, Error,
+    bootstrap::Bootstrap,
     bundle::Bundle,
     context::Context,
     health::probe,
@@ -106,6 +109,19 @@ pub(super) struct Actor {
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) bundle: Bundle,
     pub(super) binary: PathBuf,
+    pub(super) left: Option<Left>,
+}
+
+/// Why there is no shim to talk to, and where one may listen all the same.
+struct NotStarted {
+    at: Option<Bootstrap>,
+    error: Error,
+}
+
+impl NotStarted {
+    fn nowhere(error: Error) -> Self {
+        Self { at: None, error }
+    }
 }
 
 /// How a turn of the actor's loop ends.
@@ -129,12 +145,19 @@ impl Actor {
                 } else {
                     tracing::info!(id = self.task.id(), "creator left; the task is deleted");
                     Box::pin(self.abandon(&held)).await;
-                    self.leave(None);
+                    self.leave(None).await;
                 }
             }
             Err(error) => {
-                self.leave(None);
-                let _ = reply.send(Err(error));
+                // Nobody waits for what is tried again.
+                if self.left.is_some() {
+                    self.task.enter(Phase::Ending);
+                    let _ = reply.send(Err(error));
+                    self.leave(None).await;
+                } else {
+                    self.leave(None).await;
+                    let _ = reply.send(Err(error));
+                }
             }
         }
     }
@@ -165,13 +188,14 @@ impl Actor {
         };
         let shim = match started {
             Ok(shim) => shim,
-            Err(error) => {
+            Err(NotStarted { at, error }) => {
                 // A binary that fails leaves no shim; one that was killed may, and so does one whose
                 // shim could not be connected to.
-                if !matches!(error, Error::Start { .. }) {
-                    self.end_unstarted().await;
+                if matches!(error, Error::Start { .. } | Error::Spawn { .. }) {
+                    self.remove_bundle().await;
+                } else {
+                    self.end_unstarted(at).await;
                 }
-                self.remove_bundle().await;
                 return Err(error);
             }
         };
@@ -234,23 +258,30 @@ impl Actor {
         Ok(path)
     }
 
-    async fn start(&self, options: Option<&Any>) -> Result<Shim, Error> {
-        let bootstrap = self.launch().start(options).await?;
-        self.bundle.keep_bootstrap(&bootstrap)?;
-        Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await
+    async fn start(&self, options: Option<&Any>) -> Result<Shim, NotStarted> {
+        let at = self.launch().start(options).await.map_err(NotStarted::nowhere)?;
+        let shim = async {
+            self.bundle.keep_bootstrap(&at)?;
+            Shim::connect(self.task.namespace(), self.task.id(), &at).await
+        };
+        shim.await.map_err(|error| NotStarted { at: Some(at), error })
     }
 
     /// Finds the shim of the sandbox that the task belongs to. One that is older than the sandbox API
     /// is found by the start of the runtime's own, as any group of containers is.
-    async fn join(&self, sandbox: &Membership, options: Option<&Any>) -> Result<Shim, Error> {
-        let bootstrap = sandbox.bootstrap(&self.context, self.task.namespace()).await?;
-        if bootstrap.version < SANDBOX_VERSION_MIN {
+    async fn join(&self, sandbox: &Membership, options: Option<&Any>) -> Result<Shim, NotStarted> {
+        let found = sandbox.bootstrap(&self.context, self.task.namespace()).await;
+        let at = found.map_err(NotStarted::nowhere)?;
+        if at.version < SANDBOX_VERSION_MIN {
             return self.start(options).await;
         }
-        // First, so that nobody ever takes the sandbox's shim for the task's own.
-        self.bundle.keep_sandbox(&sandbox.id)?;
-        self.bundle.keep_bootstrap(&bootstrap)?;
-        Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await
+        let shim = async {
+            // First, so that nobody ever takes the sandbox's shim for the task's own.
+            self.bundle.keep_sandbox(&sandbox.id)?;
+            self.bundle.keep_bootstrap(&at)?;
+            Shim::connect(self.task.namespace(), self.task.id(), &at).await
+        };
+        shim.await.map_err(|error| NotStarted { at: None, error })
     }
 
     /// Takes over the task that an earlier daemon left, and serves it to its end.
@@ -278,7 +309,8 @@ impl Actor {
                     self.report("reach the shim", &error);
                 }
                 Err(_) => {
-                    self.bury(None).await;
+                    let exit = self.bury(None).await;
+                    self.leave(Some(exit)).await;
                     return None;
                 }
             }
@@ -292,7 +324,8 @@ impl Actor {
         match answer {
             Ok(state) => self.task.note(state),
             Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
-                self.bury(None).await;
+                let exit = self.bury(None).await;
+                self.leave(Some(exit)).await;
                 return None;
             }
             Err(error) if error.is_unknown_to_shim() => {
@@ -301,7 +334,7 @@ impl Actor {
                 tracing::warn!(id = self.task.id(), "shim without a task is shut down");
                 let process = identify(&shim, self.task.id()).await;
                 self.end_unused(&Held { shim, process, _log: log }).await;
-                self.leave(None);
+                self.leave(None).await;
                 return None;
             }
             Err(error) => {
@@ -351,7 +384,7 @@ impl Actor {
                         Box::pin(self.delete(&held, reply)).await
                     }
                     Some(Command::EndShim(reply)) => {
-                        let _ = reply.send(self.end_shim(&held));
+                        let _ = reply.send(self.end_shim(&held).await);
                         Turn::Stay
                     }
                     None => Turn::Leave,
@@ -377,8 +410,9 @@ impl Actor {
         }
     }
 
-    /// Kills a shim that does not answer. It was identified while it did.
-    fn end_shim(&self, held: &Held) -> Result<(), Error> {
+    /// Kills a shim that does not answer. Either it was identified while it did, or it is who listens
+    /// at its socket.
+    async fn end_shim(&self, held: &Held) -> Result<(), Error> {
         let address = held.shim.address().to_owned();
         let refused = |reason: String| {
             let id = self.task.id().to_owned();
@@ -389,14 +423,19 @@ impl Actor {
         if let Some(other) = sharing {
             return refused(format!("task {} shares it", other.id()));
         }
-        let Some(process) = &held.process else {
-            return refused("it has never said which process it is".to_owned());
+        let (at, program) = (address.clone(), self.binary.clone());
+        let found = match &held.process {
+            Some(_) => None,
+            None => match blocking(move || Ok(Process::listening_at(&at, &program))).await? {
+                Ok(found) => found,
+                Err(error) => return refused(error.to_string()),
+            },
         };
-        tracing::warn!(
-            id = self.task.id(),
-            pid = process.pid(),
-            "shim that does not answer is killed"
-        );
+        let Some(process) = held.process.as_ref().or(found.as_ref()) else {
+            return refused("nobody is found who listens there".to_owned());
+        };
+        let (id, pid) = (self.task.id(), process.pid());
+        tracing::warn!(id, pid, "shim that does not answer is killed");
         process.kill();
         Ok(())
     }
@@ -418,7 +457,9 @@ impl Actor {
                 Ok(Exit { pid: answer.pid, status: answer.exit_status, at: answer.exited_at })
             }
             Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
-                let _ = reply.send(Ok(self.bury(held.process.as_ref()).await));
+                let exit = self.bury(held.process.as_ref()).await;
+                let _ = reply.send(Ok(exit));
+                self.leave(Some(exit)).await;
                 return Turn::Leave;
             }
             // An earlier delete was cut short, after the shim's part.
@@ -431,18 +472,16 @@ impl Actor {
             }
         };
         self.task.enter(Phase::Ending);
-        // Afterwards there is no bundle that would tell.
-        let is_in_sandbox = self.bundle.is_in_sandbox();
-        // The bundle goes last: a daemon that is killed in between finds the shim by it.
+        // The bundle goes last: a daemon that is killed in between finds shim and socket by it.
         self.shutdown(&held.shim).await;
+        if !self.bundle.is_in_sandbox() {
+            self.await_exit(held).await;
+            self.remove_socket(held.shim.address()).await;
+        }
         self.remove_bundle().await;
         let exit = result.as_ref().ok().copied();
         let _ = reply.send(result);
-        if !is_in_sandbox {
-            self.await_exit(held).await;
-            self.remove_socket(&held.shim).await;
-        }
-        self.leave(exit);
+        self.leave(exit).await;
         Turn::Leave
     }
 
@@ -458,7 +497,8 @@ impl Actor {
             held.shim = shim;
             return Turn::Stay;
         }
-        self.bury(held.process.as_ref()).await;
+        let exit = self.bury(held.process.as_ref()).await;
+        self.leave(Some(exit)).await;
         Turn::Leave
     }
 

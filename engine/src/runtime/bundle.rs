@@ -24,20 +24,20 @@
 
 use std::{
     ffi::OsString,
-    fs::{self, DirBuilder, Permissions},
-    io,
+    fs::{self, DirBuilder, File, Permissions},
+    io::{self, Read},
     os::unix::{
         ffi::OsStringExt,
         fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, chown, symlink},
     },
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use prost::Message;
 use prost_types::Any;
 use proto::containerd::events::TaskExit;
 use rustix::{
-    fs::{CWD, FileType, Mode, mknodat},
+    fs::{CWD, FileType, Mode, OFlags, mknodat, open},
     mount::{UnmountFlags, unmount},
 };
 use serde::Deserialize;
@@ -56,6 +56,9 @@ const MOUNT_DEPTH_MAX: usize = 64;
 
 /// How much is read of what is kept of the exits that were told; more is not written.
 const TOLD_LEN_MAX: usize = 4096;
+
+/// The largest file of a bundle that is read, in bytes.
+const FILE_LEN_MAX: u64 = 64 << 10;
 
 /// Whether subscribers were told.
 type Told = bool;
@@ -158,19 +161,19 @@ impl Bundle {
     pub(super) fn bootstrap(&self) -> Option<Bootstrap> {
         ["bootstrap.json", "address"]
             .into_iter()
-            .filter_map(|name| fs::read(self.path.join(name)).ok())
+            .filter_map(|name| self.read(name))
             .find_map(|bytes| Bootstrap::parse(&bytes).ok())
     }
 
     /// The binary of the shim, as it was when the task was made.
     pub(super) fn binary(&self) -> Option<PathBuf> {
-        let text = fs::read_to_string(self.path.join("shim-binary-path")).ok()?;
+        let text = self.read_text("shim-binary-path")?;
         (!text.is_empty()).then(|| PathBuf::from(text))
     }
 
     /// The number of init on the host, as shims keep it.
     pub(super) fn init_pid(&self) -> Option<u32> {
-        fs::read_to_string(self.path.join("init.pid")).ok()?.trim().parse().ok()
+        self.read_text("init.pid")?.trim().parse().ok()
     }
 
     /// Whether a runtime has made a container from the bundle. Shims that fail to clean up before
@@ -198,7 +201,7 @@ impl Bundle {
     /// in the middle of writing does not count.
     pub(super) fn exit(&self) -> Option<(TaskExit, Told)> {
         let read = |name: &str| {
-            let bytes = fs::read(self.path.join(name)).ok()?;
+            let bytes = self.read(name)?;
             // All of a message is there when its last field is.
             TaskExit::decode(bytes.as_slice()).ok().filter(|exit| exit.exited_at.is_some())
         };
@@ -212,6 +215,8 @@ impl Bundle {
         let path = self.path.join("exits.told");
         let mut options = fs::OpenOptions::new();
         // In one call and without truncating it: whoever is killed leaves all of the old or of the new.
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        options.custom_flags(flags.bits().cast_signed());
         match options.write(true).create(true).truncate(false).mode(0o600).open(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             opened => opened
@@ -222,10 +227,8 @@ impl Bundle {
 
     /// What was kept last by [`keep_told`](Self::keep_told), of whatever length.
     pub(super) fn told(&self) -> Vec<u8> {
-        let mut marks = vec![0; TOLD_LEN_MAX];
-        let file = fs::File::open(self.path.join("exits.told"));
-        let len = file.and_then(|file| file.read_at(&mut marks, 0)).unwrap_or(0);
-        marks.truncate(len);
+        let mut marks = self.read("exits.told").unwrap_or_default();
+        marks.truncate(TOLD_LEN_MAX);
         marks
     }
 
@@ -235,13 +238,46 @@ impl Bundle {
         let rootfs = self.rootfs();
         // What is mounted belongs to somebody, and must not be removed with the bundle.
         detach_tree(&rootfs).map_err(Error::bundle("unmount", &rootfs))?;
-        let work = fs::read_link(self.path.join("work"));
-        let removed = remove_hidden(&self.path);
-        let work_removed = match work {
-            Ok(work) if work.is_absolute() => remove_hidden(&work),
+        // First, since it is found by the bundle when this is done again.
+        let work_removed = match fs::read_link(self.path.join("work")) {
+            Ok(work) if self.may_be_work(&work) => remove_hidden(&work),
             _ => Ok(()),
         };
-        removed.and(work_removed)
+        if work_removed.as_ref().is_err_and(Error::is_shortage) {
+            return work_removed;
+        }
+        remove_hidden(&self.path).and(work_removed)
+    }
+
+    /// Whether that may be the working directory, which is named as the bundle is below another
+    /// directory. What anything else is, is not known, and it is not removed.
+    fn may_be_work(&self, work: &Path) -> bool {
+        let names = |path: &Path| {
+            let mut names = path.components().rev();
+            [names.next(), names.next(), names.next()]
+                .map(|it| it.map(|it| it.as_os_str().to_owned()))
+        };
+        let is_plain = |component| !matches!(component, Component::ParentDir);
+        work.is_absolute() && names(work) == names(&self.path) && work.components().all(is_plain)
+    }
+
+    /// Reads a small file, if that is what there is: not what a link leads to, no fifo, in which
+    /// nothing may ever be, and nothing that is too large to have been written by a daemon or a shim.
+    fn read(&self, name: &str) -> Option<Vec<u8>> {
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = File::from(open(self.path.join(name), flags, Mode::empty()).ok()?);
+        let metadata = file.metadata().ok()?;
+        if !metadata.is_file() || metadata.len() > FILE_LEN_MAX {
+            tracing::warn!(file = %self.path.join(name).display(), "no file of a bundle; it is not read");
+            return None;
+        }
+        let mut bytes = Vec::new();
+        file.take(FILE_LEN_MAX).read_to_end(&mut bytes).ok()?;
+        Some(bytes)
+    }
+
+    fn read_text(&self, name: &str) -> Option<String> {
+        String::from_utf8(self.read(name)?).ok()
     }
 
     fn write(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
@@ -257,7 +293,10 @@ fn remove_hidden(path: &Path) -> Result<(), Error> {
     hidden.push(name);
     let hidden = path.with_file_name(hidden);
     // An earlier removal may have been cut short.
-    let _ = fs::remove_dir_all(&hidden);
+    match fs::remove_dir_all(&hidden) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        removed => removed.map_err(Error::bundle("remove", &hidden))?,
+    }
     match fs::rename(path, &hidden) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         renamed => renamed.map_err(Error::bundle("rename", path))?,
@@ -357,7 +396,10 @@ mod tests {
     #[test]
     fn make_and_remove() {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let (state, work) = (directory.path().join("state"), directory.path().join("root/work"));
+        let (state, work) = (
+            directory.path().join("state"),
+            directory.path().join("root").join(FOLDER).join("default/c1"),
+        );
         let namespace = "default".parse().expect("an identifier");
         let bundle = Bundle::at(&state, &namespace, "c1");
         let spec = Any { type_url: String::new(), value: b"{}".to_vec() };
@@ -427,6 +469,50 @@ mod tests {
         }
         bundle.remove().expect("removed");
         assert!(theirs.join("data").exists());
+    }
+
+    #[test]
+    fn what_is_no_file_of_a_bundle() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let namespace = "default".parse().expect("an identifier");
+        let bundle = Bundle::at(&directory.path().join("state"), &namespace, "c1");
+        fs::create_dir_all(bundle.path()).expect("made");
+        let theirs = directory.path().join("theirs");
+        fs::write(&theirs, "unix:///s/theirs").expect("written");
+        let path = bundle.path().join("bootstrap.json");
+        type Make<'a> = &'a dyn Fn() -> io::Result<()>;
+        let cases: [(&str, Make<'_>); 5] = [
+            ("link", &|| symlink(&theirs, &path)),
+            ("fifo", &|| Ok(mknodat(CWD, &path, FileType::Fifo, Mode::RUSR, 0)?)),
+            ("directory", &|| fs::create_dir(&path)),
+            ("socket", &|| std::os::unix::net::UnixListener::bind(&path).map(drop)),
+            ("large", &|| fs::write(&path, " ".repeat(65 << 10) + "unix:///s/a")),
+        ];
+        for (case, make) in cases {
+            make().expect("made");
+            assert_eq!(bundle.bootstrap(), None, "{case}");
+            fs::remove_file(&path).or_else(|_| fs::remove_dir(&path)).expect("removed");
+        }
+        fs::write(&path, "unix:///s/a").expect("written");
+        assert!(bundle.bootstrap().is_some(), "a file");
+    }
+
+    #[test]
+    fn what_may_be_work() {
+        let bundle = Bundle { path: format!("/s/{FOLDER}/ns/c1").into() };
+        let cases = [
+            ("its own", format!("/r/{FOLDER}/ns/c1"), true),
+            ("deeper", format!("/var/lib/r/{FOLDER}/ns/c1"), true),
+            ("relative", format!("r/{FOLDER}/ns/c1"), false),
+            ("another container's", format!("/r/{FOLDER}/ns/c2"), false),
+            ("another namespace's", format!("/r/{FOLDER}/os/c1"), false),
+            ("something", "/home/c1".to_owned(), false),
+            ("roundabout", format!("/r/../home/{FOLDER}/ns/c1"), false),
+            ("root", "/".to_owned(), false),
+        ];
+        for (case, work, want) in cases {
+            assert_eq!(bundle.may_be_work(Path::new(&work)), want, "{case}");
+        }
     }
 
     #[test]

@@ -44,6 +44,10 @@ pub enum Error {
     #[error("failed to start shim: start failed: {text}")]
     Start { text: String },
 
+    /// The shim's binary cannot be run.
+    #[error("failed to start shim: start failed: {}: {source}", binary.display())]
+    Spawn { binary: PathBuf, source: io::Error },
+
     /// The shim's binary was killed; unlike one that fails, it may have left a shim.
     #[error("failed to start shim: start failed: {text}")]
     Cut { text: String },
@@ -113,12 +117,18 @@ impl Error {
 
     /// Whether a shim could not be connected to for a reason that says nothing about the shim's life.
     pub(super) fn is_unreachable_for_now(&self) -> bool {
-        use rustix::io::Errno;
-
         let Self::Connect { source, .. } = self else { return false };
-        let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
-        source.kind() == io::ErrorKind::TimedOut
-            || short.iter().any(|errno| source.raw_os_error() == Some(errno.raw_os_error()))
+        source.kind() == io::ErrorKind::TimedOut || is_shortage(source)
+    }
+
+    /// Whether this program or the machine has too little of something, which may be better later.
+    pub(super) fn is_shortage(&self) -> bool {
+        match self {
+            Self::Bundle { source, .. }
+            | Self::Connect { source, .. }
+            | Self::Spawn { source, .. } => is_shortage(source),
+            _ => false,
+        }
     }
 
     /// A failed file operation on a bundle.
@@ -129,4 +139,14 @@ impl Error {
         let path = path.into();
         move |source| Self::Bundle { operation, path, source }
     }
+}
+
+/// Whether there are too few descriptors or processes, too little memory or room.
+fn is_shortage(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+
+    // By kind too: what was not started for want of processes has been given another text.
+    let short = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::NOSPC];
+    error.kind() == io::ErrorKind::WouldBlock
+        || short.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }

@@ -103,7 +103,7 @@ impl Launch<'_> {
     ///
     /// # Errors
     ///
-    /// `Start`, `Cut`, `Unsupported`.
+    /// `Spawn`, `Start`, `Cut`, `Unsupported`.
     pub(super) async fn start(&self, options: Option<&Any>) -> Result<Bootstrap, Error> {
         let parameters = || self.parameters(options).encode_to_vec();
         let given = || options.map(marked).unwrap_or_default();
@@ -128,7 +128,7 @@ impl Launch<'_> {
     ///
     /// # Errors
     ///
-    /// `Start`, `Cut`.
+    /// `Spawn`, `Start`, `Cut`.
     pub(super) async fn delete(&self) -> Result<DeleteResponse, Error> {
         let bundle = self.bundle.path().as_os_str();
         let args = [OsString::from("-bundle"), bundle.to_owned(), OsString::from("delete")];
@@ -163,8 +163,7 @@ impl Launch<'_> {
         limit: Duration,
     ) -> Result<Vec<u8>, Error> {
         let binary = self.binary.display();
-        let failed = |text: String| Error::Start { text };
-        let io = |error: io::Error| failed(format!("{binary}: {error}"));
+        let io = |source: io::Error| Error::Spawn { binary: self.binary.to_owned(), source };
         let (stdout, stderr) = (memory("stdout").map_err(io)?, memory("stderr").map_err(io)?);
         let mut child = self
             .command(action, input, &stdout, &stderr)

@@ -6,10 +6,8 @@
 
 use std::io;
 
-use tokio::{
-    net::unix::pipe::{OpenOptions, Receiver},
-    task::JoinHandle,
-};
+use rustix::fs::{Mode, OFlags, open};
+use tokio::{net::unix::pipe::Receiver, task::JoinHandle};
 
 use super::bundle::Bundle;
 
@@ -22,7 +20,9 @@ pub(super) struct ShimLog(Option<JoinHandle<()>>);
 impl ShimLog {
     /// Starts to read; without a fifo there is nothing to read, and that is no error.
     pub(super) fn open(bundle: &Bundle, id: &str) -> Self {
-        let fifo = OpenOptions::new().read_write(true).open_receiver(bundle.log());
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = open(bundle.log(), flags, Mode::empty());
+        let fifo = opened.map_err(io::Error::from).and_then(Receiver::from_owned_fd);
         let id = id.to_owned();
         Self(fifo.ok().map(|fifo| tokio::spawn(copy(fifo, id))))
     }

@@ -7,6 +7,7 @@
 //! Source: containerd, `core/runtime/v2/shim.go`, `api/runtime/task`.
 
 use std::{
+    fs::File,
     io,
     os::linux::net::SocketAddrExt,
     path::Path,
@@ -22,13 +23,17 @@ use proto::{
     containerd::task::v3,
     ttrpc::{CallError, Client, Code, KeyValue, Target},
 };
+use rustix::fs::{FlockOperation, flock};
 use tokio::net::UnixStream;
 
-use super::{Error, bootstrap::Bootstrap, error::Attempt};
+use super::{Error, actor::blocking, bootstrap::Bootstrap, error::Attempt};
 use crate::namespace::Namespace;
 
 /// How long connecting may take, with the wait for a socket that is not there yet.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a shim that is dead or dying may take until the kernel has closed its socket.
+const END_LIMIT: Duration = Duration::from_millis(500);
 
 /// The pause before a socket is tried again.
 const CONNECT_PAUSE: Duration = Duration::from_millis(10);
@@ -200,14 +205,52 @@ impl Shim {
 }
 
 /// Removes the socket at `address` if nobody listens there any more.
+///
+/// A process that is about to end may listen a little longer than it answers. Whoever waits in its
+/// queue is told when it stops, and this waits for [`END_LIMIT`].
 pub(super) async fn remove_dead_socket(address: &str) {
-    let path = Path::new(address.strip_prefix("unix://").unwrap_or(address));
-    let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
-    if path.is_absolute()
-        && UnixStream::connect(path).await.is_err_and(refused)
-        && let Err(error) = std::fs::remove_file(path)
+    let path = Path::new(address.strip_prefix("unix://").unwrap_or(address)).to_owned();
+    if !path.is_absolute() {
+        return;
+    }
+    let look = async {
+        loop {
+            let dead = path.clone();
+            match blocking(move || Ok(try_remove_dead_socket(&dead))).await {
+                Ok(Ok(Some(stream))) => closed(stream).await,
+                Ok(Err(error)) => {
+                    return tracing::warn!(%error, address, "socket of a dead shim stays");
+                }
+                _ => return,
+            }
+        }
+    };
+    let _ = tokio::time::timeout(END_LIMIT, look).await;
+}
+
+/// Removes the socket if it is dead, and gives a connection if it is not. Nobody of this project makes
+/// a socket in the directory meanwhile.
+fn try_remove_dead_socket(path: &Path) -> io::Result<Option<std::os::unix::net::UnixStream>> {
+    let directory = match File::open(path.parent().unwrap_or(path)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        directory => directory?,
+    };
+    flock(&directory, FlockOperation::LockExclusive)?;
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(stream) => Ok(Some(stream)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map(|()| None)
+        }
+        Err(_) => Ok(None),
+    }
+}
+
+/// Waits until the other side closes what it has not said anything on.
+async fn closed(stream: std::os::unix::net::UnixStream) {
+    if stream.set_nonblocking(true).is_ok()
+        && let Ok(stream) = UnixStream::from_std(stream)
     {
-        tracing::warn!(%error, address, "socket of a dead shim stays");
+        let _ = stream.readable().await;
     }
 }
 
@@ -246,6 +289,14 @@ mod tests {
         drop(listener);
         remove_dead_socket(&address).await;
         assert!(!path.exists(), "nobody listens");
+        let listener = tokio::net::UnixListener::bind(&path).expect("bound");
+        let ending = async {
+            // What waits is not taken; its end is the listener's.
+            let connection = listener.accept().await.expect("somebody connects");
+            drop((connection, listener));
+        };
+        tokio::join!(remove_dead_socket(&address), ending);
+        assert!(!path.exists(), "nobody listens any more");
         std::fs::write(&path, "").expect("written");
         remove_dead_socket("@abstract").await;
         remove_dead_socket("socket").await;

@@ -105,7 +105,11 @@ pub(super) fn task_status(error: &runtime::Error) -> Status {
         E::NoAnswer { .. } | E::Quarantined { .. } | E::Ending { .. } | E::Stopping => {
             Code::Unavailable
         }
-        E::Bundle { .. } | E::Start { .. } | E::Cut { .. } | E::Connect { .. } => Code::Unknown,
+        E::Bundle { .. }
+        | E::Start { .. }
+        | E::Spawn { .. }
+        | E::Cut { .. }
+        | E::Connect { .. } => Code::Unknown,
     };
     let message = sys::error::Chain(error).to_string();
     Status::new(name_shortage(code, &message), message)

@@ -1,4 +1,8 @@
 //! How an actor ends a shim, and removes what a task leaves.
+//!
+//! All of it takes descriptors, processes and sometimes room, which may be what there was too little
+//! of when the task failed. Then the caller has its answer, what is left is noted ([`Left`]), and the
+//! actor tries again until nothing is; the container's name stays taken meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -8,9 +12,10 @@ use proto::{
     ttrpc::CallError,
 };
 
-use super::{Actor, STATUS_UNKNOWN, blocking, identify};
+use super::{Actor, REACH_PAUSE, STATUS_UNKNOWN, blocking, identify};
 use crate::runtime::{
     Error,
+    bootstrap::Bootstrap,
     held::Held,
     log::ShimLog,
     process::Process,
@@ -26,45 +31,64 @@ const CLEAN_TRIES: usize = 3;
 const CLEAN_PAUSE: Duration = Duration::from_millis(300);
 const CLEAN_LIMIT: Duration = Duration::from_secs(10);
 
+/// What could not be removed for want of something, and is tried again.
+#[derive(Debug)]
+pub(in crate::runtime) enum Left {
+    /// A shim that may run, and all that it made; at this address, if that is known.
+    Shim(Option<Bootstrap>),
+    /// The bundle.
+    Bundle,
+}
+
 impl Actor {
     /// Cleans up when the daemon went away before it knew the shim's address.
     pub(super) async fn clear_unrecorded(&mut self) {
         tracing::warn!(id = self.task.id(), "half-made bundle is removed");
         let may_have_shim = self.bundle.binary().is_some() && !self.bundle.is_in_sandbox();
         if may_have_shim && self.bundle.path().join("config.json").exists() {
-            self.end_unstarted().await;
+            self.end_unstarted(None).await;
+        } else {
+            self.remove_bundle().await;
         }
-        self.remove_bundle().await;
-        self.leave(None);
+        self.leave(None).await;
     }
 
-    /// Ends the shim that may run although its start did not succeed. To start a shim that runs gives
-    /// its address, and one that does not run is soon shut down again, with the socket that it had.
-    /// Nothing is written: the disk may be full, which may be why the start did not succeed.
-    pub(super) async fn end_unstarted(&mut self) {
+    /// Ends the shim that may run although its start did not succeed, and removes all that is left.
+    /// To start a shim that runs gives its address, if that is not known, and one that does not run
+    /// is soon shut down again, with the socket that it had. Nothing is written: the disk may be
+    /// full, which may be why the start did not succeed.
+    pub(super) async fn end_unstarted(&mut self, known: Option<Bootstrap>) {
         let log = ShimLog::open(&self.bundle, self.task.id());
-        let found = match self.launch().start(None).await {
-            Ok(at) => Shim::connect(self.task.namespace(), self.task.id(), &at).await,
-            Err(error) => Err(error),
+        let at = match known {
+            Some(at) => Ok(at),
+            None => self.launch().start(None).await,
         };
-        match found {
-            Ok(shim) => {
-                let process = identify(&shim, self.task.id()).await;
-                self.end_unused(&Held { shim, process, _log: log }).await;
-            }
-            Err(error) => self.report("find the shim", &error),
+        let (at, error) = match at {
+            Ok(at) => match Shim::connect(self.task.namespace(), self.task.id(), &at).await {
+                Ok(shim) => {
+                    let process = identify(&shim, self.task.id()).await;
+                    return self.end_unused(&Held { shim, process, _log: log }).await;
+                }
+                Err(error) => (Some(at), error),
+            },
+            Err(error) => (None, error),
+        };
+        if error.is_shortage() {
+            self.left = Some(Left::Shim(at));
+            return;
         }
+        if at.is_none() {
+            self.report("find the shim", &error);
+            return self.remove_bundle().await;
+        }
+        self.clean_and_remove().await;
     }
 
-    /// Cleans up after a shim that died, and tells of the end of the task.
+    /// Cleans up after a shim that died, and tells of the end of the task. The actor leaves next.
     pub(super) async fn bury(&mut self, process: Option<&Process>) -> Exit {
         tracing::warn!(namespace = %self.task.namespace(), id = self.task.id(), "shim died; cleaning up");
         self.task.enter(Phase::Ending);
-        if let Some(process) = process {
-            process.kill();
-            // Until it is dead, what cleans up after it takes its socket for one that is served.
-            let _ = tokio::time::timeout(EXIT_LIMIT, process.exited()).await;
-        }
+        self.end_process(process).await;
         let answer = self.clean().await;
         let now = Some(Timestamp::from(std::time::SystemTime::now()));
         let cleaned = match &answer {
@@ -79,14 +103,54 @@ impl Actor {
         if self.remove_cleaned(answer).await {
             self.tell_delete(exit);
         }
-        self.leave(Some(exit));
         exit
+    }
+
+    /// Kills the shim, and waits for its end: until then, what cleans up after it takes its socket for
+    /// one that is served. One that never said who it is is known by that socket.
+    async fn end_process(&self, process: Option<&Process>) {
+        let found = match process {
+            Some(_) => None,
+            None => self.listener().await,
+        };
+        if let Some(process) = process.or(found.as_ref()) {
+            process.kill();
+            let _ = tokio::time::timeout(EXIT_LIMIT, process.exited()).await;
+        }
+    }
+
+    /// The process that listens where the bundle says, unless it serves other tasks too.
+    async fn listener(&self) -> Option<Process> {
+        let address = self.bundle.bootstrap()?.address;
+        if self.is_shared(&address) {
+            return None;
+        }
+        let program = self.binary.clone();
+        let found = blocking(move || Ok(Process::listening_at(&address, &program)));
+        match found.await.ok()? {
+            Ok(found) => found,
+            Err(error) => {
+                let id = self.task.id();
+                tracing::warn!(id, %error, "whoever listens at the shim's socket is left alone");
+                None
+            }
+        }
+    }
+
+    async fn clean_and_remove(&mut self) {
+        let cleaned = self.clean().await;
+        self.remove_cleaned(cleaned).await;
     }
 
     /// Removes the bundle after [`clean`](Self::clean), unless a container may be left that only the
     /// bundle leads to. `false` when it stays.
-    async fn remove_cleaned(&self, answer: Result<DeleteResponse, Error>) -> bool {
+    async fn remove_cleaned(&mut self, answer: Result<DeleteResponse, Error>) -> bool {
         if let Err(error) = answer {
+            if error.is_shortage() {
+                self.report("clean up after the shim for now", &error);
+                self.left = Some(Left::Shim(self.bundle.bootstrap()));
+                return false;
+            }
             if self.bundle.has_container() {
                 self.report("clean up after the shim, and keep the bundle", &error);
                 return false;
@@ -95,7 +159,7 @@ impl Actor {
         }
         // A shim that was killed leaves it, and containerd's binary does not look there.
         if let Some(bootstrap) = self.bundle.bootstrap() {
-            remove_dead_socket(&bootstrap.address).await;
+            self.remove_socket(&bootstrap.address).await;
         }
         self.remove_bundle().await;
         true
@@ -148,7 +212,7 @@ impl Actor {
         };
         if clean && self.shutdown(&held.shim).await {
             self.await_exit(held).await;
-            self.remove_socket(&held.shim).await;
+            self.remove_socket(held.shim.address()).await;
             self.remove_bundle().await;
         } else {
             self.end_unused(held).await;
@@ -159,14 +223,11 @@ impl Actor {
     pub(super) async fn end_unused(&mut self, held: &Held) {
         self.task.enter(Phase::Ending);
         let down = self.shutdown(&held.shim).await;
-        if let Some(process) =
-            held.process.as_ref().filter(|_| !down && !self.is_shared(&held.shim))
-        {
-            process.kill();
+        if !down && !self.is_shared(held.shim.address()) {
+            self.end_process(held.process.as_ref()).await;
         }
         self.await_exit(held).await;
-        let cleaned = self.clean().await;
-        self.remove_cleaned(cleaned).await;
+        self.clean_and_remove().await;
     }
 
     pub(super) async fn shutdown(&self, shim: &Shim) -> bool {
@@ -186,44 +247,57 @@ impl Actor {
 
     /// Waits for the end of a shim that was shut down, unless others need it.
     pub(super) async fn await_exit(&self, held: &Held) {
-        if self.is_shared(&held.shim) {
-            return;
-        }
-        if tokio::time::timeout(EXIT_LIMIT, held.gone()).await.is_ok() || self.is_shared(&held.shim)
+        let address = held.shim.address();
+        if self.is_shared(address)
+            || tokio::time::timeout(EXIT_LIMIT, held.gone()).await.is_ok()
+            || self.is_shared(address)
         {
             return;
         }
         tracing::warn!(id = self.task.id(), "shim still runs after it was shut down");
-        if let Some(process) = &held.process {
-            process.kill();
-        }
+        self.end_process(held.process.as_ref()).await;
     }
 
     /// Removes the socket of a shim that has ended and could not do that any more.
-    pub(super) async fn remove_socket(&self, shim: &Shim) {
-        if !self.is_shared(shim) {
-            remove_dead_socket(shim.address()).await;
+    pub(super) async fn remove_socket(&self, address: &str) {
+        if !self.is_shared(address) {
+            remove_dead_socket(address).await;
         }
     }
 
-    fn is_shared(&self, shim: &Shim) -> bool {
+    /// Whether the shim at `address` serves others too.
+    fn is_shared(&self, address: &str) -> bool {
         self.bundle.is_in_sandbox()
-            || self
-                .context
-                .others(&self.task)
-                .iter()
-                .any(|other| other.is_served_at(shim.address()))
+            || self.context.others(&self.task).iter().any(|other| other.is_served_at(address))
     }
 
-    pub(super) async fn remove_bundle(&self) {
+    pub(super) async fn remove_bundle(&mut self) {
         let bundle = self.bundle.clone();
         if let Err(error) = blocking(move || bundle.remove()).await {
             self.report("remove the bundle", &error);
+            if error.is_shortage() {
+                self.left = Some(Left::Bundle);
+            }
         }
     }
 
-    /// Ends the task: whoever looks for it from now on finds none.
-    pub(super) fn leave(&self, exit: Option<Exit>) {
+    /// Ends the task, when nothing is left of it: whoever looks for it from now on finds none.
+    pub(super) async fn leave(&mut self, exit: Option<Exit>) {
+        while let Some(left) = self.left.take() {
+            tokio::select! {
+                () = tokio::time::sleep(REACH_PAUSE) => {}
+                // The next daemon finds it.
+                () = self.context.stop.cancelled() => break,
+            }
+            let untold = matches!(left, Left::Shim(_));
+            match left {
+                Left::Shim(at) => self.end_unstarted(at).await,
+                Left::Bundle => self.remove_bundle().await,
+            }
+            if let (Some(exit), true, None) = (exit, untold, &self.left) {
+                self.tell_delete(exit);
+            }
+        }
         self.context.forget(&self.task);
         self.task.enter(Phase::Gone(exit));
     }

@@ -12,7 +12,6 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use prost_types::Any;
 use proto::{
     containerd::{runtime::sandbox::v1 as api, task::v3},
     ttrpc::{CallError, Code},
@@ -23,13 +22,14 @@ use super::{CreateSandbox, Phase, Sandbox};
 use crate::runtime::{
     Error,
     actor::{blocking, identify},
+    bootstrap::Bootstrap,
     bundle::{Bundle, SANDBOX_FOLDER},
     context::Context,
     held::Held,
     launch::Launch,
     log::ShimLog,
     process::Process,
-    shim::Shim,
+    shim::{Shim, remove_dead_socket},
 };
 
 /// How long a shim may take to exit after its sandbox was shut down, before it is killed.
@@ -90,10 +90,15 @@ impl Actor {
         }
         blocking(move || bundle.make(&work, spec.as_ref(), &binary)).await?;
         let log = ShimLog::open(&self.bundle, &self.sandbox.id);
-        let shim = match self.start(request.options.as_ref()).await {
+        let started = self.launch().start(request.options.as_ref()).await;
+        let shim = match started {
+            Ok(at) => self.reach(&at).await.map_err(|error| (Some(at), error)),
+            Err(error) => Err((None, error)),
+        };
+        let shim = match shim {
             Ok(shim) => shim,
-            Err(error) => {
-                self.remove_bundle().await;
+            Err((at, error)) => {
+                self.end_unstarted(at).await;
                 return Err(error);
             }
         };
@@ -116,10 +121,28 @@ impl Actor {
         }
     }
 
-    async fn start(&self, options: Option<&Any>) -> Result<Shim, Error> {
-        let bootstrap = self.launch().start(options).await?;
-        self.bundle.keep_bootstrap(&bootstrap)?;
-        Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &bootstrap).await
+    async fn start(&self) -> Result<Shim, Error> {
+        let at = self.launch().start(None).await?;
+        self.reach(&at).await
+    }
+
+    /// Keeps where a shim is that was started, and connects to it.
+    async fn reach(&self, at: &Bootstrap) -> Result<Shim, Error> {
+        self.bundle.keep_bootstrap(at)?;
+        Shim::connect(&self.sandbox.namespace, &self.sandbox.id, at).await
+    }
+
+    /// Ends the shim that may run at `at` although its start did not succeed.
+    async fn end_unstarted(&self, at: Option<Bootstrap>) {
+        let Some(at) = at else { return self.remove_bundle().await };
+        match Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &at).await {
+            Ok(shim) => {
+                let process = identify(&shim, &self.sandbox.id).await;
+                let log = ShimLog::open(&self.bundle, &self.sandbox.id);
+                self.end_unused(&Held { shim, process, _log: log }).await;
+            }
+            Err(_) => self.clean_up().await,
+        }
     }
 
     /// Takes over the sandbox that an earlier daemon left, and serves it to its end.
@@ -138,7 +161,7 @@ impl Actor {
                 }
                 // The daemon went away before it knew the address. To start a shim that runs gives
                 // its address, and one that does not run is soon shut down again.
-                None => self.start(None).await,
+                None => self.start().await,
             };
             match shim {
                 Ok(shim) => break shim,
@@ -277,6 +300,10 @@ impl Actor {
             && let Err(error) = self.launch().delete().await
         {
             self.report("clean up after the sandbox's shim", &error);
+        }
+        // A shim that was killed leaves it, and containerd's binary does not look there.
+        if let Some(bootstrap) = self.bundle.bootstrap() {
+            remove_dead_socket(&bootstrap.address).await;
         }
         self.remove_bundle().await;
     }
