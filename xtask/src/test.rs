@@ -30,6 +30,11 @@ pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Re
         step(&mut sum, "podman and dockerd on the runtime", &mut peers)?;
         let mut soak = test(&["--package", "integration", "--test", "soak"]);
         step(&mut sum, "the same again and again", &mut soak)?;
+        let mut exhaustion = test(&["--package", "integration", "--test", "exhaustion"]);
+        step(&mut sum, "something runs out", &mut exhaustion)?;
+        let mut crash = test(&["--package", "integration", "--test", "crash", "--"]);
+        crash.args(["--steps", "2", "--rounds", "6"]);
+        step(&mut sum, "programs killed at steps of theirs", &mut crash)?;
     }
     let mut swap = test(&["--package", "integration", "--test", "swap", "--"]);
     for cell in cells {

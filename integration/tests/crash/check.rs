@@ -12,7 +12,7 @@ use crate::{
 
 /// How long it may take until what is told is what is the case: shims try to tell of exits for
 /// seconds, and the daemon gives them that time.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What is told of the task, and what is the case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

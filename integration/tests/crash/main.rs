@@ -15,10 +15,11 @@
 //! - the same container can be made again under the same name.
 //!
 //! A step that was seen and then is never reached is a failure. Without `--full` each kind of step is
-//! tried once; with it, each step as often as it is taken. `--rounds <n>` are followed by kills at
-//! random times, from the seed that is printed or given by `--seed <n>`.
+//! tried once, and of all kinds only some of a row, `--steps <n>`; with it, each step as often as it
+//! is taken. `--rounds <n>` are followed by kills at random times, from the seed that is printed or
+//! given by `--seed <n>`. At the end, shims are stopped instead of killed.
 //!
-//! `cargo test -p integration --test crash -- [--full] [--rounds <n>] [--seed <n>] [<word>]...`
+//! `cargo test -p integration --test crash -- [--full] [--steps <n>] [--rounds <n>] [--seed <n>] [<word>]...`
 //! runs the rows whose name has one of the words.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
@@ -27,6 +28,7 @@ mod check;
 mod matrix;
 mod operation;
 mod random;
+mod stopped;
 mod world;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -49,6 +51,7 @@ const CELLS: [(&str, bool); 2] = [
 #[derive(Debug, Default)]
 pub(crate) struct Arguments {
     pub(crate) full: bool,
+    pub(crate) steps: usize,
     pub(crate) rounds: usize,
     pub(crate) seed: u64,
     pub(crate) cells: Vec<String>,
@@ -58,17 +61,23 @@ pub(crate) struct Arguments {
 /// How many random kills there are unless the command line says so.
 const ROUNDS: usize = 12;
 
+/// How many steps of a row are tried unless the command line says so, or asks for all.
+const STEPS: usize = 6;
+
 impl Arguments {
     fn parse(mut words: impl Iterator<Item = String>) -> Result<Self> {
         let time = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
-        let mut parsed = Self { rounds: ROUNDS, seed: time.as_secs(), ..Self::default() };
+        let seed = time.as_secs();
+        let mut parsed = Self { steps: STEPS, rounds: ROUNDS, seed, ..Self::default() };
         while let Some(word) = words.next() {
             let mut number = || words.next().and_then(|it| it.parse::<u64>().ok());
             match word.as_str() {
                 "--full" => parsed.full = true,
                 "--rounds" => {
-                    let rounds = number().context("--rounds needs a number")?;
-                    parsed.rounds = usize::try_from(rounds)?;
+                    parsed.rounds = number().context("--rounds needs a number")?.try_into()?;
+                }
+                "--steps" => {
+                    parsed.steps = number().context("--steps needs a number")?.try_into()?;
                 }
                 "--seed" => parsed.seed = number().context("--seed needs a number")?,
                 "--cells" => parsed.cells.push(words.next().context("--cells needs a name")?),
@@ -134,6 +143,9 @@ fn inside(stage: &Stage) -> Result<bool> {
     let mut report = matrix::Report::default();
     matrix::run(&mut world, &arguments, all, &mut report)?;
     random::run(&mut world, &arguments, &mut report)?;
+    if all {
+        stopped::run(&mut world, &arguments, &mut report);
+    }
     if let Err(error) = world.last_look() {
         report.failed("at the end", &error);
     }

@@ -25,9 +25,6 @@ const LATE: Duration = Duration::from_millis(500);
 /// After how many failures nothing more is tried: they may be each other's.
 const FAILURES_MAX: usize = 30;
 
-/// How many steps of a row are tried without `--full`.
-const STEPS_MAX: usize = 6;
-
 /// Who is killed at the steps of whom.
 const ROWS: &[(Role, Victim)] = &[
     (Role::Runtime, Victim::Traced),
@@ -95,7 +92,7 @@ pub(crate) fn run(
                 known.push((role, steps));
             }
             let steps = known.iter().filter(|(its, _)| *its == role).flat_map(|(_, steps)| steps);
-            let chosen = choose(&steps.collect::<Vec<_>>(), victim, arguments.full, number);
+            let chosen = choose(&steps.collect::<Vec<_>>(), victim, arguments, number);
             let begun = Instant::now();
             for step in &chosen {
                 let name = format!("{choice} {row} at {step}");
@@ -142,7 +139,8 @@ fn show(operation: Operation, role: Role, steps: &[Step]) {
 
 /// The steps of a row that are tried: all, or of each kind the first and the last, and of these so
 /// many that all rows take turns.
-fn choose(steps: &[&Step], victim: Victim, full: bool, row: usize) -> Vec<Step> {
+fn choose(steps: &[&Step], victim: Victim, arguments: &Arguments, row: usize) -> Vec<Step> {
+    let full = arguments.full;
     let is_last = |step: &Step| {
         !steps.iter().any(|it| it.name == step.name && it.occurrence > step.occurrence)
     };
@@ -151,7 +149,7 @@ fn choose(steps: &[&Step], victim: Victim, full: bool, row: usize) -> Vec<Step> 
         .filter(|step| victim != Victim::Stepping || step.name.contains(", init"))
         .filter(|step| full || step.occurrence == 1 || is_last(step))
         .collect();
-    let stride = if full { 1 } else { kinds.len().div_ceil(STEPS_MAX).max(1) };
+    let stride = if full { 1 } else { kinds.len().div_ceil(arguments.steps.max(1)).max(1) };
     kinds.into_iter().skip(row % stride).step_by(stride).map(|step| (*step).clone()).collect()
 }
 
