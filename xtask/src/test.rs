@@ -26,6 +26,8 @@ pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Re
         step(&mut sum, "cgroup v2, v1 and systemd, in virtual machines", &mut machines)?;
         let mut cuts = test(&["--package", "integration", "--test", "powercut"]);
         step(&mut sum, "the store after power cuts", &mut cuts)?;
+        let mut meaning = test(&["--package", "integration", "--test", "meaning"]);
+        step(&mut sum, "the same calls to containerd and to gantryd", &mut meaning)?;
         let mut peers = test(&["--package", "integration", "--test", "peers"]);
         step(&mut sum, "podman and dockerd on the runtime", &mut peers)?;
         let mut soak = test(&["--package", "integration", "--test", "soak"]);
