@@ -463,7 +463,7 @@ fn exec_says_why_it_may_not_come_in() {
     let answer = bundle.call(&["exec", "--cgroup", "/", &bundle.id, "true"]);
     assert_ne!(answer.status, 0);
     assert!(answer.stderr.contains("adding pid "), "{}", answer.stderr);
-    assert!(answer.stderr.contains("Device or resource busy"), "{}", answer.stderr);
+    assert!(answer.stderr.contains("device or resource busy"), "{}", answer.stderr);
 }
 
 fn make_cgroups_writable(bundle: &mut Bundle) {
