@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use crate::{Key, Kind};
+use crate::{Key, Kind, external::Refused};
 
 /// Why a call to a snapshotter failed.
 ///
@@ -51,6 +51,10 @@ pub enum Error {
     #[error("fill snapshot {key}")]
     Fill { key: Key, source: Box<dyn std::error::Error + Send + Sync> },
 
+    /// The program that keeps the files said no, or said nothing.
+    #[error("{refused}")]
+    External { refused: Refused },
+
     /// The kernel refused a file operation; `operation` is its verb, as in "rename".
     #[error("{operation} {}", path.display())]
     File { operation: &'static str, path: PathBuf, source: io::Error },
@@ -58,6 +62,12 @@ pub enum Error {
     /// The database failed, or contradicts what is on disk.
     #[error("snapshot database")]
     Database(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl From<Refused> for Error {
+    fn from(refused: Refused) -> Self {
+        Self::External { refused }
+    }
 }
 
 impl Error {

@@ -2,7 +2,7 @@
 //!
 //! A layer of an image is a committed snapshot; the root filesystem of a container is an active
 //! snapshot on top of the image's last layer. [`Snapshotter`] is the contract, [`Overlay`] and
-//! [`Native`] keep it, [`testsuite`] proves it.
+//! [`Native`] keep it, [`External`] hands it on to another program, [`testsuite`] proves it.
 //!
 //! # Architecture invariant: one store
 //!
@@ -15,6 +15,7 @@
 
 mod directories;
 mod error;
+pub mod external;
 mod key;
 mod layout;
 mod mount;
@@ -28,6 +29,7 @@ use std::{collections::BTreeMap, ops::ControlFlow, time::SystemTime};
 
 pub use crate::{
     error::Error,
+    external::External,
     key::{Key, KeyError, NAME_LEN_MAX, NAMESPACE_LEN_MAX},
     layout::{
         Layout,
@@ -159,12 +161,34 @@ pub trait Snapshotter: Send + Sync {
     ///
     /// # Errors
     ///
-    /// - `Database`: only.
+    /// - `Database`, `External`: only.
     fn walk(
         &self,
         namespace: Option<&str>,
         visit: &mut dyn FnMut(Info) -> ControlFlow<()>,
     ) -> Result<(), Error>;
+
+    /// What [`walk`](Self::walk) shows, as far as it is known without asking another program.
+    ///
+    /// Of an external snapshotter the labels that it adds by itself are missing. Never waits for
+    /// it, so this is for whoever holds others up.
+    ///
+    /// # Errors
+    ///
+    /// - `Database`: only.
+    fn walk_records(
+        &self,
+        namespace: Option<&str>,
+        visit: &mut dyn FnMut(Info) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        self.walk(namespace, visit)
+    }
+
+    /// Whether calls wait for another program, so that the caller must not keep others waiting
+    /// meanwhile. `remove` and `walk_records` never do.
+    fn is_external(&self) -> bool {
+        false
+    }
 
     /// The disk space that the snapshot `key` takes beyond that of its parents.
     ///

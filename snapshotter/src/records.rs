@@ -7,8 +7,8 @@
 //! | `snapshots`         | `(snapshotter, namespace, name)`, three `&str`   | a record, JSON     |
 //! | `snapshot_children` | `(snapshotter, parent's id, id)`, `&str u64 u64` | name of the child, `&str` |
 //!
-//! `snapshotter` is `overlayfs` or `native`, so one database serves several. A record is a JSON
-//! object:
+//! `snapshotter` is `overlayfs`, `native` or the name of an external one, so one database serves
+//! several. A record is a JSON object:
 //!
 //! | field     | value                                                                   |
 //! |-----------|-------------------------------------------------------------------------|
@@ -20,6 +20,7 @@
 //! | `updated` | nanoseconds since 1970                                                  |
 //! | `usage`   | `{"inodes": n, "bytes": n}`, of committed snapshots only                |
 //! | `unsynced`| the boot ID of the machine when it was committed, until its files are known to be on disk; absent: they are |
+//! | `external`| what an external snapshotter calls it; absent: its files are in a directory of ours |
 //!
 //! Fields that a reader does not know are ignored; new ones must have a default.
 //!
@@ -78,6 +79,8 @@ pub struct Record {
     pub usage: Option<Usage>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unsynced: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub external: Option<String>,
 }
 
 impl Record {
@@ -111,7 +114,7 @@ impl Record {
         }
     }
 
-    fn parent_key(&self, key: &Key) -> Option<Key> {
+    pub(crate) fn parent_key(&self, key: &Key) -> Option<Key> {
         self.parent.as_deref().map(|parent| Key::stored(key.namespace(), parent))
     }
 }
@@ -123,6 +126,8 @@ pub(crate) struct New<'a> {
     pub(crate) key: &'a Key,
     pub(crate) parent: Option<&'a Key>,
     pub(crate) labels: &'a Labels,
+    /// What an external snapshotter calls it.
+    pub(crate) external: Option<&'a str>,
 }
 
 /// A commit to be made.
@@ -132,13 +137,16 @@ pub(crate) struct Commit<'a> {
     /// The new parent, for a rebase.
     pub(crate) parent: Option<&'a Key>,
     pub(crate) labels: &'a Labels,
-    pub(crate) usage: Usage,
+    /// Of one of ours.
+    pub(crate) usage: Option<Usage>,
+    /// What an external snapshotter calls it now; what is in one is as durable as that makes it.
+    pub(crate) external: Option<&'a str>,
 }
 
 /// The records of one snapshotter.
 pub(crate) struct Records {
     transactions: Arc<dyn Transactions>,
-    snapshotter: &'static str,
+    snapshotter: Box<str>,
     /// The machine's boot ID.
     boot: String,
 }
@@ -146,13 +154,13 @@ pub(crate) struct Records {
 impl Records {
     pub(crate) fn open(
         transactions: Arc<dyn Transactions>,
-        snapshotter: &'static str,
+        snapshotter: &str,
         boot: String,
     ) -> Result<Self, Error> {
         if open_read(&transactions.read()?)?.is_none() {
             transactions.write(&mut create_tables)?;
         }
-        Ok(Self { transactions, snapshotter, boot })
+        Ok(Self { transactions, snapshotter: snapshotter.into(), boot })
     }
 
     /// The record of `key`.
@@ -198,7 +206,7 @@ impl Records {
 
     /// The ids of `next` and all below it. There is none with a suspect among them: what would be
     /// seen on top of it is wrong.
-    fn chain(&self, view: &View, mut next: Option<Key>) -> Result<Vec<u64>, Error> {
+    fn chain(&self, view: &View<'_>, mut next: Option<Key>) -> Result<Vec<u64>, Error> {
         let mut ids = Vec::new();
         while let Some(key) = next {
             let record = view.get(&key)?;
@@ -270,17 +278,17 @@ impl Records {
         Ok(updated.expect("a change that succeeded was called"))
     }
 
-    fn view(&self) -> Result<View, Error> {
+    fn view(&self) -> Result<View<'_>, Error> {
         let table = open_read(&self.transactions.read()?)?;
         let table = table.ok_or_else(|| Error::database("the table of snapshots is missing"))?;
-        Ok(View { table, snapshotter: self.snapshotter })
+        Ok(View { table, snapshotter: &self.snapshotter })
     }
 
     fn change(
         &self,
         change: &mut (dyn FnMut(&mut Tables<'_>) -> Result<(), Error> + Send),
     ) -> Result<(), Error> {
-        let snapshotter = self.snapshotter;
+        let snapshotter = &*self.snapshotter;
         let change: &mut Change<'_> = &mut |transaction| {
             let snapshots = transaction.open_table(SNAPSHOTS).map_err(Error::database)?;
             let children = transaction.open_table(CHILDREN).map_err(Error::database)?;
@@ -301,12 +309,12 @@ fn open_read(transaction: &ReadTransaction) -> Result<Option<SnapshotTable>, Err
 }
 
 /// The records as they were at one moment.
-struct View {
-    snapshotter: &'static str,
+struct View<'r> {
+    snapshotter: &'r str,
     table: SnapshotTable,
 }
 
-impl View {
+impl View<'_> {
     fn get(&self, key: &Key) -> Result<Record, Error> {
         get(&self.table, self.snapshotter, key)
     }
@@ -334,7 +342,7 @@ impl View {
 
 /// The records within a write transaction.
 struct Tables<'t> {
-    snapshotter: &'static str,
+    snapshotter: &'t str,
     snapshots: Table<'t, (&'static str, &'static str, &'static str), &'static [u8]>,
     children: Table<'t, (&'static str, u64, u64), &'static str>,
 }
@@ -353,6 +361,7 @@ impl Tables<'_> {
             updated: now,
             usage: None,
             unsynced: None,
+            external: new.external.map(str::to_owned),
         };
         self.insert(new.key, &record, parent)
     }
@@ -380,8 +389,9 @@ impl Tables<'_> {
             labels: commit.labels.clone(),
             created: now,
             updated: now,
-            usage: Some(commit.usage),
-            unsynced: Some(boot.to_owned()),
+            usage: commit.usage,
+            unsynced: commit.external.is_none().then(|| boot.to_owned()),
+            external: commit.external.map(str::to_owned),
         };
         // The link to the parent, if `key` had one, is overwritten: the id is the same.
         self.insert(name, &record, parent)?;

@@ -125,7 +125,8 @@ impl<L: Layout> Store<L> {
             // Perhaps because the parent was removed meanwhile.
             self.records.parent_chain(parent).and(Err(error))
         })?;
-        self.records.create(&New { id: pending.id(), kind, key, parent, labels })?;
+        let id = pending.id();
+        self.records.create(&New { id, kind, key, parent, labels, external: None })?;
         let mounts = self.layout.mounts(kind, &pending.path(), &parents);
         pending.keep();
         Ok(mounts)
@@ -148,8 +149,8 @@ impl<L: Layout> Store<L> {
             self.layout
                 .adopt(&self.directories.path(record.id), &self.directories.path(below.id))?;
         }
-        let usage = self.disk_usage(record.id)?;
-        self.records.commit(&Commit { name, key, parent, labels, usage })?;
+        let usage = Some(self.disk_usage(record.id)?);
+        self.records.commit(&Commit { name, key, parent, labels, usage, external: None })?;
         (self.on_commit)();
         Ok(())
     }
