@@ -4,7 +4,10 @@
 //! a typing error cannot silently leave a default in force. `gantryd config default` prints the
 //! text of `config/default.toml`, and a test holds that text to the defaults here.
 
+mod proxy_plugins;
+
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
@@ -13,6 +16,8 @@ use std::{
 use serde::Deserialize;
 
 use crate::runtime::RuntimeTable;
+
+pub use self::proxy_plugins::{ProxyKind, ProxyPlugin};
 
 /// The commented default configuration.
 pub const DEFAULT: &str = include_str!("config/default.toml");
@@ -73,7 +78,29 @@ pub struct Config {
     pub restart: Restart,
     /// What runtimes' names mean.
     pub runtimes: RuntimeTable,
+    /// Parts that are other programs, by name.
+    pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
+    /// Who applies and makes layers for clients.
+    pub diff: Diff,
 }
+
+/// The `[diff]` section.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Diff {
+    /// Names of differs. Each is asked until one knows how to do what is asked for.
+    pub order: Vec<String>,
+}
+
+impl Default for Diff {
+    /// Only what is built in.
+    fn default() -> Self {
+        Self { order: vec![OWN_DIFFER.to_owned()] }
+    }
+}
+
+/// The name of the differ that is built in, as of containerd's.
+pub const OWN_DIFFER: &str = "walking";
 
 /// The `[grpc]` section.
 #[derive(Clone, Debug, PartialEq, Deserialize)]

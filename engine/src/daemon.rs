@@ -98,10 +98,10 @@ impl Daemon {
         let stop = CancellationToken::new();
 
         let events = Exchange::default();
-        let state = State::open(paths, &config.gc, events.clone())?;
+        let state = State::open(paths, &config, events.clone())?;
         let (gc, syncer) = (state.gc.clone(), state.syncer.clone());
         let uuid = services::server_uuid(&paths.root)?;
-        let introspection = services::Introspection::new(plugins::list(&paths.root), uuid);
+        let introspection = services::Introspection::new(plugins::list(&config, paths), uuid);
         let streams = Arc::<Streams>::default();
 
         let limit = (config.grpc.max_recv_message_size, config.grpc.max_send_message_size);
@@ -119,7 +119,7 @@ impl Daemon {
         let tasks = services::Tasks::new(content.clone(), Arc::clone(&runtime), stop.clone());
         let containers =
             services::Containers::new(content.clone(), events.clone(), gc.clone(), monitor.clone());
-        let diff = services::Diff::new(content.clone());
+        let diff = services::Diff::new(content.clone(), state::differs(&config)?);
         let content = services::Content::new(content, events.clone(), gc.clone());
         let images = services::Images::new(metadata.clone(), events.clone(), gc.clone());
         let leases = services::Leases::new(metadata.clone(), gc.clone());

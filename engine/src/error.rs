@@ -36,6 +36,10 @@ pub enum Error {
     #[error("{0}")]
     OutOfRange(String),
 
+    /// A part of the engine that is another program failed.
+    #[error("{0}")]
+    Plugin(String),
+
     /// There is no such function.
     #[error("{0}: not implemented")]
     NotImplemented(String),
@@ -134,10 +138,31 @@ impl From<snapshotter::Error> for Error {
                 Self::FailedPrecondition(error.to_string())
             }
             E::Fill { .. } => Self::FailedPrecondition(sys::error::Chain(&error).to_string()),
+            E::External { refused } => refused.into(),
             E::OtherNamespace { .. } => Self::InvalidArgument(error.to_string()),
             E::Unsupported { .. } => Self::NotImplemented(error.to_string()),
             E::File { operation, path, source } => Self::File { operation, path, source },
             E::Database(source) => Self::Database { operation: "snapshots", source },
+        }
+    }
+}
+
+/// What another program says ends with the cause already, if it is containerd's kind.
+impl From<snapshotter::external::Refused> for Error {
+    fn from(refused: snapshotter::external::Refused) -> Self {
+        use snapshotter::external::Reason;
+        let text = |cause: &str| {
+            let message = refused.message.strip_suffix(cause).and_then(|it| it.strip_suffix(": "));
+            message.unwrap_or(&refused.message).to_owned()
+        };
+        match refused.reason {
+            Reason::NotFound => Self::NotFound(text("not found")),
+            Reason::AlreadyExists => Self::AlreadyExists(text("already exists")),
+            Reason::InvalidArgument => Self::InvalidArgument(text("invalid argument")),
+            Reason::FailedPrecondition => Self::FailedPrecondition(text("failed precondition")),
+            Reason::NotImplemented => Self::NotImplemented(text("not implemented")),
+            Reason::Unavailable => Self::Unavailable(text("unavailable")),
+            Reason::Other => Self::Plugin(refused.message),
         }
     }
 }

@@ -9,7 +9,7 @@
 //! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`mod@reference`] | neither I/O nor async |
 //! | state   | `lock`, [`content`], [`diff`], [`durability`], [`gc`], [`import`], [`metadata`], [`db`] | block, no tokio |
 //! | work    | [`events`], [`registry`], [`runtime`], [`restart`], [`streaming`], [`transfer`] | async                |
-//! | surface | [`services`]                                           | async; tonic and the wire's types |
+//! | surface | [`proxy`], [`services`]                                | async; tonic and the wire's types |
 //! | wiring  | [`config`], [`daemon`]                                 | everything           |
 
 pub mod config;
@@ -32,6 +32,7 @@ pub mod metadata;
 pub mod namespace;
 pub mod oci;
 pub mod platform;
+pub mod proxy;
 pub mod reference;
 pub mod registry;
 pub mod restart;

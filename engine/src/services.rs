@@ -31,10 +31,11 @@ use tonic::{Request, Status};
 use crate::{error::Error, namespace::Scope};
 
 use self::status::refused;
+pub(crate) use self::wire::mounts_from_wire;
 pub use self::{
     containers::Containers,
     content::Content,
-    diff::Diff,
+    diff::{Diff, Differ},
     events::Events,
     health::Health,
     images::Images,

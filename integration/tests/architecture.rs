@@ -21,7 +21,8 @@ struct Rule {
 const RULES: &[Rule] = &[
     Rule { name: "sys", may_name: &[], must_not_link: &["tokio", "prost"] },
     Rule { name: "proto", may_name: &[], must_not_link: &["sys"] },
-    Rule { name: "snapshotter", may_name: &["sys"], must_not_link: &["tokio", "prost"] },
+    // Its program, which takes a feature to build, speaks gRPC.
+    Rule { name: "snapshotter", may_name: &["proto", "sys"], must_not_link: &["tokio", "prost"] },
     Rule { name: "engine", may_name: &["proto", "snapshotter", "sys"], must_not_link: &[] },
     Rule {
         name: "shim",

@@ -10,6 +10,20 @@ use crate::run::{cargo, must};
 const STEPS: &[(&str, &[&str])] = &[
     ("format", &["fmt", "--all", "--check"]),
     ("lints", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]),
+    (
+        "lints of the snapshotter's program",
+        &[
+            "clippy",
+            "--quiet",
+            "--package",
+            "snapshotter",
+            "--features",
+            "server",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    ),
     ("documentation", &["doc", "--quiet", "--workspace", "--no-deps", "--document-private-items"]),
     ("unit tests", &["test", "--quiet", "--workspace", "--lib", "--bins"]),
     ("architecture", &["test", "--quiet", "--package", "integration", "--test", "architecture"]),

@@ -26,6 +26,8 @@ struct Program {
     package: &'static str,
     name: &'static str,
     linking: Linking,
+    /// Features of the package that only this program needs.
+    features: &'static [&'static str],
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -37,12 +39,23 @@ enum Linking {
 }
 
 const PROGRAMS: &[Program] = &[
-    Program { package: "runc-rs", name: "runc-rs", linking: Linking::Static },
-    Program { package: "shim", name: "containerd-shim-runc-rs-v2", linking: Linking::Static },
-    Program { package: "ctr-cli", name: "ctr", linking: Linking::Static },
-    Program { package: "integration", name: "probe", linking: Linking::Static },
-    Program { package: "integration", name: "floor", linking: Linking::Static },
-    Program { package: "engine", name: "gantryd", linking: Linking::Usual },
+    Program { package: "runc-rs", name: "runc-rs", linking: Linking::Static, features: &[] },
+    Program {
+        package: "shim",
+        name: "containerd-shim-runc-rs-v2",
+        linking: Linking::Static,
+        features: &[],
+    },
+    Program { package: "ctr-cli", name: "ctr", linking: Linking::Static, features: &[] },
+    Program { package: "integration", name: "probe", linking: Linking::Static, features: &[] },
+    Program { package: "integration", name: "floor", linking: Linking::Static, features: &[] },
+    Program { package: "engine", name: "gantryd", linking: Linking::Usual, features: &[] },
+    Program {
+        package: "snapshotter",
+        name: "gantry-snapshotter",
+        linking: Linking::Usual,
+        features: &["server"],
+    },
 ];
 
 /// Builds all programs and says how large they are.
@@ -94,6 +107,7 @@ fn target_directory() -> PathBuf {
 fn build(program: &Program, profile: Profile, target: Option<&str>, musl: bool) -> Result<PathBuf> {
     let mut command = cargo(&["build", "--quiet", "--package", program.package]);
     command.args(["--bin", program.name, "--profile", profile]);
+    command.args(program.features.iter().flat_map(|feature| ["--features", feature]));
     let mut built = target_directory();
     if let Some(target) = target {
         command.args(["--target", target]);

@@ -30,6 +30,8 @@ pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Re
         step(&mut sum, "the same calls to containerd and to gantryd", &mut meaning)?;
         let mut peers = test(&["--package", "integration", "--test", "peers"]);
         step(&mut sum, "podman and dockerd on the runtime", &mut peers)?;
+        let mut plugins = test(&["--package", "integration", "--test", "plugins"]);
+        step(&mut sum, "snapshotters that are programs of their own", &mut plugins)?;
         let mut soak = test(&["--package", "integration", "--test", "soak"]);
         step(&mut sum, "the same again and again", &mut soak)?;
         let mut exhaustion = test(&["--package", "integration", "--test", "exhaustion"]);

@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
-use crate::{restart::POLICIES, services::Plugin};
+use crate::{
+    config::{Config, OWN_DIFFER, Paths, ProxyKind},
+    restart::POLICIES,
+    services::Plugin,
+};
 
 const CONTENT: &str = "io.containerd.content.v1";
 const DIFFER: &str = "io.containerd.differ.v1";
@@ -52,8 +56,29 @@ const GRPC_SERVICES: &[&str] = &[
     "version",
 ];
 
-/// Everything that is served from `root`.
-pub(super) fn list(root: &Path) -> Vec<Plugin> {
+/// Everything that is served, by this program and by others.
+pub(super) fn list(config: &Config, paths: &Paths) -> Vec<Plugin> {
+    let mut plugins = built_in(&paths.root);
+    plugins.extend(config.proxy_plugins.iter().map(|(name, proxy)| {
+        let mut exports = proxy.exports.clone();
+        exports.insert("address".to_owned(), proxy.address.clone());
+        Plugin {
+            kind: match proxy.kind {
+                ProxyKind::Snapshot => SNAPSHOTTER,
+                ProxyKind::Diff => DIFFER,
+            },
+            id: name.clone(),
+            has_platform: true,
+            platform: proxy.platform.clone(),
+            exports,
+            capabilities: proxy.capabilities.clone(),
+            ..Plugin::default()
+        }
+    }));
+    plugins
+}
+
+fn built_in(root: &Path) -> Vec<Plugin> {
     let part = |kind, id: &str, requires: &[&'static str]| Plugin {
         kind,
         id: id.to_owned(),
@@ -71,7 +96,7 @@ pub(super) fn list(root: &Path) -> Vec<Plugin> {
         plugin.capabilities = capabilities.iter().map(|&name| name.to_owned()).collect();
         plugin
     };
-    let mut differ = part(DIFFER, "walking", &[METADATA]);
+    let mut differ = part(DIFFER, OWN_DIFFER, &[METADATA]);
     differ.has_platform = true;
     let mut plugins = vec![
         rooted(part(CONTENT, "content", &[]), "content"),

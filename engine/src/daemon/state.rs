@@ -12,19 +12,21 @@
 //! No name is one that containerd uses, so the two can take turns on one root without taking each
 //! other's data for garbage.
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use proto::containerd::{events::SnapshotRemove, services::images::v1::ImageDelete};
-use snapshotter::{Copies, Native, Overlay, OverlayOptions, Snapshotter, Transactions};
+use snapshotter::{Copies, External, Native, Overlay, OverlayOptions, Snapshotter, Transactions};
 
 use crate::{
-    config::{self, Paths},
+    config::{Config, OWN_DIFFER, Paths, ProxyKind, ProxyPlugin},
     content, db,
     durability::{self, Syncer},
     error::Error,
     events::Exchange,
     gc::{Collected, Collector, Scheduler, Snapshotters},
     metadata,
+    proxy::{self, Deadlines},
+    services::Differ,
 };
 
 /// The parts that keep state.
@@ -37,18 +39,20 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn open(paths: &Paths, gc: &config::Gc, events: Exchange) -> Result<Self, Error> {
+    pub(super) fn open(paths: &Paths, config: &Config, events: Exchange) -> Result<Self, Error> {
         db::refuse_lost(&paths.root)?;
         let metadata = metadata::Store::open(&paths.root.join(db::DATABASE))?;
         let content = content::Store::open(&paths.root.join("content"), metadata.clone())?;
         let syncer = Syncer::default();
         let root = paths.root.join("snapshots");
-        let snapshotters = Arc::new(snapshotters(&root, &metadata, &syncer)?);
+        let mut snapshotters = snapshotters(&root, &metadata, &syncer)?;
+        add_external(&mut snapshotters, &config.proxy_plugins, &metadata)?;
+        let snapshotters = Arc::new(snapshotters);
         durability::recover(&content, &snapshotters)?;
         syncer.start(Arc::clone(&snapshotters));
         let report = move |collected: &Collected| publish(&events, collected);
         let collector = Collector::new(content.clone(), Arc::clone(&snapshotters), report);
-        let gc = Scheduler::start(gc.clone(), collector);
+        let gc = Scheduler::start(config.gc.clone(), collector);
         Ok(Self { metadata, content, snapshotters, gc, syncer })
     }
 }
@@ -71,6 +75,56 @@ fn snapshotters(
         ("overlayfs".to_owned(), Arc::new(overlay) as Arc<dyn Snapshotter>),
         ("native".to_owned(), Arc::new(native)),
     ]))
+}
+
+/// Adds the snapshotters that are other programs. None is asked for anything yet.
+fn add_external(
+    snapshotters: &mut Snapshotters,
+    proxies: &BTreeMap<String, ProxyPlugin>,
+    metadata: &metadata::Store,
+) -> Result<(), Error> {
+    for (name, proxy) in proxies.iter().filter(|(_, it)| it.kind == ProxyKind::Snapshot) {
+        if snapshotters.contains_key(name) {
+            return Err(taken(name));
+        }
+        let plugin = proxy::Plugin::new(name, &proxy.address, Deadlines::default())?;
+        let can_rebase = proxy.capabilities.iter().any(|it| it == "rebase");
+        let records: Arc<dyn Transactions> = Arc::new(metadata.clone());
+        let external = External::open(name, records, proxy::Remote::new(plugin), can_rebase)?;
+        snapshotters.insert(name.clone(), Arc::new(external));
+    }
+    Ok(())
+}
+
+/// Who applies and makes layers, in the order in which they are asked.
+///
+/// # Errors
+///
+/// `InvalidArgument`: the configuration names one that is not there, or gives one a name that is taken.
+pub(super) fn differs(config: &Config) -> Result<Vec<Differ>, Error> {
+    if config.proxy_plugins.get(OWN_DIFFER).is_some_and(|it| it.kind == ProxyKind::Diff) {
+        return Err(taken(OWN_DIFFER));
+    }
+    let find = |name: &String| {
+        if name == OWN_DIFFER {
+            return Ok(Differ::Own);
+        }
+        match config.proxy_plugins.get(name) {
+            Some(proxy) if proxy.kind == ProxyKind::Diff => {
+                let plugin = proxy::Plugin::new(name, &proxy.address, Deadlines::default())?;
+                Ok(Differ::Other(plugin))
+            }
+            _ => {
+                let text = format!("diff.order names {name:?}, which is no differ");
+                Err(Error::InvalidArgument(text))
+            }
+        }
+    };
+    config.diff.order.iter().map(find).collect()
+}
+
+fn taken(name: &str) -> Error {
+    Error::InvalidArgument(format!("proxy plugin {name:?} has the name of a part that is built in"))
 }
 
 /// Tells what a collection has removed, as containerd does: images and snapshots.

@@ -144,6 +144,7 @@ impl Root {
                     updated: now,
                     usage: None,
                     unsynced: None,
+                    external: None,
                 };
                 let name = format!("recovered-{id}");
                 let key = (snapshotter.as_str(), namespace.as_str(), name.as_str());

@@ -152,6 +152,10 @@ impl<'a> Check<'a> {
     }
 
     fn directory(&mut self, place: &Place, record: &Record) {
+        // What another program keeps, it keeps where it likes.
+        if record.external.is_some() {
+            return;
+        }
         let path = self.root.directories(&place.snapshotter).join(record.id.to_string());
         if path.symlink_metadata().is_ok_and(|found| found.is_dir()) {
             return;

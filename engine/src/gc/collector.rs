@@ -96,7 +96,7 @@ impl Collector {
                 graph.add_snapshot(name, info);
                 ControlFlow::Continue(())
             };
-            snapshotter.walk(None, &mut add).map_err(Error::database("list snapshots"))?;
+            snapshotter.walk_records(None, &mut add).map_err(Error::database("list snapshots"))?;
         }
         Ok(graph.plan())
     }

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{self, BufReader},
     path::Path,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 
@@ -11,10 +12,10 @@ use proto::containerd::services::diff::v1::{
     ApplyRequest, ApplyResponse, DiffRequest, DiffResponse, diff_server,
 };
 use snapshotter::Mount;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::{
-    blocking, required, scope,
+    blocking, required, scope, status,
     wire::{descriptor_from_wire, descriptor_to_wire, mounts_from_wire},
 };
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
     labels::Labels,
     namespace::Scope,
     oci::{Descriptor, media_type},
+    proxy::Plugin,
 };
 
 /// The label of a compressed layer with the digest of what it holds.
@@ -32,37 +34,43 @@ const UNCOMPRESSED_LABEL: &str = "containerd.io/uncompressed";
 /// How much of a blob is read at once, in bytes.
 const BUFFER_LEN: usize = 256 << 10;
 
+/// Who applies and makes layers.
+#[derive(Clone, Debug)]
+pub enum Differ {
+    /// This program.
+    Own,
+    /// Another one, which has access to the blobs and to what is mounted.
+    Other(Plugin),
+}
+
 /// The service.
 #[derive(Clone)]
 pub struct Diff {
     content: Store,
+    differs: Arc<[Differ]>,
 }
 
 impl Diff {
-    /// Reads and writes the blobs in `content`.
-    pub fn new(content: Store) -> Self {
-        Self { content }
+    /// Reads and writes the blobs in `content`. Of `differs`, each is asked until one knows how to do
+    /// what is asked for.
+    pub fn new(content: Store, differs: Vec<Differ>) -> Self {
+        Self { content, differs: differs.into() }
     }
-}
 
-#[tonic::async_trait]
-impl diff_server::Diff for Diff {
-    async fn apply(
+    async fn apply_own(
         &self,
-        request: Request<ApplyRequest>,
-    ) -> Result<Response<ApplyResponse>, Status> {
-        let scope = scope(&request)?;
-        let ApplyRequest { diff, mounts, payloads: _, sync_fs } = request.into_inner();
+        scope: Scope,
+        request: ApplyRequest,
+    ) -> Result<ApplyResponse, Status> {
+        let ApplyRequest { diff, mounts, payloads: _, sync_fs } = request;
         let layer = descriptor_from_wire(required("diff", diff)?)?;
         let (content, mounts) = (self.content.clone(), mounts_from_wire(mounts));
         let applied = blocking(move || apply(&content, &scope, &layer, &mounts, sync_fs)).await?;
-        Ok(Response::new(ApplyResponse { applied: Some(descriptor_to_wire(applied)) }))
+        Ok(ApplyResponse { applied: Some(descriptor_to_wire(applied)) })
     }
 
-    async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {
-        let scope = scope(&request)?;
-        let DiffRequest { left, right, media_type, r#ref, labels, source_date_epoch } =
-            request.into_inner();
+    async fn diff_own(&self, scope: Scope, request: DiffRequest) -> Result<DiffResponse, Status> {
+        let DiffRequest { left, right, media_type, r#ref, labels, source_date_epoch } = request;
         let comparison = Comparison {
             lower: mounts_from_wire(left),
             upper: mounts_from_wire(right),
@@ -77,8 +85,55 @@ impl diff_server::Diff for Diff {
         };
         let content = self.content.clone();
         let made = blocking(move || compare(&content, &scope, comparison)).await?;
-        Ok(Response::new(DiffResponse { diff: Some(descriptor_to_wire(made)) }))
+        Ok(DiffResponse { diff: Some(descriptor_to_wire(made)) })
     }
+}
+
+#[tonic::async_trait]
+impl diff_server::Diff for Diff {
+    async fn apply(
+        &self,
+        request: Request<ApplyRequest>,
+    ) -> Result<Response<ApplyResponse>, Status> {
+        let scope = scope(&request)?;
+        let request = request.into_inner();
+        let mut last = none();
+        for differ in self.differs.iter() {
+            let answer = match differ {
+                Differ::Own => self.apply_own(scope.clone(), request.clone()).await,
+                Differ::Other(plugin) => {
+                    plugin.apply(&scope, request.clone()).await.map_err(status)
+                }
+            };
+            match answer {
+                Err(refused) if refused.code() == Code::Unimplemented => last = refused,
+                answer => return answer.map(Response::new),
+            }
+        }
+        Err(last)
+    }
+
+    async fn diff(&self, request: Request<DiffRequest>) -> Result<Response<DiffResponse>, Status> {
+        let scope = scope(&request)?;
+        let request = request.into_inner();
+        let mut last = none();
+        for differ in self.differs.iter() {
+            let answer = match differ {
+                Differ::Own => self.diff_own(scope.clone(), request.clone()).await,
+                Differ::Other(plugin) => plugin.diff(&scope, request.clone()).await.map_err(status),
+            };
+            match answer {
+                Err(refused) if refused.code() == Code::Unimplemented => last = refused,
+                answer => return answer.map(Response::new),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// What is answered when there is nobody to ask.
+fn none() -> Status {
+    status(Error::NotImplemented("no differ is configured".to_owned()))
 }
 
 /// Applies `layer` to `mounts`, and describes the uncompressed layer.

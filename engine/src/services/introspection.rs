@@ -34,6 +34,8 @@ pub struct Plugin {
     pub requires: Vec<&'static str>,
     /// Whether it depends on the platform.
     pub has_platform: bool,
+    /// The platform that it is for, if that is not this machine's.
+    pub platform: Option<crate::platform::Platform>,
     /// What it tells about itself, such as `root`.
     pub exports: BTreeMap<String, String>,
     /// What it can do, such as `rebase`.
@@ -125,7 +127,7 @@ impl Fields for Plugin {
 }
 
 fn to_wire(plugin: &Plugin) -> api::Plugin {
-    let platform = plugin.has_platform.then(host_platform);
+    let platform = plugin.has_platform.then(|| platform_to_wire(plugin.platform.clone()));
     api::Plugin {
         r#type: plugin.kind.to_owned(),
         id: plugin.id.clone(),
@@ -141,12 +143,12 @@ fn to_wire(plugin: &Plugin) -> api::Plugin {
     }
 }
 
-fn host_platform() -> Platform {
-    let host = crate::platform::Platform::host();
+fn platform_to_wire(platform: Option<crate::platform::Platform>) -> Platform {
+    let platform = platform.unwrap_or_else(crate::platform::Platform::host);
     Platform {
-        os: host.os,
-        architecture: host.architecture,
-        variant: host.variant,
+        os: platform.os,
+        architecture: platform.architecture,
+        variant: platform.variant,
         ..Platform::default()
     }
 }

@@ -104,7 +104,7 @@ impl namespaces_server::Namespaces for Namespaces {
             let mut holders = Vec::new();
             for (holder, snapshotter) in snapshotters.iter() {
                 let mut found = false;
-                snapshotter.walk(Some(&name), &mut |_| {
+                snapshotter.walk_records(Some(&name), &mut |_| {
                     found = true;
                     ControlFlow::Break(())
                 })?;

@@ -105,7 +105,7 @@ fn create(
     labels.retain(|_, value| !value.is_empty());
     let key = to_key(scope, &key_name)?;
     let parent = if parent.is_empty() { None } else { Some(to_key(scope, &parent)?) };
-    let _keep = store.referring();
+    let _keep = keep(store, snapshotter);
     if let Some(target) = labels.get(TARGET_LABEL)
         && snapshotter.stat(&to_key(scope, target)?).is_ok()
     {
@@ -118,8 +118,8 @@ fn create(
         Kind::Active | Kind::Committed => snapshotter.prepare(&key, parent.as_ref(), labels),
     };
     mounts.map_err(|error| match (error, &parent) {
-        (snapshotter::Error::AlreadyExists { .. }, _) => {
-            Error::AlreadyExists(format!("snapshot {key_name:?}"))
+        (snapshotter::Error::AlreadyExists { key: found }, _) => {
+            Error::AlreadyExists(format!("snapshot {:?}", found.name()))
         }
         (snapshotter::Error::NotFound { key }, Some(parent)) if key == *parent => {
             Error::NotFound(format!("parent snapshot {} does not exist", parent.name()))
@@ -129,6 +129,16 @@ fn create(
         }
         (error, _) => error.into(),
     })
+}
+
+/// Keeps collections off while something is made, unless that waits for another program. For what
+/// such a one makes, its record is what counts: it is written in one step, and only on a parent that
+/// is there.
+fn keep<'s>(
+    store: &'s Store,
+    snapshotter: &dyn Snapshotter,
+) -> Option<std::sync::RwLockReadGuard<'s, ()>> {
+    (!snapshotter.is_external()).then(|| store.referring())
 }
 
 #[tonic::async_trait]
@@ -295,7 +305,7 @@ fn commit(
     check_labels(&labels)?;
     labels.retain(|_, value| !value.is_empty());
     let (committed, active) = (to_key(scope, &name)?, to_key(scope, &key)?);
-    let _keep = store.referring();
+    let _keep = keep(store, snapshotter);
     store.lease(scope, &Resource::snapshot(&kind, &name))?;
     if snapshotter.stat(&committed).is_ok() {
         return Err(Error::AlreadyExists(format!("snapshot {name:?}")));

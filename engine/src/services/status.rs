@@ -19,6 +19,7 @@ pub fn status(error: Error) -> Status {
         Error::NotImplemented(_) => Code::Unimplemented,
         error if is_full(error) => Code::ResourceExhausted,
         Error::File { .. }
+        | Error::Plugin(_)
         | Error::Layer(_)
         | Error::Database { .. }
         | Error::Damaged { .. }

@@ -53,7 +53,7 @@ pub(super) fn mounts_to_wire(mounts: Vec<Mount>) -> Vec<types::Mount> {
     mounts.into_iter().map(to_wire).collect()
 }
 
-pub(super) fn mounts_from_wire(mounts: Vec<types::Mount>) -> Vec<Mount> {
+pub(crate) fn mounts_from_wire(mounts: Vec<types::Mount>) -> Vec<Mount> {
     let from_wire = |mount: types::Mount| Mount {
         kind: mount.r#type,
         source: mount.source,

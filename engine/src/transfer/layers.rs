@@ -19,7 +19,7 @@
 //! A snapshotter whose snapshots hold their parent's content cannot unpack out of order. For it
 //! the layer is stored first and extracted once the layer below is committed.
 
-use std::sync::Arc;
+use std::sync::{Arc, RwLockReadGuard};
 
 use proto::{
     any,
@@ -222,7 +222,7 @@ impl Work {
         let name = unpack.name.clone();
         let is_changeset = unpack.below.is_some() && parent.is_none();
         blocking(move || {
-            let _keep = work.content.metadata().referring();
+            let _keep = work.keep(&*snapshotter);
             work.lease_snapshot(&name, key.name())?;
             let mut mounts = snapshotter.prepare(&key, parent.as_ref(), Labels::new())?;
             if is_changeset {
@@ -249,8 +249,9 @@ impl Work {
         let parent = unpack.below.as_ref().map(|(below, _)| self.key(&below.to_string()));
         let labels = Labels::from([(plan::LABEL_SNAPSHOT_REF.to_owned(), name.name().to_owned())]);
         let (work, snapshotter) = (Arc::clone(self), unpack.name.clone());
+        let implementation = Arc::clone(&unpack.snapshotter);
         blocking(move || {
-            let _keep = work.content.metadata().referring();
+            let _keep = work.keep(&*implementation);
             work.lease_snapshot(&snapshotter, name.name())?;
             let key = extraction.key().to_owned();
             extraction.commit(&name, parent.as_ref(), labels)?;
@@ -267,18 +268,21 @@ impl Work {
         let (work, snapshotter) = (Arc::clone(self), Arc::clone(&unpack.snapshotter));
         let name = unpack.name.clone();
         blocking(move || {
-            // From before the look, so that what is seen is still there when it is leased.
-            let _keep = work.content.metadata().referring();
+            // From before the look, so that what is seen stays.
+            let _keep = work.keep(&*snapshotter);
+            work.lease_snapshot(&name, key.name())?;
             match snapshotter.stat(&key) {
-                Ok(_) => {
-                    work.lease_snapshot(&name, key.name())?;
-                    Ok(true)
-                }
+                Ok(_) => Ok(true),
                 Err(snapshotter::Error::NotFound { .. }) => Ok(false),
                 Err(error) => Err(error.into()),
             }
         })
         .await
+    }
+
+    /// Keeps collections off while a snapshot is made, unless that waits for another program.
+    fn keep(&self, snapshotter: &dyn Snapshotter) -> Option<RwLockReadGuard<'_, ()>> {
+        (!snapshotter.is_external()).then(|| self.content.metadata().referring())
     }
 
     /// The snapshot `name` of the transfer's namespace.
