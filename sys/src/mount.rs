@@ -3,12 +3,14 @@
 //! A filesystem is made with `fsopen(2)`, one option at a time, so that their total length has no
 //! limit; an overlay gets its layers through `lowerdir+`. Where the kernel has no `lowerdir+`
 //! (before 6.7) or no `fsopen` for a filesystem, `mount(2)` does it, which takes one page of
-//! options. Bind mounts go through `mount(2)`. The option `loop` makes a block device of a file.
+//! options: for an overlay of many layers, paths are relative to where all layers are. Bind mounts go through `mount(2)`. The option `loop` makes a block device of a file.
 //!
 //! Targets are paths that only the host names; nothing here may be used on a path that a
 //! container can change.
 //!
 //! Source: containerd `core/mount`, mount(8), fsopen(2), kernel `filesystems/overlayfs.rst`.
+
+mod relative;
 
 use std::{
     ffi::CString,
@@ -272,16 +274,27 @@ fn make(one: &Mount, target: &Path, plan: &Plan) -> io::Result<()> {
     match make_by_options(one, target, plan) {
         // An old kernel: no fsopen, or a filesystem that does not know an option in this form.
         Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {
-            let data = plan.data.join(",");
-            if data.len() > DATA_LEN_MAX {
-                return Err(Errno::TOOBIG.into());
-            }
-            let data = CString::new(data)?;
-            mount(one.source.as_str(), target, one.kind.as_str(), plan.flags, data.as_c_str())?;
+            make_by_text(one, target, plan)?;
         }
         other => other?,
     }
     change_propagation(target, plan).inspect_err(|_| undo(target))
+}
+
+fn make_by_text(one: &Mount, target: &Path, plan: &Plan) -> io::Result<()> {
+    let data = plan.data.join(",");
+    if data.len() <= DATA_LEN_MAX {
+        let data = CString::new(data)?;
+        mount(one.source.as_str(), target, one.kind.as_str(), plan.flags, data.as_c_str())?;
+        return Ok(());
+    }
+    let shortened = (one.kind == "overlay").then(|| relative::shorten(&plan.data)).flatten();
+    match shortened {
+        Some((below, data)) if data.len() <= DATA_LEN_MAX => {
+            relative::mount_from(&below, one, target, plan.flags, &data)
+        }
+        _ => Err(Errno::TOOBIG.into()),
+    }
 }
 
 fn make_by_options(one: &Mount, target: &Path, plan: &Plan) -> Result<(), Errno> {
