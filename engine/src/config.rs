@@ -82,6 +82,18 @@ pub struct Config {
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
     /// Who applies and makes layers for clients.
     pub diff: Diff,
+    /// How the snapshotter of this name mounts.
+    pub overlayfs: Overlayfs,
+}
+
+/// The `[overlayfs]` section.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Overlayfs {
+    /// Options of every overlay mount, beside those that the kernel needs, which give way to them.
+    pub mount_options: Vec<String>,
+    /// Whether snapshots show the path of their upper directory as a label.
+    pub upperdir_label: bool,
 }
 
 /// The `[diff]` section.

@@ -1,5 +1,6 @@
 //! How a snapshot's directory is laid out, which is all that implementations differ in.
 
+pub(crate) mod btrfs;
 pub(crate) mod native;
 pub(crate) mod overlay;
 

@@ -1,8 +1,8 @@
 //! Filesystem changesets as snapshots.
 //!
 //! A layer of an image is a committed snapshot; the root filesystem of a container is an active
-//! snapshot on top of the image's last layer. [`Snapshotter`] is the contract, [`Overlay`] and
-//! [`Native`] keep it, [`External`] hands it on to another program, [`testsuite`] proves it.
+//! snapshot on top of the image's last layer. [`Snapshotter`] is the contract, [`Overlay`],
+//! [`Native`] and [`Btrfs`] keep it, [`External`] hands it on to another program, [`testsuite`] proves it.
 //!
 //! # Architecture invariant: one store
 //!
@@ -33,6 +33,7 @@ pub use crate::{
     key::{Key, KeyError, NAME_LEN_MAX, NAMESPACE_LEN_MAX},
     layout::{
         Layout,
+        btrfs::{Btrfs, Subvolumes},
         native::{Copies, Native},
         overlay::{Overlay, OverlayOptions, UPPERDIR_LABEL},
     },

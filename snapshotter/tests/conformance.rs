@@ -1,8 +1,15 @@
 //! The conformance suite over the real kernel. Needs root.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Arc,
+};
 
-use snapshotter::{Copies, Layout, OverlayOptions, Snapshotter, Store, Transactions, testsuite};
+use snapshotter::{
+    Copies, Layout, OverlayOptions, Snapshotter, Store, Subvolumes, Transactions, testsuite,
+};
 
 fn open<L: Layout + 'static>(root: &Path, layout: L) -> Box<dyn Snapshotter> {
     let database = redb::Database::create(root.join("database")).expect("scratch");
@@ -27,4 +34,40 @@ fn overlay_with_late_removal() {
 fn native() {
     let scratch = tempfile::tempdir().unwrap();
     testsuite::run(scratch.path(), &|root| open(root, Copies));
+}
+
+/// On a filesystem in a file. Needs mkfs.btrfs.
+#[test]
+fn needs_btrfs() {
+    let scratch = tempfile::tempdir().unwrap();
+    let disk = Disk::make(scratch.path());
+    testsuite::run(&disk.0, &|root| open(root, Subvolumes));
+}
+
+/// A mounted filesystem, unmounted on drop.
+struct Disk(PathBuf);
+
+impl Disk {
+    /// Makes a btrfs of a gigabyte, most of it a hole, and mounts it below `scratch`.
+    fn make(scratch: &Path) -> Self {
+        let (image, place) = (scratch.join("image"), scratch.join("disk"));
+        File::create(&image).expect("scratch").set_len(1 << 30).expect("scratch");
+        let made = Command::new("mkfs.btrfs").arg("--quiet").arg(&image).status();
+        assert!(made.expect("mkfs.btrfs is installed").success());
+        std::fs::create_dir(&place).expect("scratch");
+        let mount = sys::mount::Mount {
+            kind: "btrfs".to_owned(),
+            source: image.display().to_string(),
+            target: String::new(),
+            options: vec!["loop".to_owned()],
+        };
+        mount.mount(&place).unwrap_or_else(|error| panic!("{}", sys::error::Chain(&error)));
+        Self(place)
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = sys::mount::unmount_all(&self.0);
+    }
 }

@@ -2,6 +2,7 @@
 
 pub mod affinity;
 pub mod bpf;
+pub mod btrfs;
 pub mod descriptors;
 pub mod error;
 pub mod execute;

@@ -6,6 +6,7 @@ use std::{path::Path, process::Command};
 
 /// A package, and a file by which it is known to be there.
 const PACKAGES: &[(&str, &str)] = &[
+    ("btrfs-progs", "/sbin/mkfs.btrfs"),
     ("busybox-static", "/bin/busybox"),
     ("containerd", "/usr/bin/containerd"),
     ("containernetworking-plugins", "/usr/lib/cni/bridge"),

@@ -109,6 +109,9 @@ fn built_in(root: &Path) -> Vec<Plugin> {
         part(LEASE, "manager", &[METADATA]),
         differ,
     ];
+    if super::state::has_btrfs(root) {
+        plugins.push(snapshotter("btrfs", &[]));
+    }
     plugins.push(part(STREAMING, "manager", &[]));
     plugins.push(part(TRANSFER, "local", &[CONTENT, METADATA, SNAPSHOTTER]));
     let mut tasks = part(RUNTIME, "task", &[EVENT, METADATA]);

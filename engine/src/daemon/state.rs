@@ -15,10 +15,12 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use proto::containerd::{events::SnapshotRemove, services::images::v1::ImageDelete};
-use snapshotter::{Copies, External, Native, Overlay, OverlayOptions, Snapshotter, Transactions};
+use snapshotter::{
+    Btrfs, Copies, External, Native, Overlay, OverlayOptions, Snapshotter, Subvolumes, Transactions,
+};
 
 use crate::{
-    config::{Config, OWN_DIFFER, Paths, ProxyKind, ProxyPlugin},
+    config::{Config, OWN_DIFFER, Overlayfs, Paths, ProxyKind, ProxyPlugin},
     content, db,
     durability::{self, Syncer},
     error::Error,
@@ -45,7 +47,7 @@ impl State {
         let content = content::Store::open(&paths.root.join("content"), metadata.clone())?;
         let syncer = Syncer::default();
         let root = paths.root.join("snapshots");
-        let mut snapshotters = snapshotters(&root, &metadata, &syncer)?;
+        let mut snapshotters = snapshotters(&root, &config.overlayfs, &metadata, &syncer)?;
         add_external(&mut snapshotters, &config.proxy_plugins, &metadata)?;
         let snapshotters = Arc::new(snapshotters);
         durability::recover(&content, &snapshotters)?;
@@ -59,6 +61,7 @@ impl State {
 
 fn snapshotters(
     root: &Path,
+    overlayfs: &Overlayfs,
     metadata: &metadata::Store,
     syncer: &Syncer,
 ) -> Result<Snapshotters, Error> {
@@ -67,14 +70,29 @@ fn snapshotters(
         let syncer = syncer.clone();
         move || syncer.note_commit()
     };
+    let options =
+        OverlayOptions { upperdir_label: overlayfs.upperdir_label, ..OverlayOptions::default() }
+            .with_mount_options(&overlayfs.mount_options);
     let overlay =
-        Overlay::open(&root.join("overlayfs"), Arc::clone(&records), OverlayOptions::default())?
-            .on_commit(notice());
-    let native = Native::open(&root.join("native"), records, Copies)?.on_commit(notice());
-    Ok(Snapshotters::from([
+        Overlay::open(&root.join("overlayfs"), Arc::clone(&records), options)?.on_commit(notice());
+    let native =
+        Native::open(&root.join("native"), Arc::clone(&records), Copies)?.on_commit(notice());
+    let mut snapshotters = Snapshotters::from([
         ("overlayfs".to_owned(), Arc::new(overlay) as Arc<dyn Snapshotter>),
         ("native".to_owned(), Arc::new(native)),
-    ]))
+    ]);
+    if has_btrfs(root) {
+        let btrfs = Btrfs::open(&root.join("btrfs"), records, Subvolumes)?.on_commit(notice());
+        snapshotters.insert("btrfs".to_owned(), Arc::new(btrfs));
+    }
+    Ok(snapshotters)
+}
+
+/// Whether snapshots below `root` can be subvolumes.
+pub(super) fn has_btrfs(root: &Path) -> bool {
+    // It may not have been made yet.
+    let there = root.ancestors().find(|path| path.exists());
+    there.is_some_and(|path| sys::btrfs::is_on(path).unwrap_or(false))
 }
 
 /// Adds the snapshotters that are other programs. None is asked for anything yet.

@@ -11,7 +11,7 @@ use std::{
 
 use redb::{ReadableTable, WriteTransaction};
 use snapshotter::{
-    Copies, Native, Overlay, OverlayOptions, Transactions,
+    Btrfs, Copies, Native, Overlay, OverlayOptions, Subvolumes, Transactions,
     records::{CHILDREN, Record, SNAPSHOTS},
 };
 
@@ -163,7 +163,10 @@ impl Root {
         let records: Arc<dyn Transactions> = Arc::new(store);
         let options = OverlayOptions::default();
         Overlay::open(&folder.join("overlayfs"), Arc::clone(&records), options)?;
-        Native::open(&folder.join("native"), records, Copies)?;
+        Native::open(&folder.join("native"), Arc::clone(&records), Copies)?;
+        if folder.join("btrfs").is_dir() {
+            Btrfs::open(&folder.join("btrfs"), records, Subvolumes)?;
+        }
         Ok(())
     }
 }

@@ -10,8 +10,13 @@
 //! where there are more. Paths are short because the kernel takes one page of options: whoever
 //! mounts more than fit must use fsconfig(2) or relative paths.
 //!
-//! Not done yet: `userxattr` (for user namespaces), id-mapped lower directories, `volatile`.
-//! Options that the operator gives are passed on as they are.
+//! An upper directory becomes a lower one of others, for ever after. So what the kernel may be set to
+//! do by default that only works where layers stay what they were is switched off: an index of
+//! files, and copies of metadata alone. In a user namespace attributes of the kernel's are of the
+//! kind that users may set (`userxattr`). Options that the operator gives win; with `volatile` a
+//! container's files are not synced, and the kernel refuses to mount its snapshot a second time.
+//!
+//! Not done yet: id-mapped lower directories.
 //!
 //! Source: containerd, `plugins/snapshots/overlay/overlay.go`;
 //! kernel, `Documentation/filesystems/overlayfs.rst`.
@@ -49,15 +54,64 @@ pub struct OverlayOptions {
 }
 
 impl Default for OverlayOptions {
-    /// `index=off`, because an index forbids that a directory is the lower one of a mount after
-    /// it was the upper one of another; removal at once; no label.
+    /// What this machine's kernel needs; removal at once; no label.
     fn default() -> Self {
         Self {
-            mount_options: vec!["index=off".to_owned()],
+            mount_options: kernel_options(&Kernel::look()),
             async_remove: false,
             upperdir_label: false,
         }
     }
+}
+
+impl OverlayOptions {
+    /// Adds options of the operator's, before which those of the same name give way.
+    #[must_use]
+    pub fn with_mount_options(mut self, options: &[String]) -> Self {
+        let name = |option: &str| option.split('=').next().unwrap_or_default().to_owned();
+        let given: Vec<_> = options.iter().map(|option| name(option)).collect();
+        self.mount_options.retain(|option| !given.contains(&name(option)));
+        self.mount_options.extend_from_slice(options);
+        self
+    }
+}
+
+/// What decides about options.
+struct Kernel {
+    /// The mapping of user IDs that this process lives in.
+    uid_map: String,
+    /// Whether files are indexed by default; `None`: the kernel cannot.
+    index: Option<bool>,
+    /// Whether metadata is copied without data by default; `None`: the kernel cannot.
+    metacopy: Option<bool>,
+}
+
+impl Kernel {
+    /// Looks at what runs. What cannot be read is taken for absent.
+    fn look() -> Self {
+        let read = |path: &str| fs::read_to_string(path).ok();
+        let parameter = |name| {
+            let value = read(&format!("/sys/module/overlay/parameters/{name}"))?;
+            Some(value.trim() == "Y")
+        };
+        Self {
+            uid_map: read("/proc/self/uid_map").unwrap_or_default(),
+            index: parameter("index"),
+            metacopy: parameter("metacopy"),
+        }
+    }
+}
+
+fn kernel_options(kernel: &Kernel) -> Vec<String> {
+    let map: Vec<_> = kernel.uid_map.split_whitespace().collect();
+    let is_initial = map.is_empty() || map == ["0", "0", "4294967295"];
+    let wanted = [
+        // As containerd: always, where the kernel knows it.
+        ("index=off", kernel.index.is_some()),
+        ("metacopy=off", kernel.metacopy == Some(true)),
+        ("userxattr", !is_initial),
+    ];
+    wanted.iter().filter(|(_, is)| *is).map(|(option, _)| (*option).to_owned()).collect()
 }
 
 impl Layout for OverlayOptions {
@@ -145,6 +199,42 @@ mod tests {
     use super::*;
 
     #[test]
+    fn options_for_the_kernel() {
+        let initial = "         0          0 4294967295\n";
+        let mapped = "         0       1000          1\n";
+        let cases = [
+            ("usual", initial, Some(false), Some(false), &["index=off"][..]),
+            ("indexes", initial, Some(true), Some(false), &["index=off"]),
+            ("copies metadata", initial, Some(true), Some(true), &["index=off", "metacopy=off"]),
+            ("old", initial, None, None, &[]),
+            ("user namespace", mapped, Some(false), Some(false), &["index=off", "userxattr"]),
+            ("no proc", "", Some(false), None, &["index=off"]),
+        ];
+        for (case, uid_map, index, metacopy, want) in cases {
+            let kernel = Kernel { uid_map: uid_map.to_owned(), index, metacopy };
+            assert_eq!(kernel_options(&kernel), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn operators_options_win() {
+        let base = |options: &[&str]| OverlayOptions {
+            mount_options: options.iter().map(|it| it.to_string()).collect(),
+            async_remove: false,
+            upperdir_label: false,
+        };
+        let cases = [
+            ("none", &["index=off"][..], &[][..], &["index=off"][..]),
+            ("another", &["index=off"], &["volatile"], &["index=off", "volatile"]),
+            ("the same", &["index=off", "userxattr"], &["index=on"], &["userxattr", "index=on"]),
+        ];
+        for (case, own, given, want) in cases {
+            let given: Vec<_> = given.iter().map(|it: &&str| it.to_string()).collect();
+            assert_eq!(base(own).with_mount_options(&given).mount_options, want, "{case}");
+        }
+    }
+
+    #[test]
     fn mounts() {
         let bind = |source: &str, access: &str| Mount {
             kind: "bind".to_owned(),
@@ -185,7 +275,12 @@ mod tests {
         for (case, kind, parents, want) in cases {
             let parents: Vec<_> =
                 parents.iter().map(|n: &u64| Path::new("/s").join(n.to_string())).collect();
-            let got = OverlayOptions::default().mounts(kind, Path::new("/s/9"), &parents);
+            let options = OverlayOptions {
+                mount_options: vec!["index=off".to_owned()],
+                async_remove: false,
+                upperdir_label: false,
+            };
+            let got = options.mounts(kind, Path::new("/s/9"), &parents);
             assert_eq!(got, [want], "{case}");
         }
     }

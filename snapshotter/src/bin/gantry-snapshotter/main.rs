@@ -21,7 +21,9 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
-use snapshotter::{Copies, Native, Overlay, OverlayOptions, Snapshotter, Transactions};
+use snapshotter::{
+    Btrfs, Copies, Native, Overlay, OverlayOptions, Snapshotter, Subvolumes, Transactions,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
@@ -66,6 +68,8 @@ enum Layout {
     Overlayfs,
     /// Copies
     Native,
+    /// Subvolumes of btrfs, which the root has to be on
+    Btrfs,
 }
 
 fn main() -> ExitCode {
@@ -110,6 +114,7 @@ fn open(args: &Args) -> Result<Arc<dyn Snapshotter>, Error> {
             };
             Arc::new(Overlay::open(&args.root.join("overlayfs"), database, options)?)
         }
+        Layout::Btrfs => Arc::new(Btrfs::open(&args.root.join("btrfs"), database, Subvolumes)?),
         Layout::Native => Arc::new(Native::open(&args.root.join("native"), database, Copies)?),
     };
     // Of a commit that was cut short by the machine, which nobody was told had happened.
