@@ -3,8 +3,10 @@
 //! Each program is built by a cargo of its own: features are unified over what is built together,
 //! and the shim must not get what the client asked of `proto`. Programs that are started once per
 //! container, or per command, are static where this machine can link them so: a dynamic loader
-//! would be most of what they cost. Rust's musl target links without a C toolchain, so for crates
-//! without C it is enough that the target is installed; otherwise glibc is linked statically.
+//! would be most of what they cost. The daemon is smaller so: musl's allocator gives back what an
+//! import took, of which glibc keeps some for each thread. Rust's musl target links without a C
+//! toolchain, so for crates without C it is enough that the target is installed; otherwise glibc is
+//! linked statically.
 
 use std::{fs, path::Path, path::PathBuf, process::Command};
 
@@ -49,7 +51,7 @@ const PROGRAMS: &[Program] = &[
     Program { package: "ctr-cli", name: "ctr", linking: Linking::Static, features: &[] },
     Program { package: "integration", name: "probe", linking: Linking::Static, features: &[] },
     Program { package: "integration", name: "floor", linking: Linking::Static, features: &[] },
-    Program { package: "engine", name: "gantryd", linking: Linking::Usual, features: &[] },
+    Program { package: "engine", name: "gantryd", linking: Linking::Static, features: &[] },
     Program {
         package: "snapshotter",
         name: "gantry-snapshotter",
