@@ -37,16 +37,14 @@ impl Ledger {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let text = if path.exists() { fs::read_to_string(path)? } else { String::new() };
         let mut states = BTreeMap::new();
-        // What was cut off at the end tells of nothing that was acknowledged.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        // What was cut off at the end tells of nothing that was acknowledged, and goes.
+        let whole = text.rfind('\n').map_or("", |end| &text[..=end]);
         for line in whole.lines() {
             let (verb, kind, name) = parse(line)?;
             states.insert((kind.to_owned(), name.to_owned()), state(verb)?);
         }
-        let mut file = File::options().create(true).append(true).open(path)?;
-        if whole.len() + 1 < text.len() {
-            writeln!(file, "")?;
-        }
+        let file = File::options().create(true).append(true).open(path)?;
+        file.set_len(whole.len() as u64)?;
         Ok(Self { shared: Arc::new(Mutex::new(Book { file, states })) })
     }
 
