@@ -8,10 +8,15 @@
 //! | `containerd.io/restart.explicitly-stopped` | whether a client has stopped the container       |
 //! | `containerd.io/restart.loguri`             | where a restarted container's output goes        |
 //! | `containerd.io/restart.logpath`            | the same, as a path; of containerd before 2.0    |
+//! | `containerd.io/restart.pending`            | `true` while a failed task is being replaced     |
 //!
 //! An explicit stop holds under every policy. `always` alone starts such a container again when the
 //! daemon starts, as Docker's does. containerd heeds an explicit stop for `unless-stopped` only, so
 //! that a client's stop is undone under the others.
+//!
+//! How a task ended is lost with the task. So before one that failed is deleted under `on-failure`, it
+//! is noted that another is to take its place: a daemon that is killed in between is followed by one
+//! that knows, and that does not count the same restart twice. containerd has no such label.
 //!
 //! Source: containerd, `core/runtime/restart`, `plugins/restart`.
 
@@ -27,6 +32,7 @@ const POLICY: &str = "containerd.io/restart.policy";
 const COUNT: &str = "containerd.io/restart.count";
 const EXPLICITLY_STOPPED: &str = "containerd.io/restart.explicitly-stopped";
 const LOG_URI: &str = "containerd.io/restart.loguri";
+const PENDING: &str = "containerd.io/restart.pending";
 const LOG_PATH: &str = "containerd.io/restart.logpath";
 
 /// The policies that clients may name.
@@ -144,12 +150,12 @@ fn is_wanted(labels: &Labels, seen: Seen, memory: Memory) -> Result<bool, LabelE
         Policy::Always => !stopped || memory.booting,
         Policy::UnlessStopped => !stopped,
         Policy::OnFailure { max } => {
-            let exit = match seen {
-                Seen::Stopped { exit_status } => Some(exit_status),
-                _ => memory.exit,
+            let cut_short = was_cut_short(labels, memory);
+            let failed = match seen {
+                Seen::Stopped { exit_status } => exit_status != 0,
+                _ => cut_short || memory.exit.is_some_and(|status| status != 0),
             };
-            let failed = exit.is_some_and(|status| status != 0);
-            !stopped && failed && (max == 0 || count(labels)? < max)
+            !stopped && failed && (max == 0 || cut_short || count(labels)? < max)
         }
     })
 }
@@ -163,14 +169,30 @@ pub(super) fn may_run(labels: &Labels) -> bool {
 ///
 /// # Errors
 ///
-/// `Count`.
-pub(super) fn at_start(labels: &Labels) -> Result<Labels, LabelError> {
+/// `Count`, `Policy`, `MaxCount`, `NoMaxCount`.
+pub(super) fn at_start(labels: &Labels, memory: Memory) -> Result<Labels, LabelError> {
     let mut changed = Labels::new();
-    changed.insert(COUNT.to_owned(), count(labels)?.saturating_add(1).to_string());
+    if !was_cut_short(labels, memory) {
+        changed.insert(COUNT.to_owned(), count(labels)?.saturating_add(1).to_string());
+    }
+    if matches!(text(labels, POLICY).parse()?, Policy::OnFailure { .. }) {
+        changed.insert(PENDING.to_owned(), "true".to_owned());
+    }
     if is_explicitly_stopped(labels) {
         changed.insert(EXPLICITLY_STOPPED.to_owned(), "false".to_owned());
     }
     Ok(changed)
+}
+
+/// The labels that change when that start is over, however it went, if `at_start` changed `changed`.
+pub(super) fn after_start(changed: &Labels) -> Labels {
+    let pending = changed.keys().filter(|key| *key == PENDING);
+    pending.map(|key| (key.clone(), String::new())).collect()
+}
+
+/// Whether an earlier daemon was killed while it put a new task in the place of a failed one.
+fn was_cut_short(labels: &Labels, memory: Memory) -> bool {
+    memory.booting && text(labels, PENDING) == "true"
 }
 
 /// Where output goes: a URI, or empty for nowhere.
@@ -316,6 +338,61 @@ mod tests {
     }
 
     #[test]
+    fn verdicts_after_a_kill() {
+        use Verdict::{Leave, Start};
+
+        let boot = Memory { booting: true, exit: None };
+        let failed = Memory { booting: false, exit: Some(1) };
+        let cases = [
+            (
+                "killed while it was replaced",
+                "status=running policy=on-failure:1 count=1 pending=true",
+                Seen::Absent,
+                boot,
+                Start,
+            ),
+            (
+                "killed before it was deleted",
+                "status=running policy=on-failure:1 count=1 pending=true",
+                FAILED,
+                boot,
+                Start,
+            ),
+            (
+                "killed before its place was started",
+                "status=running policy=on-failure:1 count=1 pending=true",
+                Seen::Created,
+                boot,
+                Start,
+            ),
+            (
+                "its place ended well",
+                "status=running policy=on-failure:1 count=1 pending=true",
+                ENDED,
+                boot,
+                Leave,
+            ),
+            (
+                "not killed",
+                "status=running policy=on-failure:1 count=1 pending=true",
+                Seen::Absent,
+                failed,
+                Leave,
+            ),
+            (
+                "stopped while it was replaced",
+                "status=running policy=on-failure pending=true explicitly-stopped=true",
+                Seen::Absent,
+                boot,
+                Leave,
+            ),
+        ];
+        for (case, text, seen, memory, want) in cases {
+            assert_eq!(decide(&labels(text), seen, memory), Ok(want), "{case}");
+        }
+    }
+
+    #[test]
     fn labels_that_say_nothing() {
         let cases = [
             ("policy", "policy=sometimes", r#"restart policy "sometimes" not supported"#),
@@ -337,13 +414,31 @@ mod tests {
 
     #[test]
     fn changes_at_a_start() {
+        let none = Memory::default();
+        let boot = Memory { booting: true, ..none };
         let cases = [
-            ("first", "status=running", "count=1"),
-            ("later", "count=41 explicitly-stopped=false", "count=42"),
-            ("was stopped", "count=1 explicitly-stopped=t", "count=2 explicitly-stopped=false"),
+            ("first", "status=running", boot, "count=1", ""),
+            ("later", "count=41 explicitly-stopped=false", none, "count=42", ""),
+            (
+                "was stopped",
+                "count=1 explicitly-stopped=t",
+                boot,
+                "count=2 explicitly-stopped=false",
+                "",
+            ),
+            ("failed", "policy=on-failure count=1", none, "count=2 pending=true", "pending="),
+            (
+                "cut short",
+                "policy=on-failure count=1 pending=true",
+                boot,
+                "pending=true",
+                "pending=",
+            ),
         ];
-        for (case, text, want) in cases {
-            assert_eq!(at_start(&labels(text)), Ok(labels(want)), "{case}");
+        for (case, text, memory, want, after) in cases {
+            let changed = at_start(&labels(text), memory).expect(case);
+            assert_eq!(changed, labels(want), "{case}");
+            assert_eq!(after_start(&changed), labels(after), "{case}");
         }
     }
 

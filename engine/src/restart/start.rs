@@ -177,7 +177,15 @@ impl Parts {
             Verdict::Leave => return Ok(Outcome::Done),
             _ if !in_time => return Ok(Outcome::Later),
             Verdict::Stop => self.end(name).await?,
-            Verdict::Start => self.start(name, container, started).await?,
+            Verdict::Start => {
+                let changed = policy::at_start(&container.labels, memory)?;
+                let after = policy::after_start(&changed);
+                let result = self.start(name, container, changed, started).await;
+                if !after.is_empty() {
+                    self.change_labels(&name.0, &name.1, after).await?;
+                }
+                result?;
+            }
         }
         Ok(Outcome::Done)
     }
@@ -203,6 +211,7 @@ impl Parts {
         &self,
         (namespace, id): &Name,
         container: Container,
+        labels: Labels,
         started: impl Fn(),
     ) -> Result<(), Error> {
         let name = (namespace.clone(), id.clone());
@@ -211,7 +220,7 @@ impl Parts {
             None => Spec::default(),
         };
         let rootfs = self.rootfs(namespace, &container, &spec).await?;
-        self.change_labels(namespace, id, policy::at_start(&container.labels)?).await?;
+        self.change_labels(namespace, id, labels).await?;
         self.end(&name).await?;
         let output = policy::output(&container.labels);
         let create = Create {

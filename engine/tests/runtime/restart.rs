@@ -115,12 +115,13 @@ impl<'s> Watched<'s> {
         assert_eq!(shim.made(), n);
     }
 
-    /// Waits until no restart is under way that was due.
-    async fn barrier(&self) {
+    /// Waits until no restart is under way that was due, and gives the shim whose was the last.
+    async fn barrier(&self) -> Arc<FakeShim> {
         self.container("barrier", "status=running");
         let shim = self.run("barrier").await;
         self.exit("barrier", &shim, 0).await;
         self.made(&shim, 2).await;
+        shim
     }
 
     /// As when the daemon stops: tasks stay.
@@ -236,6 +237,29 @@ async fn a_container_is_made_what_its_labels_ask() {
         }
     };
     soon("the restart", again).await;
+    watched.close().await;
+}
+
+#[tokio::test]
+async fn a_restart_that_a_daemon_was_killed_in_is_done_by_the_next() {
+    let stage = Stage::new();
+    let records = records(&stage);
+    let watched = Watched::start(&stage, &records, NEVER);
+    // The old task is deleted, and the daemon killed before it has made the new one.
+    watched.container("c1", "status=running policy=on-failure:1 count=1 pending=true");
+    watched.container("c2", "status=running policy=on-failure:1 count=1");
+    watched.close().await;
+    let shims = ["c1", "c2"].map(|id| stage.shim(id, Manner::Good));
+    let watched = Watched::start(&stage, &records, NEVER);
+    watched.made(&shims[0], 1).await;
+    let last = watched.barrier().await;
+    assert_eq!(watched.record("c1").labels, labels("status=running policy=on-failure:1 count=1"));
+    assert_eq!(shims[1].made(), 0, "nothing says that it failed");
+    // It was the only try.
+    watched.exit("c1", &shims[0], 1).await;
+    watched.exit("barrier", &last, 1).await;
+    watched.made(&last, 3).await;
+    assert_eq!(shims[0].made(), 1);
     watched.close().await;
 }
 
