@@ -88,6 +88,8 @@ async fn a_life() {
     let error = soon("delete", task.delete()).await.expect_err("runs");
     let text = "failed to delete task: task must be stopped before deletion: running";
     assert!(error.to_string().starts_with(text), "{error}");
+    let error = task.delete_exec("e").await.expect_err("the fake says the same of execs");
+    assert!(error.to_string().starts_with("task must be stopped"), "{error}");
     let waits = [0; 50].map(|_| task.wait(""));
     let end = async { shim.exit(7) };
     let (exits, ()) =

@@ -155,7 +155,8 @@ fn prepare_into(
     }
     if let Uri::Binary { program, arguments, must_report } = &stdout {
         let program = (program.as_path(), arguments.as_slice(), *must_report);
-        let (logger, stdout, stderr) = logger::start(program, owner.id, owner.namespace)?;
+        let started = logger::start(program, owner.id, owner.namespace);
+        let (logger, stdout, stderr) = started.map_err(at("start", program.0))?;
         prepared.io.logger = Some(logger.pid);
         let number = poller.number();
         poller.add(&logger.ready, Token::LoggerReady(number), Interest::Read)?;
@@ -248,7 +249,7 @@ impl Io {
             return Ok(None);
         };
         if !is_fifo(&fifo)? {
-            return Ok(Some(File::open(fifo)?.into()));
+            return Ok(Some(File::open(&fifo).map_err(at("open", &fifo))?.into()));
         }
         let (end, target) = io::pipe()?;
         give(&end, ids)?;
@@ -274,7 +275,8 @@ impl Io {
             return Ok(());
         };
         let open = |options: &mut OpenOptions| -> io::Result<OwnedFd> {
-            Ok(options.custom_flags(libc::O_NONBLOCK).open(&fifo)?.into())
+            let opened = options.custom_flags(libc::O_NONBLOCK).open(&fifo);
+            Ok(opened.map_err(at("open", &fifo))?.into())
         };
         let source = open(OpenOptions::new().read(true))?;
         // Before the copy starts: without a writer it would end at once.
@@ -348,28 +350,50 @@ impl Io {
     }
 }
 
+/// A stream cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("{operation} {path:?}")]
+struct OpenError {
+    operation: &'static str,
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Says which file an error is about.
+fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> io::Error {
+    let path = path.to_owned();
+    move |source| io::Error::other(OpenError { operation, path: path.clone(), source })
+}
+
 /// Opens where output goes. A fifo is opened for reading too, so that it needs no reader.
 fn open_output(uri: &Uri) -> io::Result<Option<OwnedFd>> {
     let mut options = OpenOptions::new();
-    match uri {
-        Uri::Null => Ok(None),
+    let path = match uri {
+        Uri::Null => return Ok(None),
         Uri::Path(path) if is_fifo(path)? => {
             options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-            Ok(Some(options.open(path)?.into()))
+            path
         }
-        Uri::Path(path) => Ok(Some(options.append(true).open(path)?.into())),
+        Uri::Path(path) => {
+            options.append(true);
+            path
+        }
         Uri::File(path) => {
             if let Some(directory) = path.parent() {
-                fs::create_dir_all(directory)?;
+                fs::create_dir_all(directory).map_err(at("make", directory))?;
             }
-            Ok(Some(options.append(true).create(true).mode(0o644).open(path)?.into()))
+            options.append(true).create(true).mode(0o644);
+            path
         }
-        Uri::Binary { .. } => Err(io::Error::other("a logging program takes stdout and stderr")),
-    }
+        Uri::Binary { .. } => {
+            return Err(io::Error::other("a logging program takes stdout and stderr"));
+        }
+    };
+    Ok(Some(options.open(path).map_err(at("open", path))?.into()))
 }
 
 fn is_fifo(path: &Path) -> io::Result<bool> {
-    Ok(fs::metadata(path)?.file_type().is_fifo())
+    Ok(fs::metadata(path).map_err(at("open", path))?.file_type().is_fifo())
 }
 
 /// Splices where it can.

@@ -6,6 +6,8 @@
 mod commands;
 #[path = "task/harness.rs"]
 mod harness;
+#[path = "task/hostile.rs"]
+mod hostile;
 #[path = "task/output.rs"]
 mod output;
 #[path = "task/sandbox.rs"]

@@ -33,7 +33,7 @@ use proto::{
 use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 
 use super::{
-    Error,
+    Attempt, Error,
     actor::Command,
     health::Health,
     shim::{Call, Shim},
@@ -333,7 +333,11 @@ impl Task {
     /// As [`call`](Self::call).
     pub async fn delete_exec(&self, exec_id: &str) -> Result<v3::DeleteResponse, Error> {
         let request = v3::DeleteRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
-        let answer = self.call(&request).await?;
+        let answer = self.call(&request).await.map_err(|error| match error {
+            // What is put before it is said of tasks.
+            Error::Refused { status, .. } => Error::Refused { attempt: Attempt::Other, status },
+            error => error,
+        })?;
         // A wait whose callers have all left stays, and must not answer for the next exec of the name.
         self.waits().remove(exec_id);
         Ok(answer)

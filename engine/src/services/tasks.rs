@@ -344,6 +344,11 @@ fn create(container: Container, request: CreateTaskRequest) -> Result<Create, St
     let given = request.options.filter(|options| !options.value.is_empty());
     let runc = given.as_ref().map(proto::any::unpack::<Options>).transpose();
     let runc = runc.map_err(|error| Status::invalid_argument(error.to_string()))?.flatten();
+    if let (Some(given), None) = (&given, &runc) {
+        let (runtime, kind) = (&container.runtime.name, &given.type_url);
+        let text = format!("invalid task create option for {runtime}: {kind:?}");
+        return Err(Status::invalid_argument(text));
+    }
     let checkpoint = match runc.map(|options| options.criu_image_path) {
         Some(path) if !path.is_empty() => Checkpoint::Folder(path),
         _ => Checkpoint::None,

@@ -1,5 +1,6 @@
 //! The cases, by topic.
 
+mod bad_calls;
 mod bad_input;
 mod containers;
 mod content;
@@ -42,6 +43,7 @@ pub(crate) const CASES: &[&[Case]] = &[
     tasks::CASES,
     sandboxes::CASES,
     events::CASES,
+    bad_calls::CASES,
     bad_input::CASES,
     daemon::CASES,
 ];

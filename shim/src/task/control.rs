@@ -177,10 +177,18 @@ impl Shim {
         request: api::CheckpointTaskRequest,
     ) -> Result<(), Error> {
         let container = self.container(&request.id)?;
-        if !matches!(container.init.state, State::Running | State::Paused) {
-            return Err(Error::FailedPrecondition(
-                "cannot checkpoint a task that does not run".to_owned(),
-            ));
+        let refused = |text: &str| Err(Error::FailedPrecondition(text.to_owned()));
+        match container.init.state {
+            State::Running | State::Paused => {}
+            State::Created | State::Starting => {
+                return refused("cannot checkpoint a task in created state");
+            }
+            State::Stopped(_) | State::Deleting(_) => {
+                return refused("cannot checkpoint a stopped container");
+            }
+            State::Pausing | State::Resuming => {
+                return refused("cannot checkpoint a task that is being paused or resumed");
+            }
         }
         let options = checkpoint_options(&request)?;
         let work = Scratch {

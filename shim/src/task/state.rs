@@ -143,7 +143,18 @@ fn refusal(event: Event, state: State) -> Error {
         Event::Delete => "delete",
         _ => "change",
     };
-    Error::FailedPrecondition(format!("cannot {verb} a {} process", state.word()))
+    // The Go shim's words, down to where they differ.
+    let text = match (event, state) {
+        (Event::Pause | Event::Resume, State::Created) => {
+            format!("cannot {verb} task in created state")
+        }
+        (Event::Pause, State::Pausing | State::Paused | State::Stopped(_))
+        | (Event::Resume, State::Stopped(_)) => {
+            format!("cannot {verb} a {} container", state.word())
+        }
+        _ => format!("cannot {verb} a {} process", state.word()),
+    };
+    Error::FailedPrecondition(text)
 }
 
 #[cfg(test)]
@@ -164,7 +175,7 @@ mod tests {
         use Event::*;
 
         let refused = |text: &str| Err(Error::FailedPrecondition(text.to_owned()));
-        let cases: [(&str, &[Event], Result<State, Error>); 14] = [
+        let cases: [(&str, &[Event], Result<State, Error>); 16] = [
             ("runs", &[Start, Started], Ok(State::Running)),
             ("cannot be started", &[Start, StartFailed], Ok(State::Created)),
             ("twice", &[Start, Started, Start], refused("cannot start a running process")),
@@ -177,7 +188,17 @@ mod tests {
                 &[Start, Started, Pause, Exit(EXIT), Paused],
                 Ok(State::Stopped(EXIT)),
             ),
-            ("pause too early", &[Pause], refused("cannot pause a created process")),
+            ("pause too early", &[Pause], refused("cannot pause task in created state")),
+            (
+                "pause twice",
+                &[Start, Started, Pause, Paused, Pause],
+                refused("cannot pause a paused container"),
+            ),
+            (
+                "resume too late",
+                &[Start, Started, Exit(EXIT), Resume],
+                refused("cannot resume a stopped container"),
+            ),
             (
                 "resume what runs",
                 &[Start, Started, Resume],
