@@ -2,8 +2,12 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsStr,
     fs,
-    os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, symlink},
+    },
     path::{Path, PathBuf},
     process::Command,
 };
@@ -12,7 +16,10 @@ use engine::{
     diff::{Applied, CompareOptions, Compared, Compression, DiffError, Limits, apply, compare},
     digest::Digest,
 };
-use rustix::fs::{CWD, FileType, Mode, XattrFlags, lsetxattr, makedev, mknodat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags, lsetxattr, makedev, mknodat,
+    utimensat,
+};
 use snapshotter::Mount;
 
 const UNCOMPRESSED: CompareOptions =
@@ -28,7 +35,7 @@ struct File {
     links: u64,
     /// The digest of a file's content, or where a link leads.
     content: String,
-    xattr: Option<Vec<u8>>,
+    xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
 /// All files below `root`, by path.
@@ -49,8 +56,6 @@ fn tree(root: &Path) -> Tree {
             assert!(kind.is_char_device() || kind.is_block_device() || kind.is_fifo());
             String::new()
         };
-        let mut value = [0; 64];
-        let xattr = rustix::fs::lgetxattr(&path, "user.test", value.as_mut_slice());
         let file = File {
             mode: stat.mode(),
             owner: (stat.uid(), stat.gid()),
@@ -58,13 +63,24 @@ fn tree(root: &Path) -> Tree {
             mtime: stat.mtime(),
             links: if stat.is_dir() { 0 } else { stat.nlink() },
             content,
-            xattr: xattr.ok().map(|len| value[..len].to_vec()),
+            xattrs: xattrs(&path),
         };
         if path != root {
             files.insert(path.strip_prefix(root).expect("below").to_owned(), file);
         }
     }
     files
+}
+
+fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let mut names = [0; 4096];
+    let len = rustix::fs::llistxattr(path, names.as_mut_slice()).unwrap_or(0);
+    let value = |name: &[u8]| {
+        let mut value = [0; 256];
+        let len = rustix::fs::lgetxattr(path, name, value.as_mut_slice()).expect("an attribute");
+        (name.to_vec(), value[..len].to_vec())
+    };
+    names[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty()).map(value).collect()
 }
 
 type Tree = BTreeMap<PathBuf, File>;
@@ -121,9 +137,19 @@ impl Random {
     fn path(&mut self, root: &Path) -> PathBuf {
         let mut path = root.to_owned();
         for _ in 0..=self.below(3) {
-            let names = ["a", "b", "c", "d", "long-name-", "ü"];
-            let name = names[usize::try_from(self.below(6)).expect("small")];
-            path.push(if name.len() > 5 { name.repeat(12) } else { name.to_owned() });
+            let names: [&[u8]; 9] = [
+                b"a",
+                b"b",
+                b"c",
+                b"d",
+                "ü".as_bytes(),
+                b"\xff\xfe",
+                b"new\nline",
+                b" =",
+                &[b'n'; 255],
+            ];
+            let name = names[usize::try_from(self.below(9)).expect("small")];
+            path.push(OsStr::from_bytes(name));
         }
         path
     }
@@ -141,7 +167,7 @@ impl Random {
         }
         fs::create_dir_all(&parent).expect("mkdir");
         let exists = fs::symlink_metadata(&path).ok();
-        match (self.below(10), exists) {
+        match (self.below(12), exists) {
             (0..=2, Some(stat)) if stat.is_dir() => fs::remove_dir_all(&path).expect("remove"),
             (0..=2, Some(_)) => fs::remove_file(&path).expect("remove"),
             (3, Some(stat)) if !stat.is_symlink() => {
@@ -149,12 +175,30 @@ impl Random {
                 fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
             }
             (4, Some(_)) => {
-                let id = u32::try_from(self.below(3_000_000)).expect("small");
+                // The largest is the last but one, which stands for "do not change".
+                let id = [1000, 3_000_000, u32::MAX - 1][self.below(3) as usize];
                 std::os::unix::fs::lchown(&path, Some(id), Some(id / 2)).expect("chown");
             }
             (5, Some(stat)) if stat.is_file() || stat.is_dir() => {
-                lsetxattr(&path, "user.test", &self.below(99).to_le_bytes(), XattrFlags::empty())
-                    .expect("xattr");
+                let name = ["user.test", "user.ü\n", "user.empty"][self.below(3) as usize];
+                let value = self.below(99).to_le_bytes();
+                let value: &[u8] = if name == "user.empty" { &[] } else { &value };
+                lsetxattr(&path, name, value, XattrFlags::empty()).expect("xattr");
+            }
+            (6, Some(stat)) if stat.is_file() => {
+                // cap_net_raw, as file capabilities are kept.
+                let value = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+                lsetxattr(&path, "security.capability", &value, XattrFlags::empty())
+                    .expect("capability");
+            }
+            // The time of a directory alone is no change, as with containerd.
+            (7, Some(stat)) if !stat.is_dir() => {
+                // Times before 1970 do not come back; another test has them.
+                let seconds = [0, 1, 1_234_567_890][self.below(3) as usize];
+                let nanoseconds = [0, 1, 999_999_999][self.below(3) as usize];
+                let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
+                let times = Timestamps { last_access: time, last_modification: time };
+                utimensat(CWD, &path, &times, AtFlags::SYMLINK_NOFOLLOW).expect("times");
             }
             (_, Some(_)) => {}
             (_, None) => self.create(&path, root),
@@ -163,7 +207,7 @@ impl Random {
 
     fn create(&mut self, path: &Path, root: &Path) {
         let mode = Mode::from_raw_mode(0o640);
-        match self.below(9) {
+        match self.below(11) {
             0..=2 => {
                 let len = usize::try_from(self.below(3) * self.below(3000)).expect("small");
                 let byte = u8::try_from(self.below(256)).expect("a byte");
@@ -178,7 +222,15 @@ impl Random {
                     let _ = fs::hard_link(other, path);
                 }
             }
-            7 => mknodat(CWD, path, FileType::Fifo, mode, 0).expect("mkfifo"),
+            7 => {
+                // A hole, data, and a hole that is the end.
+                let file = fs::File::create(path).expect("create");
+                file.write_all_at(b"data", 1 + self.below(300_000)).expect("write");
+                file.set_len(1 << 20).expect("grow");
+            }
+            8 => mknodat(CWD, path, FileType::BlockDevice, mode, makedev(259, 300_000))
+                .expect("mknod"),
+            9 => mknodat(CWD, path, FileType::Fifo, mode, 0).expect("mkfifo"),
             _ => {
                 mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(1, 300)).expect("mknod")
             }
@@ -191,7 +243,7 @@ fn copy(from: &Path, to: &Path) {
     assert!(status.expect("cp").success());
 }
 
-/// Times are set to whole seconds, because layers keep no more.
+/// Times of this run are set to one that is the same in each; layers keep whole seconds.
 fn settle(root: &Path) {
     let status = Command::new("find")
         .arg(root)
@@ -223,6 +275,11 @@ fn random_trees_come_back() {
         settle(&new);
 
         let (whole, compared) = layer(&[], &bind(&new), &UNCOMPRESSED);
+        assert_eq!(
+            layer(&[], &bind(&new), &UNCOMPRESSED).0,
+            whole,
+            "seed {seed}: not the same twice"
+        );
         let fresh = at("fresh");
         let result = applied(&whole, &bind(&fresh)).expect("apply");
         assert_eq!(result.diff_id, compared.diff_id);
@@ -246,6 +303,37 @@ fn random_trees_come_back() {
         applied(&twice, &bind(&merged)).expect("apply what the overlay shows");
         assert_same(links(tree(&merged)), links(tree(&new)), &format!("seed {seed}, merged"));
     }
+}
+
+#[test]
+fn what_an_archive_cannot_hold_is_refused() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    fs::write(scratch.path().join("file"), "x").expect("write");
+    let path = scratch.path().join("file");
+    lsetxattr(&path, "user.a=b", b"x", XattrFlags::empty()).expect("xattr");
+    let mut bytes = Vec::new();
+    let error =
+        compare(&[], &bind(scratch.path()), &UNCOMPRESSED, &mut bytes).expect_err("is refused");
+    let DiffError::Source { path, source, .. } = &error else { panic!("{error}") };
+    assert_eq!(path, "file");
+    assert!(source.to_string().contains("user.a=b"), "{source}");
+}
+
+#[test]
+fn times_before_1970_come_back_as_1970() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let (from, to) = (scratch.path().join("from"), scratch.path().join("to"));
+    for folder in [&from, &to] {
+        fs::create_dir(folder).expect("mkdir");
+    }
+    fs::write(from.join("file"), "x").expect("write");
+    let time = Timespec { tv_sec: -86_401, tv_nsec: 500_000_000 };
+    let times = Timestamps { last_access: time, last_modification: time };
+    utimensat(CWD, from.join("file"), &times, AtFlags::empty()).expect("times");
+    let (bytes, _) = layer(&[], &bind(&from), &UNCOMPRESSED);
+    applied(&bytes, &bind(&to)).expect("apply");
+    let stat = fs::metadata(to.join("file")).expect("stat");
+    assert_eq!((stat.mtime(), stat.mtime_nsec()), (0, 0));
 }
 
 /// The diff ID is the one that containerd gives the same tree, so it must never change.

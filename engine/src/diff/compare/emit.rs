@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     ffi::CString,
-    io::{Read, Write},
+    io::{self, Read, Write},
     os::fd::OwnedFd,
 };
 
@@ -183,6 +183,7 @@ impl<W: Write> Emitter<W> {
             Kind::Regular => u64::try_from(stat.st_size).unwrap_or(0),
             _ => 0,
         };
+        let xattrs = at.xattrs().and_then(writable).map_err(failed)?;
         let seconds = self.mtime_max.map_or(stat.st_mtime, |max| max.min(stat.st_mtime));
         Ok(Entry {
             path,
@@ -196,9 +197,22 @@ impl<W: Write> Emitter<W> {
             // Whole seconds, because readers differ in what they do with the rest.
             mtime: Time { seconds, nanoseconds: 0 },
             device: if is_device { (major(stat.st_rdev), minor(stat.st_rdev)) } else { (0, 0) },
-            xattrs: at.xattrs().map_err(failed)?,
+            xattrs,
             pieces: None,
         })
+    }
+}
+
+type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// Refuses what a reader would take for something else: an equals sign ends a name in an archive.
+fn writable(xattrs: Attributes) -> io::Result<Attributes> {
+    match xattrs.iter().find(|(name, _)| name.contains(&b'=')) {
+        None => Ok(xattrs),
+        Some((name, _)) => {
+            let name = shown(name);
+            Err(io::Error::other(format!("archives cannot hold the attribute name {name:?}")))
+        }
     }
 }
 
