@@ -47,10 +47,10 @@ use std::{
     time::Duration,
 };
 
-use prost::Message;
+use prost::{Message, Name};
 use prost_types::Any;
 use proto::containerd::{
-    events::TaskExit,
+    events::{TaskDelete, TaskExit},
     runc::v1::Options,
     types::{Envelope, Mount},
 };
@@ -63,7 +63,7 @@ use self::{
     context::Context,
     launch::{Daemon, Dialects},
     task::Phase,
-    told::Mark,
+    told::{Mark, Told},
 };
 use crate::{error::Error as ApiError, events::Exchange, identifier, namespace::Namespace};
 
@@ -161,6 +161,7 @@ impl Runtime {
             daemon: Daemon { address, ttrpc_address, version, debug, open_files_limit },
             dialects: Dialects::default(),
             events,
+            deletes: Told::default(),
             stop: CancellationToken::new(),
             tasks: Mutex::default(),
             sandboxes: Mutex::default(),
@@ -241,14 +242,17 @@ impl Runtime {
     }
 
     /// Tells subscribers about an event that a shim publishes. An exit that they were told of is
-    /// left out.
+    /// left out, and so is a delete.
     ///
     /// # Errors
     ///
     /// `InvalidArgument`: the envelope is malformed.
     pub async fn forward(&self, envelope: Envelope) -> Result<(), ApiError> {
         let context = &self.context;
-        let Some((namespace, exit)) = exit_of(&envelope) else {
+        if self.is_told_delete(&envelope) {
+            return Ok(());
+        }
+        let Some((namespace, exit)) = event_of::<TaskExit>(&envelope) else {
             return context.events.forward(envelope);
         };
         let Ok(task) = self.task(&namespace, &exit.container_id) else {
@@ -273,6 +277,22 @@ impl Runtime {
             context.keep_told(task, &bundle).await;
         }
         forwarded
+    }
+
+    /// Whether an event tells of a task's delete that subscribers were told of in the shim's place.
+    fn is_told_delete(&self, envelope: &Envelope) -> bool {
+        let Some((namespace, delete)) = event_of::<TaskDelete>(envelope) else { return false };
+        if !delete.id.is_empty() && delete.id != delete.container_id {
+            return false;
+        }
+        let task = self.task(&namespace, &delete.container_id).ok();
+        // The container's next task is told of by its own.
+        let its_pid = |task: &Arc<Task>| [0, delete.pid].contains(&task.last().pid);
+        if let Some(task) = task.filter(its_pid) {
+            return !task.tell_delete();
+        }
+        let mark = actor::mark_of(&namespace, &delete);
+        self.context.deletes.has(mark)
     }
 
     /// Stops to look after tasks, and leaves them running. Waits for what is under way.
@@ -389,10 +409,10 @@ fn remove_unused(root: &Path, take: impl Fn(&str, &str, &dyn Fn() -> bool) -> bo
     }
 }
 
-/// The exit of a process, if that is what the event tells.
-fn exit_of(envelope: &Envelope) -> Option<(Namespace, TaskExit)> {
-    let exit = proto::any::unpack::<TaskExit>(envelope.event.as_ref()?).ok()??;
-    Some((envelope.namespace.parse().ok()?, exit))
+/// What the event tells, if it is of this kind.
+fn event_of<M: Message + Name + Default>(envelope: &Envelope) -> Option<(Namespace, M)> {
+    let event = proto::any::unpack::<M>(envelope.event.as_ref()?).ok()??;
+    Some((envelope.namespace.parse().ok()?, event))
 }
 
 /// Names the OCI runtime in options that do not.

@@ -388,6 +388,7 @@ async fn an_exit_that_was_recorded_and_not_told() {
             assert_eq!(exit.expect("well formed").map(|exit| exit.exit_status), Some(9));
             let task = runtime.task(&stage.namespace, "c1").expect("is there");
             assert_eq!(soon("delete", task.delete()).await.expect("ended").status, 9);
+            assert_eq!(told(&mut events).await, (vec![], 9));
         } else {
             // Not what the binary's `delete` says, which is 137.
             assert_eq!(told(&mut events).await, (vec![9], 9));
@@ -466,6 +467,39 @@ async fn exits_of_execs_are_told_once() {
 }
 
 #[tokio::test]
+async fn a_delete_that_the_shim_does_not_tell_is_told_once() {
+    let delete = TaskDelete { container_id: "c1".to_owned(), pid: INIT, ..Default::default() };
+    let delete = || Envelope {
+        topic: "/tasks/delete".to_owned(),
+        event: Some(pack(&delete)),
+        ..exit_event("c1", 0)
+    };
+    for told_by_shim in [false, true] {
+        let stage = Stage::new();
+        let runtime = stage.runtime();
+        let shim = stage.shim("c1", Manner::Good);
+        soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await.expect("made");
+        let task = runtime.task(&stage.namespace, "c1").expect("is there");
+        shim.exit(0);
+        runtime.forward(exit_event("c1", 0)).await.expect("well formed");
+        let mut events = stage.subscribe();
+        if told_by_shim {
+            runtime.forward(delete()).await.expect("well formed");
+        }
+        soon("delete", task.delete()).await.expect("ended");
+        assert_eq!(told(&mut events).await, (vec![], 0));
+        soon("close", runtime.close()).await;
+        // From a shim that ended just after it was written.
+        if !told_by_shim {
+            runtime.forward(delete()).await.expect("well formed");
+        }
+        let none = tokio::time::timeout(Duration::from_millis(50), events.next()).await;
+        assert!(none.is_err(), "told by the shim: {told_by_shim}: {none:?}");
+        stage.assert_nothing_left();
+    }
+}
+
+#[tokio::test]
 async fn an_exit_that_was_told_is_not_told_again_before_its_task_is_found() {
     let stage = Stage::new();
     let runtime = stage.runtime();
@@ -518,13 +552,14 @@ async fn tasks_outlive_the_daemon() {
     for (id, status) in [("ended", 4), ("told", 5)] {
         assert_eq!(soon("delete", task(id).delete()).await.expect("ended").status, status);
     }
+    assert_eq!(told(&mut events).await, (vec![4], 4));
+    assert_eq!(told(&mut events).await, (vec![], 5), "an exit that was told is not told again");
+    runtime.forward(exit_event("runs", 0)).await.expect("well formed");
     shims[0].exit(0);
     soon("delete", runs.delete()).await.expect("ended");
-    let event = soon("an event", events.next()).await.expect("open");
-    let exit = unpack::<TaskExit>(event.event.as_ref().expect("has one")).expect("well formed");
-    assert_eq!(exit.map(|exit| (exit.id, exit.exit_status)), Some(("ended".to_owned(), 4)));
+    assert_eq!(told(&mut events).await, (vec![0], 0));
     let none = tokio::time::timeout(Duration::from_millis(50), events.next()).await;
-    assert!(none.is_err(), "an exit that was told is not told again: {none:?}");
+    assert!(none.is_err(), "{none:?}");
     soon("the end", runtime.close()).await;
     fs::remove_file(stage.bundle("file")).expect("is left alone");
     stage.assert_nothing_left();

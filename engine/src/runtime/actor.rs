@@ -64,8 +64,12 @@ use super::{
     sandbox::Membership,
     shim::{Call, Shim},
     task::{Exit, Phase, Task},
+    told::Mark,
 };
-use crate::diff::{self, Limits};
+use crate::{
+    diff::{self, Limits},
+    namespace::Namespace,
+};
 
 /// How long after its connection broke a shim may take to be dead.
 const DEATH_LIMIT: Duration = Duration::from_millis(500);
@@ -474,13 +478,18 @@ impl Actor {
         self.task.enter(Phase::Ending);
         // The bundle goes last: a daemon that is killed in between finds shim and socket by it.
         self.shutdown(&held.shim).await;
+        let mut ended = false;
         if !self.bundle.is_in_sandbox() {
-            self.await_exit(held).await;
+            ended = self.await_exit(held).await;
             self.remove_socket(held.shim.address()).await;
         }
         self.remove_bundle().await;
         let exit = result.as_ref().ok().copied();
         let _ = reply.send(result);
+        // Some shims end before they have told what they were shut down for.
+        if let Some(exit) = exit.filter(|_| ended) {
+            self.tell_delete(exit);
+        }
         self.leave(exit).await;
         Turn::Leave
     }
@@ -519,8 +528,14 @@ impl Actor {
         }
     }
 
-    /// Tells subscribers that nothing is left of the task.
+    /// Tells subscribers that nothing is left of the task, if they were not told.
     fn tell_delete(&self, exit: Exit) {
+        if self.task.tell_delete() {
+            self.publish_delete(exit);
+        }
+    }
+
+    fn publish_delete(&self, exit: Exit) {
         let event = TaskDelete {
             container_id: self.task.id().to_owned(),
             pid: exit.pid,
@@ -528,6 +543,8 @@ impl Actor {
             exited_at: exit.at,
             id: String::new(),
         };
+        // What the shim sent last may come later than the news of its end.
+        self.context.deletes.note(mark_of(self.task.namespace(), &event));
         self.context.events.publish(self.task.namespace(), "/tasks/delete", pack(&event));
     }
 
@@ -555,6 +572,12 @@ impl Actor {
         let (namespace, id) = (self.task.namespace(), self.task.id());
         tracing::error!(%namespace, id, error = %sys::error::Chain(error), "could not {attempt}");
     }
+}
+
+/// What tells the delete of one task from that of another. Shims give times of their own.
+pub(super) fn mark_of(namespace: &Namespace, delete: &TaskDelete) -> Mark {
+    let container_id = format!("{namespace}/{}", delete.container_id);
+    Mark::of(&TaskDelete { container_id, pid: delete.pid, ..TaskDelete::default() })
 }
 
 /// Takes hold of a shim's process.

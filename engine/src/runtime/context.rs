@@ -16,6 +16,7 @@ use super::{
     launch::{Daemon, Dialects},
     sandbox::Sandbox,
     task::{Exit, Task},
+    told::Told,
 };
 use crate::{events::Exchange, namespace::Namespace};
 
@@ -26,6 +27,8 @@ pub(super) struct Context {
     pub(super) daemon: Daemon,
     pub(super) dialects: Dialects,
     pub(super) events: Exchange,
+    /// The deletes that this daemon told in place of a shim, which may still be heard.
+    pub(super) deletes: Told,
     /// Stops the actors, and leaves their tasks alone.
     pub(super) stop: CancellationToken,
     /// The tasks that there are, from before their bundle is made until nothing is left of them.
@@ -134,6 +137,7 @@ impl Context {
             },
             dialects: Dialects::default(),
             events: Exchange::default(),
+            deletes: Told::default(),
             stop: CancellationToken::new(),
             tasks: Mutex::default(),
             sandboxes: Mutex::default(),

@@ -17,7 +17,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -99,6 +102,8 @@ pub struct Task {
     health: Health,
     /// The exits of execs that subscribers were told of.
     told_execs: Told,
+    /// Whether subscribers were told that the task is deleted.
+    told_delete: AtomicBool,
     /// Whether what an earlier daemon kept of what it told was read.
     recalled: OnceCell<()>,
 }
@@ -139,6 +144,7 @@ impl Task {
             waits: Mutex::default(),
             health: Health::default(),
             told_execs: Told::default(),
+            told_delete: AtomicBool::new(false),
             recalled: OnceCell::new_with(is_new.then_some(())),
         }
     }
@@ -437,6 +443,11 @@ impl Task {
     /// The exits of execs that subscribers were told of.
     pub(super) fn told_execs(&self) -> &Told {
         &self.told_execs
+    }
+
+    /// Notes that subscribers are told of the delete; `false` when they were told before.
+    pub(super) fn tell_delete(&self) -> bool {
+        !self.told_delete.swap(true, Ordering::Relaxed)
     }
 
     /// Whether what an earlier daemon kept of what it told was read, and is being read only once.

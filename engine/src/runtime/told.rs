@@ -59,6 +59,11 @@ impl Told {
         true
     }
 
+    /// Whether a mark is set.
+    pub(super) fn has(&self, mark: Mark) -> bool {
+        self.marks().0.contains(&mark)
+    }
+
     /// Adds what an earlier daemon kept, as older than all that there is.
     pub(super) fn recall(&self, kept: &[u8]) {
         let mut marks = self.marks();
@@ -106,7 +111,7 @@ mod tests {
         let told = Told::default();
         for i in 0..1000 {
             assert!(told.note(mark(i)), "{i}");
-            assert!(!told.note(mark(i)), "{i}");
+            assert!(!told.note(mark(i)) && told.has(mark(i)) && !told.has(mark(i + 1)), "{i}");
         }
         let bytes = kept(&told);
         assert_eq!(bytes.len(), MARKS_MAX * MARK_LEN);

@@ -196,7 +196,7 @@ impl Actor {
         let bundle = self.bundle.clone();
         blocking(move || bundle.remove()).await?;
         if let Some((exit, true)) = exit {
-            self.tell_delete(Exit::from(&exit));
+            self.publish_delete(Exit::from(&exit));
         }
         Ok(())
     }
@@ -245,17 +245,21 @@ impl Actor {
         }
     }
 
-    /// Waits for the end of a shim that was shut down, unless others need it.
-    pub(super) async fn await_exit(&self, held: &Held) {
+    /// Waits for the end of a shim that was shut down, unless others need it; `false` when it lives on.
+    pub(super) async fn await_exit(&self, held: &Held) -> bool {
         let address = held.shim.address();
-        if self.is_shared(address)
-            || tokio::time::timeout(EXIT_LIMIT, held.gone()).await.is_ok()
-            || self.is_shared(address)
-        {
-            return;
+        if self.is_shared(address) {
+            return false;
+        }
+        if tokio::time::timeout(EXIT_LIMIT, held.gone()).await.is_ok() {
+            return true;
+        }
+        if self.is_shared(address) {
+            return false;
         }
         tracing::warn!(id = self.task.id(), "shim still runs after it was shut down");
         self.end_process(held.process.as_ref()).await;
+        true
     }
 
     /// Removes the socket of a shim that has ended and could not do that any more.
