@@ -46,9 +46,11 @@ use crate::{
     config::{Config, Level, Paths},
     durability::Syncer,
     error::Error,
-    events::Exchange,
+    events::{Exchange, Subscription},
     gc::Scheduler,
     lock::lock,
+    metadata,
+    namespace::Namespace,
     restart::{self, Monitor},
     runtime::{Runtime, Settings},
     services,
@@ -74,6 +76,7 @@ pub struct Daemon {
     ttrpc_listener: UnixListener,
     events: services::Events,
     runtime: Arc<Runtime>,
+    records: metadata::Store,
     routes: Routes,
     monitor: Monitor,
     gc: Scheduler,
@@ -98,6 +101,9 @@ impl Daemon {
         let stop = CancellationToken::new();
 
         let events = Exchange::default();
+        // First: shims are asked while the database is opened, which takes as long after a crash.
+        let exits = Monitor::listen(&events);
+        let runtime = Arc::new(Runtime::open(settings(&config, paths), events.clone())?);
         let state = State::open(paths, &config, events.clone())?;
         let (gc, syncer) = (state.gc.clone(), state.syncer.clone());
         let uuid = services::server_uuid(&paths.root)?;
@@ -114,7 +120,8 @@ impl Daemon {
             };
         }
         let transfer = transfer(&state, &events, &streams, paths);
-        let (runtime, monitor) = tasks(&state, &events, &config, paths)?;
+        let monitor = monitor(&state, &runtime, &events, exits, config.restart.interval())?;
+        let records = state.metadata.clone();
         let State { metadata, content, snapshotters, .. } = state;
         let tasks = services::Tasks::new(content.clone(), Arc::clone(&runtime), stop.clone());
         let containers =
@@ -159,6 +166,7 @@ impl Daemon {
             ttrpc_listener,
             events,
             runtime,
+            records,
             routes,
             monitor,
             gc,
@@ -184,6 +192,8 @@ impl Daemon {
             Arc::new(self.events),
         )));
         let monitoring = tokio::spawn(self.monitor.run(token.clone()));
+        let (found, records) = (self.runtime.all(), self.records);
+        let reporting = tokio::task::spawn_blocking(move || report_orphans(&found, &records));
         let mut serving = std::pin::pin!(
             Server::builder()
                 .max_concurrent_streams(self.config.grpc.max_concurrent_streams)
@@ -205,6 +215,8 @@ impl Daemon {
         self.gc.stop();
         let drain = async {
             let result = serving.await;
+            // It cannot fail, and has long ended.
+            let _ = reporting.await;
             // What it is about to start is started, or gone.
             if let Err(error) = monitoring.await {
                 tracing::warn!(%error, "restarts were cut off");
@@ -239,31 +251,28 @@ fn transfer(
     services::Transfer::new(transfer, Arc::clone(streams), paths.hosts.clone())
 }
 
-/// The tasks, and the monitor that restarts them, which listens since before there are any.
-fn tasks(
+/// The monitor that restarts tasks, which listens since before there are any.
+fn monitor(
     state: &State,
+    runtime: &Arc<Runtime>,
     events: &Exchange,
-    config: &Config,
-    paths: &Paths,
-) -> Result<(Arc<Runtime>, Monitor), Error> {
-    let exits = Monitor::listen(events);
-    let runtime = Arc::new(Runtime::open(settings(config, paths), events.clone())?);
-    report_orphans(&runtime, &state.metadata);
+    exits: Subscription,
+    interval: Duration,
+) -> Result<Monitor, Error> {
     let parts = restart::Parts {
         content: state.content.clone(),
         snapshotters: Arc::clone(&state.snapshotters),
-        runtime: Arc::clone(&runtime),
+        runtime: Arc::clone(runtime),
         events: events.clone(),
     };
-    let monitor = Monitor::open(parts, config.restart.interval(), exits)?;
-    Ok((runtime, monitor))
+    Monitor::open(parts, interval, exits)
 }
 
-/// Tells which tasks have no container, because another daemon started them. They go on, but clients
-/// look for the container first.
-fn report_orphans(runtime: &Runtime, metadata: &crate::metadata::Store) {
-    for (namespace, id) in runtime.all() {
-        if let Err(Error::NotFound(_)) = metadata.container(&namespace, &id) {
+/// Tells which of the tasks that were found have no container, because another daemon started them.
+/// They go on, but clients look for the container first. Blocks.
+fn report_orphans(found: &[(Namespace, String)], records: &metadata::Store) {
+    for (namespace, id) in found {
+        if let Err(Error::NotFound(_)) = records.container(namespace, id) {
             tracing::warn!(
                 %namespace,
                 id,

@@ -325,9 +325,9 @@ impl Runtime {
     fn adopt(&self) -> Result<(), ApiError> {
         let places = Arc::new(Semaphore::new(ADOPTIONS_MAX));
         for (namespace, id) in found(&self.context.state.join(FOLDER))? {
-            let bundle = Bundle::at(&self.context.state, &namespace, &id);
-            let binary = self.adopted_binary(&bundle);
-            let Ok(actor) = self.claim(&namespace, &id, Phase::Adopting, binary) else { continue };
+            // The actor finds the binary in the bundle.
+            let none = PathBuf::new();
+            let Ok(actor) = self.claim(&namespace, &id, Phase::Adopting, none) else { continue };
             let places = Arc::clone(&places);
             self.actors.spawn(actor.adopt(places));
         }
@@ -335,17 +335,17 @@ impl Runtime {
         self.actors.spawn_blocking(move || remove_work(&context));
         Ok(())
     }
+}
 
-    /// The shim's binary for a bundle that was found. An upgrade may have taken the one away that
-    /// the task was made with, so one of the same name will do.
-    fn adopted_binary(&self, bundle: &Bundle) -> PathBuf {
-        let recorded = bundle.binary().filter(|path| path.is_absolute());
-        let name = recorded.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
-        let name = name.unwrap_or(resolve::OWN_SHIM).to_owned();
-        match recorded {
-            Some(path) if path.is_file() => path,
-            _ => resolve::search(&name).unwrap_or_else(|| PathBuf::from(name)),
-        }
+/// The shim's binary for a bundle that was found. An upgrade may have taken the one away that the
+/// task was made with, so one of the same name will do.
+fn adopted_binary(bundle: &Bundle) -> PathBuf {
+    let recorded = bundle.binary().filter(|path| path.is_absolute());
+    let name = recorded.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
+    let name = name.unwrap_or(resolve::OWN_SHIM).to_owned();
+    match recorded {
+        Some(path) if path.is_file() => path,
+        _ => resolve::search(&name).unwrap_or_else(|| PathBuf::from(name)),
     }
 }
 

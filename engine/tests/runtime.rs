@@ -108,6 +108,46 @@ async fn a_life() {
 }
 
 #[tokio::test]
+async fn a_list_asks_only_for_what_is_not_known() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Good);
+    soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await.expect("made");
+    let task = runtime.task(&stage.namespace, "c1").expect("is there");
+    let list = async || soon("list", task.state_or_last()).await.expect("known").status;
+    let asked = || shim.asked().iter().filter(|method| *method == "State").count();
+    for _ in 0..3 {
+        assert_eq!(list().await, 2);
+    }
+    assert_eq!(asked(), 1);
+    let kill = v3::KillRequest { id: "c1".to_owned(), signal: 15, ..Default::default() };
+    soon("kill", task.call(&kill)).await.expect("answers");
+    assert_eq!((list().await, asked()), (2, 2), "after a call that may change it");
+    let pids = v3::PidsRequest { id: "c1".to_owned() };
+    let _ = soon("pids", task.call(&pids)).await;
+    assert_eq!((list().await, asked()), (2, 2), "after one that cannot");
+    soon("state", task.state("")).await.expect("answers");
+    assert_eq!(asked(), 3, "who asks for one task asks its shim");
+    shim.exit(7);
+    soon("wait", task.wait("")).await.expect("ended");
+    assert_eq!((list().await, asked()), (3, 4), "after the end of a wait");
+    runtime.forward(exit_event("c1", 7)).await.expect("well formed");
+    assert_eq!((list().await, asked()), (3, 5), "after an exit that the shim tells of");
+
+    runtime.close().await;
+    drop(runtime);
+    let runtime = stage.runtime();
+    let task = runtime.task(&stage.namespace, "c1").expect("is there");
+    for _ in 0..3 {
+        assert_eq!(soon("list", task.state_or_last()).await.expect("known").status, 3);
+    }
+    assert_eq!(asked(), 6, "after the daemon started again");
+    soon("delete", task.delete()).await.expect("ended");
+    soon("close", runtime.close()).await;
+    stage.assert_nothing_left();
+}
+
+#[tokio::test]
 async fn a_wait_that_was_left_is_not_the_next_execs() {
     let stage = Stage::new();
     let runtime = stage.runtime();

@@ -52,7 +52,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use self::cleaning::Left;
 use super::{
-    Checkpoint, Create, Error,
+    Checkpoint, Create, Error, adopted_binary,
     bootstrap::Bootstrap,
     bundle::Bundle,
     context::Context,
@@ -215,7 +215,8 @@ impl Actor {
             parent_checkpoint: String::new(),
             options: request.options,
         };
-        let (process, created) = tokio::join!(identify(&shim, self.task.id()), shim.call(&call));
+        let identified = identify_by(&self.bundle, &shim, self.task.id());
+        let (process, created) = tokio::join!(identified, shim.call(&call));
         let held = Held { shim, process, _log: log };
         match created {
             Ok(answer) => {
@@ -291,6 +292,7 @@ impl Actor {
     /// Takes over the task that an earlier daemon left, and serves it to its end.
     pub(super) async fn adopt(mut self, places: Arc<Semaphore>) {
         let place = places.acquire_owned().await.ok();
+        self.binary = adopted_binary(&self.bundle);
         let held = Box::pin(self.find(place)).await;
         if let Some(held) = held {
             self.run(held).await;
@@ -323,10 +325,13 @@ impl Actor {
                 () = self.context.stop.cancelled() => return None,
             }
         };
-        let answer = self.ask_found(&shim).await;
+        // Both at once, so that the shim has to wake up once.
+        let identified = identify_by(&self.bundle, &shim, self.task.id());
+        let asked = self.task.ask();
+        let (answer, process) = tokio::join!(self.ask_found(&shim), identified);
         self.task.judge(&answer);
         match answer {
-            Ok(state) => self.task.note(state),
+            Ok(state) => self.task.note_answer(asked, state),
             Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
                 let exit = self.bury(None).await;
                 self.leave(Some(exit)).await;
@@ -336,7 +341,6 @@ impl Actor {
                 // The daemon went away between the start of the shim and the end of the create,
                 // so nobody was told of a task.
                 tracing::warn!(id = self.task.id(), "shim without a task is shut down");
-                let process = identify(&shim, self.task.id()).await;
                 self.end_unused(&Held { shim, process, _log: log }).await;
                 self.leave(None).await;
                 return None;
@@ -349,7 +353,6 @@ impl Actor {
             }
         }
         self.task.enter(Phase::Live(shim.clone()));
-        let process = identify(&shim, self.task.id()).await;
         drop(place);
         Some(Held { shim, process, _log: log })
     }
@@ -587,6 +590,20 @@ pub(super) async fn identify(shim: &Shim, id: &str) -> Option<Process> {
     let process = Process::open(answer.shim_pid).ok()?;
     // The number was the shim's when it answered. If it lives still, it was when it was opened.
     shim.call(&request).await.ok().map(|_| process)
+}
+
+/// Takes hold of the process of a shim whose number may be in the bundle, which saves a question.
+async fn identify_by(bundle: &Bundle, shim: &Shim, id: &str) -> Option<Process> {
+    let Some(process) = bundle.shim_pid().and_then(|pid| Process::open(pid).ok()) else {
+        return identify(shim, id).await;
+    };
+    let request = v3::ConnectRequest { id: id.to_owned() };
+    // The connection is older than the hold. So is the shim; if it still has the number now, it had it
+    // when it was opened.
+    match shim.call(&request).await {
+        Ok(answer) if answer.shim_pid == process.pid() => Some(process),
+        _ => identify(shim, id).await,
+    }
 }
 
 /// Runs blocking code on a thread of its own.

@@ -20,7 +20,8 @@
 //! cleaned up by that binary. Nothing is synced, since the state directory does not outlive the
 //! kernel.
 //!
-//! Everything here blocks.
+//! Everything here blocks; the state directory is in memory, so that to read a small file of a bundle
+//! takes less than to have another thread do it.
 
 use std::{
     ffi::OsString,
@@ -169,6 +170,12 @@ impl Bundle {
     pub(super) fn binary(&self) -> Option<PathBuf> {
         let text = self.read_text("shim-binary-path")?;
         (!text.is_empty()).then(|| PathBuf::from(text))
+    }
+
+    /// The number of the shim's process, as shims keep it. Containers that share a shim have none, but
+    /// for the first.
+    pub(super) fn shim_pid(&self) -> Option<u32> {
+        fs::read_to_string(self.path.join("shim.pid")).ok()?.trim().parse().ok()
     }
 
     /// The number of init on the host, as shims keep it.

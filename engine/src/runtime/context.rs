@@ -87,9 +87,7 @@ impl Context {
     /// shims may be heard before anybody has looked at their bundles.
     pub(super) async fn recall(&self, task: &Task, bundle: &Bundle) {
         let read = async {
-            let bundle = bundle.clone();
-            let found = blocking(move || Ok((bundle.exit(), bundle.told()))).await;
-            let (exit, marks) = found.unwrap_or_default();
+            let (exit, marks) = (bundle.exit(), bundle.told());
             task.told_execs().recall(&marks);
             match exit {
                 Some((exit, true)) => drop(task.tell(&exit)),

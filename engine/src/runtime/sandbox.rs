@@ -31,6 +31,7 @@ use self::actor::{Actor, Command};
 use super::{
     COMMANDS_MAX, Error, Runtime,
     actor::{STATUS_UNKNOWN, blocking},
+    adopted_binary,
     bootstrap::Bootstrap,
     bundle::{Bundle, SANDBOX_FOLDER},
     context::{Context, Sandboxes},
@@ -351,7 +352,7 @@ impl Runtime {
         fs::create_dir_all(&folder).map_err(ApiError::file("create", &folder))?;
         for (namespace, id) in found(&folder)? {
             let bundle = Bundle::of_sandbox(&self.context.state, &namespace, &id);
-            let binary = self.adopted_binary(&bundle);
+            let binary = adopted_binary(&bundle);
             let actor = self.claim_sandbox(&namespace, &id, Phase::Adopting, binary);
             if let Some(actor) = actor {
                 self.actors.spawn(actor.adopt());

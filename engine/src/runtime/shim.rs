@@ -50,7 +50,16 @@ pub trait Call: Message {
     const LIMIT: Option<Duration>;
     /// What an error of the shim is prefixed with.
     const ATTEMPT: Attempt = Attempt::Other;
+
+    /// Whether it may change what the shim says of init.
+    fn changes_init() -> bool {
+        !LOOKS.contains(&Self::METHOD)
+    }
 }
+
+/// The methods after which init is in no other state than before.
+const LOOKS: [&str; 9] =
+    ["State", "Pids", "Exec", "ResizePty", "CloseIO", "Update", "Wait", "Stats", "Connect"];
 
 /// Assigns the methods of the task API to their requests.
 macro_rules! calls {
@@ -186,6 +195,11 @@ impl Shim {
         let service = C::SERVICE.unwrap_or(task_service);
         let target = Target { service, method: C::METHOD };
         self.client.call(target, request, &self.reach.metadata, limit).await
+    }
+
+    /// Whether the connection has ended.
+    pub(super) fn is_closed(&self) -> bool {
+        self.client.is_closed()
     }
 
     /// Waits for the end of the connection.

@@ -11,6 +11,10 @@
 //! clone of the connection and calls the shim, so that no call waits for another and no lock is
 //! held meanwhile.
 //!
+//! A list does not ask a shim for what it knows: what the shim said a moment ago holds until a call
+//! changes it, or the shim tells of an exit, which it does at once. Only a list takes that for an
+//! answer; who asks for one task, asks its shim.
+//!
 //! A shim that misses deadlines is *suspect*, and in *quarantine* if it does not answer at all; see
 //! [`health`](super::health). A list waits only briefly for a suspect, and says that its state is not
 //! known. Calls to a shim in quarantine fail at once and say what to do.
@@ -21,7 +25,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{
@@ -52,6 +56,10 @@ const LIST_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a list waits for a suspect shim.
 const SUSPECT_LIMIT: Duration = Duration::from_millis(100);
+
+/// How old a shim's answer may be that is listed. An exit of which a shim did not tell is listed
+/// after that time at the latest, and so is a shim that has stopped to answer.
+const STATE_AGE_MAX: Duration = Duration::from_secs(5);
 
 /// The signal that ends init in any case.
 const SIGKILL: u32 = 9;
@@ -113,12 +121,31 @@ pub struct Task {
 struct Known {
     /// What the shim said last of init.
     state: v3::StateResponse,
+    /// When the shim was asked for that, if nothing has changed it since.
+    current_since: Option<Instant>,
+    /// How often something happened that may have changed the state.
+    changes: u64,
     /// What subscribers were told of init's end.
     told: Option<TaskExit>,
     /// The exit that an earlier daemon recorded and may not have told.
     recorded: Option<Exit>,
     /// The shim's process.
     shim_pid: Option<u32>,
+}
+
+impl Known {
+    /// Notes that the state may not be any more what the shim said last.
+    fn change(&mut self) {
+        self.changes += 1;
+        self.current_since = None;
+    }
+}
+
+/// When a shim was asked for the state.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    at: Instant,
+    changes: u64,
 }
 
 /// A wait that all who wait for one process share: a shim cannot be told that nobody waits any
@@ -186,6 +213,7 @@ impl Task {
         request: &C,
         limit: Option<Duration>,
     ) -> Result<C::Answer, Error> {
+        let _change = C::changes_init().then(|| Change::begin(self));
         tokio::select! {
             biased;
             since = self.health.quarantined() => Err(Error::Quarantined {
@@ -234,7 +262,15 @@ impl Task {
     /// not known. `None` when there is no task any more.
     pub async fn state_or_last(&self) -> Option<v3::StateResponse> {
         let limit = if self.health.is_good() { LIST_LIMIT } else { SUSPECT_LIMIT };
-        let state = tokio::time::timeout(limit, self.state_within("", Some(limit))).await;
+        let state = async {
+            // An adoption ends with an answer of the shim's.
+            self.shim().await?;
+            match self.current() {
+                Some(state) => Ok(state),
+                None => self.state_within("", Some(limit)).await,
+            }
+        };
+        let state = tokio::time::timeout(limit, state).await;
         // The time may have gone by in an adoption, of which the shim's own deadline knows nothing.
         match state.unwrap_or_else(|_| Err(self.late(limit))) {
             Ok(state) => Some(state),
@@ -279,10 +315,11 @@ impl Task {
         limit: Option<Duration>,
     ) -> Result<v3::StateResponse, Error> {
         let request = v3::StateRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
+        let asked = self.ask();
         match self.call_within(&request, limit).await {
             Ok(state) => {
                 if exec_id.is_empty() {
-                    self.known().state = state.clone();
+                    self.note_answer(asked, state.clone());
                 }
                 Ok(state)
             }
@@ -320,6 +357,10 @@ impl Task {
             .or_insert_with(|| self.begin_wait(exec_id))
             .clone();
         let result = waiting.await;
+        if exec_id.is_empty() {
+            // The shim's event may be on its way still.
+            self.known().change();
+        }
         self.waits().remove(exec_id);
         result
     }
@@ -422,6 +463,7 @@ impl Task {
         known.state.exit_status = exit.exit_status;
         known.state.exited_at = exit.exited_at;
         known.told = Some(exit.clone());
+        known.change();
         true
     }
 
@@ -455,9 +497,38 @@ impl Task {
         &self.recalled
     }
 
-    /// Notes what the shim said last of init.
+    /// Notes what is known of init without the shim's having said it.
     pub(super) fn note(&self, state: v3::StateResponse) {
-        self.known().state = state;
+        let mut known = self.known();
+        known.state = state;
+        known.change();
+    }
+
+    /// Begins to ask the shim for the state of init.
+    pub(super) fn ask(&self) -> Asked {
+        Asked { at: Instant::now(), changes: self.known().changes }
+    }
+
+    /// Notes what the shim says of init.
+    pub(super) fn note_answer(&self, asked: Asked, state: v3::StateResponse) {
+        let mut known = self.known();
+        if known.changes == asked.changes {
+            known.state = state;
+            known.current_since = Some(asked.at);
+        } else if known.told.is_none() {
+            known.state = state;
+        }
+    }
+
+    /// What the shim would say of init, as far as can be known without asking it.
+    fn current(&self) -> Option<v3::StateResponse> {
+        let live = matches!(&*self.phase.borrow(), Phase::Live(shim) if !shim.is_closed());
+        if !live || !self.health.is_good() {
+            return None;
+        }
+        let known = self.known();
+        let fresh = known.current_since.is_some_and(|since| since.elapsed() < STATE_AGE_MAX);
+        fresh.then(|| known.state.clone())
     }
 
     /// What the shim said last of init.
@@ -503,6 +574,22 @@ impl Task {
 
     fn waits(&self) -> MutexGuard<'_, HashMap<String, Waiting>> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A call that may change the state, from before it is made until it has its answer or is dropped.
+struct Change<'a>(&'a Task);
+
+impl<'a> Change<'a> {
+    fn begin(task: &'a Task) -> Self {
+        task.known().change();
+        Self(task)
+    }
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        self.0.known().change();
     }
 }
 
