@@ -153,8 +153,8 @@ impl Shim {
 
     /// Gives back what starting has brought into memory, most of which is never used again.
     fn become_idle(&self) {
-        if let Err(error) = sys::residency::forget_code() {
-            self.log.debug(&format!("forget code: {error}"));
+        if let Err(error) = sys::residency::forget_program() {
+            self.log.debug(&format!("forget the program's pages: {error}"));
         }
     }
 
