@@ -81,6 +81,9 @@ impl Choice {
         client: Client::Own,
     };
 
+    /// Nothing but a newer containerd's, with Debian's runc.
+    pub const NEWER: Self = Self::WITH_NEWER[0];
+
     /// All choices, the stock one first.
     pub fn all() -> Vec<Self> {
         let mut all = Vec::new();
@@ -93,13 +96,13 @@ impl Choice {
                 }
             }
         }
-        all.extend(Self::NEWER);
+        all.extend(Self::WITH_NEWER);
         all
     }
 
     /// The choices with programs of a newer containerd, its own first. Few: what is new in it are the
     /// borders between daemon and shim, so each is crossed both ways.
-    const NEWER: [Self; 5] = {
+    const WITH_NEWER: [Self; 5] = {
         const fn choice(daemon: Kind, shim: Shim, runtime: Runtime, client: Client) -> Choice {
             Choice { daemon, shim, runtime, client }
         }
@@ -244,7 +247,8 @@ impl Cell {
     ) -> Result<Self> {
         let directory = stage.directory().join(choice.to_string().replace('/', "-"));
         let state = match choice.daemon {
-            Kind::Containerd | Kind::Newer => "/run/containerd",
+            Kind::Containerd => "/run/containerd",
+            Kind::Newer => "/run/newer-containerd",
             Kind::Gantryd => "/run/gantry",
         };
         let daemon = Daemon::start(Options {
@@ -298,8 +302,12 @@ impl Cell {
 
     /// A container's id that was not given before.
     pub fn id(&self) -> String {
-        // Two cells on one stage share the cgroups, so the daemon's initial tells them apart.
-        let initial = if self.choice.daemon == Kind::Gantryd { 'g' } else { 'c' };
+        // Cells on one stage share the cgroups, so the daemon's initial tells them apart.
+        let initial = match self.choice.daemon {
+            Kind::Containerd => 'c',
+            Kind::Newer => 'n',
+            Kind::Gantryd => 'g',
+        };
         format!("{initial}{}", self.next_id.fetch_add(1, Ordering::Relaxed))
     }
 

@@ -6,12 +6,16 @@
 //!
 //! `cargo xtask bench [-- [--rounds <n>] [--json <file>] [<part of a row's name>]...]`
 //!
+//! A containerd newer than Debian's is beside them where `GANTRY_CONTAINERD` names a directory with its
+//! programs.
+//!
 //! Rows whose names begin with `OCI` need no daemon; alone (`cargo xtask bench -- OCI`) they take
 //! no minute. They also measure the runtimes that `GANTRY_BENCH_RUNTIMES` names, such as a newer
 //! crun: `crun-1.27=/opt/crun,youki=/opt/youki`.
 
 #![expect(clippy::print_stdout, reason = "a table is what it is for")]
 
+mod crowd;
 mod memory;
 mod oci;
 mod runtime;
@@ -28,6 +32,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use integration::{
     cell::{Cell, Choice},
+    daemon::Kind,
     stage::{self, Stage, View},
 };
 
@@ -96,7 +101,7 @@ fn inside(stage: &Stage) -> Result<()> {
 
 fn with_daemons(options: &Options, stage: &Stage, table: &mut Table) -> Result<()> {
     let mut cells = Vec::new();
-    for choice in [Choice::STOCK, Choice::OWN] {
+    for choice in [Choice::STOCK, Choice::NEWER, Choice::OWN] {
         let missing = choice.missing();
         if missing.is_empty() {
             cells.push(Cell::start(choice, stage).with_context(|| format!("start {choice}"))?);
@@ -110,7 +115,11 @@ fn with_daemons(options: &Options, stage: &Stage, table: &mut Table) -> Result<(
 
 /// What a side of the comparison is called.
 fn side(cell: &Cell) -> &'static str {
-    if cell.choice() == Choice::OWN { "gantry" } else { "containerd" }
+    match cell.choice().daemon {
+        Kind::Containerd => "containerd",
+        Kind::Newer => "newer containerd",
+        Kind::Gantryd => "gantry",
+    }
 }
 
 /// Runs `command`, which must succeed, and gives how many milliseconds it took.

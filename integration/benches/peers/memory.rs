@@ -9,22 +9,20 @@ use crate::{Options, side, table::Table};
 
 /// Adds the daemon's memory to the row `name`.
 pub(crate) fn daemon(name: &'static str, cell: &mut Cell, table: &mut Table) -> Result<()> {
-    let rss = kib(cell.daemon().id(), "status", "VmRSS:")?;
+    let rss = daemon_kib(cell)?;
     table.add(name, "MiB", side(cell), rss / 1024.0);
     Ok(())
 }
 
+/// The daemon's memory.
+pub(crate) fn daemon_kib(cell: &mut Cell) -> Result<f64> {
+    kib(cell.daemon().id(), "status", "VmRSS:")
+}
+
 /// Adds what the shims of `cell` take, each.
 pub(crate) fn shims(cell: &Cell, table: &mut Table) -> Result<()> {
-    let program = cell.choice().shim()?;
     let count = |text: &str| text.parse::<f64>().unwrap_or_default();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
-        let Ok(its) = fs::read_link(format!("/proc/{pid}/exe")) else { continue };
-        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if its != program.canonicalize()? || !line.contains(cell.namespace()) {
-            continue;
-        }
+    for pid in shims_of(cell)? {
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let threads = status.lines().find_map(|line| line.strip_prefix("Threads:"));
         table.add("shim, idle: PSS", "KiB", side(cell), kib(pid, "smaps_rollup", "Pss:")?);
@@ -33,6 +31,26 @@ pub(crate) fn shims(cell: &Cell, table: &mut Table) -> Result<()> {
         table.add("shim, idle: threads", "each", side(cell), threads);
     }
     Ok(())
+}
+
+/// What the shims of `cell` take together.
+pub(crate) fn all_shims_kib(cell: &Cell) -> Result<f64> {
+    shims_of(cell)?.into_iter().map(|pid| kib(pid, "smaps_rollup", "Pss:")).sum()
+}
+
+/// The processes that are shims of `cell`.
+fn shims_of(cell: &Cell) -> Result<Vec<u32>> {
+    let program = cell.choice().shim()?.canonicalize()?;
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let Ok(its) = fs::read_link(format!("/proc/{pid}/exe")) else { continue };
+        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if its == program && line.contains(cell.namespace()) {
+            found.push(pid);
+        }
+    }
+    Ok(found)
 }
 
 /// Adds the size of all programs that are installed.

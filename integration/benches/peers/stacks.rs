@@ -14,7 +14,7 @@ use integration::{
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::{Options, memory, milliseconds, side, table::Table};
+use crate::{Options, crowd, memory, milliseconds, side, table::Table};
 
 /// How many containers the rows about many have.
 const MANY: usize = 50;
@@ -39,6 +39,11 @@ pub(crate) fn measure(options: &Options, cells: &mut [Cell], table: &mut Table) 
             for cell in cells.iter_mut() {
                 many(cell, table)?;
             }
+        }
+    }
+    if options.wants("500") {
+        for cell in cells.iter_mut() {
+            crowd::measure(cell, table)?;
         }
     }
     if options.wants("import") {
@@ -79,23 +84,23 @@ fn run_and_exec(options: &Options, cells: &[Cell], table: &mut Table) -> Result<
 /// Starts many containers, looks at what they take, restarts the daemon, and removes them.
 fn many(cell: &mut Cell, table: &mut Table) -> Result<()> {
     let name = side(cell);
-    let (took, ids) = start_many(cell, 1)?;
+    let (took, ids) = start_many(cell, MANY, 1)?;
     table.add("many containers: start 50, one by one", "ms", name, took);
     memory::shims(cell, table)?;
     memory::daemon("daemon RSS, with 50 containers", cell, table)?;
-    cell.daemon().stop(Signal::KILL)?;
-    let took = start_again(cell, ids.len())?;
+    let took = restart(cell, ids.len())?;
     let row = "many containers: daemon started after a kill, until all 50 are known";
     table.add(row, "ms", name, took);
     table.add("many containers: delete 50", "ms", name, delete(cell, &ids)?);
-    let (took, ids) = start_many(cell, AT_A_TIME)?;
+    let (took, ids) = start_many(cell, MANY, AT_A_TIME)?;
     table.add("many containers: start 50, 8 at a time", "ms", name, took);
     delete(cell, &ids).map(drop)
 }
 
-/// Starts the daemon and asks for its tasks until it knows `count`. Both sides are asked by the same
-/// client, the quicker one, again and again without a rest.
-fn start_again(cell: &mut Cell, count: usize) -> Result<f64> {
+/// Kills the daemon, starts it and asks for its tasks until it knows `count`: the milliseconds since
+/// the start. All sides are asked by the same client, the quicker one, again and again without a rest.
+pub(crate) fn restart(cell: &mut Cell, count: usize) -> Result<f64> {
+    cell.daemon().stop(Signal::KILL)?;
     let client = programs::own("ctr")?;
     let start = Instant::now();
     cell.daemon().launch_without_waiting()?;
@@ -115,8 +120,13 @@ fn start_again(cell: &mut Cell, count: usize) -> Result<f64> {
     bail!("the daemon does not know its tasks within {:?}", wait::DEADLINE)
 }
 
-fn start_many(cell: &Cell, at_a_time: usize) -> Result<(f64, Vec<String>)> {
-    let ids: Vec<String> = std::iter::repeat_with(|| cell.id()).take(MANY).collect();
+/// Starts `count` containers: the milliseconds for all, and their names.
+pub(crate) fn start_many(
+    cell: &Cell,
+    count: usize,
+    at_a_time: usize,
+) -> Result<(f64, Vec<String>)> {
+    let ids: Vec<String> = std::iter::repeat_with(|| cell.id()).take(count).collect();
     let start = Instant::now();
     let mut running: Vec<Child> = Vec::new();
     for id in &ids {
@@ -132,7 +142,8 @@ fn start_many(cell: &Cell, at_a_time: usize) -> Result<(f64, Vec<String>)> {
     Ok((start.elapsed().as_secs_f64() * 1000.0, ids))
 }
 
-fn delete(cell: &Cell, ids: &[String]) -> Result<f64> {
+/// Deletes containers with their tasks: the milliseconds for all.
+pub(crate) fn delete(cell: &Cell, ids: &[String]) -> Result<f64> {
     let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
     let mut took = 0.0;
     for id in &ids {
