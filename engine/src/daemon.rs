@@ -86,6 +86,15 @@ pub struct Daemon {
     _locks: [File; 2],
 }
 
+/// Serves `$service` with the limits of messages that the configuration sets.
+macro_rules! server {
+    ($limit:expr, $server:ident, $service:expr) => {
+        $server::new($service)
+            .max_decoding_message_size($limit.0)
+            .max_encoding_message_size($limit.1)
+    };
+}
+
 impl Daemon {
     /// Puts the engine together and binds its sockets.
     ///
@@ -94,12 +103,8 @@ impl Daemon {
     /// - `Unavailable`: another daemon has the root, the state folder or the socket.
     /// - `File`, `Database`, `NewerSchema`, `DamagedDatabase`, `LostDatabase`: a part cannot be made.
     pub fn build(config: Config, paths: &Paths) -> Result<Self, Error> {
-        // Records and layers are nobody else's business; sockets are in the other folder.
-        make_folder(&paths.root, 0o700)?;
-        make_folder(&paths.state, 0o711)?;
-        let locks = [lock(&paths.root)?, lock(&paths.state)?];
+        let locks = folders(paths)?;
         let stop = CancellationToken::new();
-
         let events = Exchange::default();
         // First: shims are asked while the database is opened, which takes as long after a crash.
         let exits = Monitor::listen(&events);
@@ -111,14 +116,6 @@ impl Daemon {
         let streams = Arc::<Streams>::default();
 
         let limit = (config.grpc.max_recv_message_size, config.grpc.max_send_message_size);
-        /// Serves `$service` with the limits of messages that the configuration sets.
-        macro_rules! server {
-            ($server:ident, $service:expr) => {
-                $server::new($service)
-                    .max_decoding_message_size(limit.0)
-                    .max_encoding_message_size(limit.1)
-            };
-        }
         let transfer = transfer(&state, &events, &streams, paths);
         let monitor = monitor(&state, &runtime, &events, exits, config.restart.interval())?;
         let records = state.metadata.clone();
@@ -141,22 +138,22 @@ impl Daemon {
         let namespaces = services::Namespaces::new(metadata, snapshotters, events.clone());
         let events = services::Events::new(events, Arc::clone(&runtime), stop.clone());
         let routes = Routes::default()
-            .with(server!(VersionServer, services::Version))
-            .with(server!(HealthServer, services::Health::new(stop.clone())))
-            .with(server!(IntrospectionServer, introspection))
-            .with(server!(NamespacesServer, namespaces))
-            .with(server!(ContainersServer, containers))
-            .with(server!(ContentServer, content))
-            .with(server!(DiffServer, diff))
-            .with(server!(ImagesServer, images))
-            .with(server!(EventsServer, events.clone()))
-            .with(server!(LeasesServer, leases))
-            .with(server!(SnapshotsServer, snapshots))
-            .with(server!(TasksServer, tasks))
-            .with(server!(StoreServer, sandboxes))
-            .with(server!(ControllerServer, sandboxers))
-            .with(server!(StreamingServer, services::Streaming::new(streams, stop.clone())))
-            .with(server!(TransferServer, transfer));
+            .with(server!(limit, VersionServer, services::Version))
+            .with(server!(limit, HealthServer, services::Health::new(stop.clone())))
+            .with(server!(limit, IntrospectionServer, introspection))
+            .with(server!(limit, NamespacesServer, namespaces))
+            .with(server!(limit, ContainersServer, containers))
+            .with(server!(limit, ContentServer, content))
+            .with(server!(limit, DiffServer, diff))
+            .with(server!(limit, ImagesServer, images))
+            .with(server!(limit, EventsServer, events.clone()))
+            .with(server!(limit, LeasesServer, leases))
+            .with(server!(limit, SnapshotsServer, snapshots))
+            .with(server!(limit, TasksServer, tasks))
+            .with(server!(limit, StoreServer, sandboxes))
+            .with(server!(limit, ControllerServer, sandboxers))
+            .with(server!(limit, StreamingServer, services::Streaming::new(streams, stop.clone())))
+            .with(server!(limit, TransferServer, transfer));
 
         let listener = socket::bind(&paths.address, config.grpc.uid, config.grpc.gid)?;
         let ttrpc_listener = socket::bind(&paths.ttrpc_address, config.grpc.uid, config.grpc.gid)?;
@@ -304,6 +301,14 @@ fn raise_open_files_limit() -> Option<u64> {
         tracing::warn!(%error, "the limit of open files stays as it is");
         None
     })
+}
+
+/// Makes the daemon's folders, and takes them.
+fn folders(paths: &Paths) -> Result<[File; 2], Error> {
+    // Records and layers are nobody else's business; sockets are in the other folder.
+    make_folder(&paths.root, 0o700)?;
+    make_folder(&paths.state, 0o711)?;
+    Ok([lock(&paths.root)?, lock(&paths.state)?])
 }
 
 /// Makes a folder of this mode, with its parents.
