@@ -26,9 +26,18 @@ mod collector;
 mod graph;
 mod scheduler;
 
+use std::time::SystemTime;
+
 pub use self::{
     collector::{Collected, Collector, Snapshotters},
     scheduler::Scheduler,
+};
+use crate::{
+    digest::Digest,
+    labels::Labels,
+    metadata::{ContentInfo, Image, Object},
+    namespace::Namespace,
+    oci::Descriptor,
 };
 
 /// The label with the time after which an object is not kept for its own sake (RFC 3339).
@@ -39,3 +48,27 @@ pub const FLAT: &str = "containerd.io/gc.flat";
 
 /// The label of content and snapshots that are kept for their own sake.
 pub const ROOT: &str = "containerd.io/gc.root";
+
+/// Lets a collection decide about a blob, and about an image, that have the label and nothing else
+/// keeps.
+pub(crate) fn fuzz(key: &str, value: &str) {
+    let (created, updated) = (SystemTime::UNIX_EPOCH, SystemTime::UNIX_EPOCH);
+    let namespace: Namespace = "default".parse().expect("is a namespace");
+    let labels = Labels::from([(key.to_owned(), value.to_owned())]);
+    let digest = Digest::of(b"blob");
+    let plan = |object| {
+        let mut graph = graph::Graph::new(SystemTime::now());
+        graph.add(namespace.clone(), object);
+        graph.plan()
+    };
+
+    let blob = ContentInfo { digest, size: 4, labels: labels.clone(), created, updated };
+    let goes = !plan(Object::Content(blob)).content.is_empty();
+    assert_eq!(goes, !key.starts_with(ROOT), "the blob with {labels:?}");
+
+    let target = Descriptor::of("x", b"blob");
+    let image = Image { name: "image".to_owned(), labels, target, created, updated };
+    let plan = plan(Object::Image(image));
+    assert!(plan.images.is_empty() || key == EXPIRE, "the image goes for {key}={value}");
+    assert!(plan.next_expiry.is_none() || key == EXPIRE, "the image expires for {key}={value}");
+}

@@ -10,7 +10,7 @@
 //! | state   | `lock`, [`content`], [`diff`], [`durability`], [`gc`], [`import`], [`metadata`], [`db`] | block, no tokio |
 //! | work    | [`events`], [`registry`], [`runtime`], [`restart`], [`streaming`], [`transfer`] | async                |
 //! | surface | [`proxy`], [`services`]                                | async; tonic and the wire's types |
-//! | wiring  | [`config`], [`daemon`]                                 | everything           |
+//! | wiring  | [`config`], [`daemon`], [`mod@fuzz`]                   | everything           |
 
 pub mod config;
 pub mod content;
@@ -23,6 +23,7 @@ pub mod error;
 pub mod events;
 pub mod field_mask;
 pub mod filter;
+pub mod fuzz;
 pub mod gc;
 pub mod identifier;
 pub mod import;
