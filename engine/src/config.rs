@@ -15,7 +15,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::runtime::RuntimeTable;
+use crate::{diff::Processors, runtime::RuntimeTable};
 
 pub use self::proxy_plugins::{ProxyKind, ProxyPlugin};
 
@@ -76,6 +76,8 @@ pub struct Config {
     pub gc: Gc,
     /// When containers are started again.
     pub restart: Restart,
+    /// What turns layers of other media types into ones that are understood.
+    pub stream_processors: Processors,
     /// What runtimes' names mean.
     pub runtimes: RuntimeTable,
     /// Parts that are other programs, by name.

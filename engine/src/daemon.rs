@@ -123,7 +123,8 @@ impl Daemon {
         let tasks = services::Tasks::new(content.clone(), Arc::clone(&runtime), stop.clone());
         let containers =
             services::Containers::new(content.clone(), events.clone(), gc.clone(), monitor.clone());
-        let diff = services::Diff::new(content.clone(), state::differs(&config)?);
+        let processors = config.stream_processors.clone();
+        let diff = services::Diff::new(content.clone(), state::differs(&config)?, processors);
         let content = services::Content::new(content, events.clone(), gc.clone());
         let images = services::Images::new(metadata.clone(), events.clone(), gc.clone());
         let leases = services::Leases::new(metadata.clone(), gc.clone());

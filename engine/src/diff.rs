@@ -23,6 +23,7 @@ mod compare;
 mod compression;
 mod error;
 mod paths;
+mod processor;
 pub(crate) mod tar;
 mod view;
 
@@ -31,5 +32,6 @@ pub use self::{
     compare::{CompareOptions, Compared, compare},
     compression::{Compression, Decoder, Encoder, HEAD_LEN, UnknownCompression},
     error::{DiffError, EntryProblem},
+    processor::{Chain, Processor, Processors, Running},
     tar::TarError,
 };

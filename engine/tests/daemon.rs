@@ -2,12 +2,14 @@
 
 use std::{
     path::PathBuf,
+    process::Command,
     time::{Duration, Instant},
 };
 
 use engine::{
     config::{Config, Layout, Paths},
     daemon::Daemon,
+    diff::{Processor, Processors},
     digest::Digest,
 };
 use prost_types::Any;
@@ -20,11 +22,13 @@ use proto::containerd::services::{
         InfoRequest, ReadContentRequest, StatusRequest, WriteAction, WriteContentRequest,
         WriteContentResponse, content_client::ContentClient,
     },
+    diff::v1::{ApplyRequest, diff_client::DiffClient},
     images::v1::{GetImageRequest, images_client::ImagesClient},
     leases::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient},
     streaming::v1::{StreamInit, streaming_client::StreamingClient},
     version::v1::version_client::VersionClient,
 };
+use proto::containerd::types::{Descriptor, Mount};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -46,11 +50,15 @@ struct Fixture {
 
 impl Fixture {
     async fn start() -> Self {
+        Self::start_with(Config::default()).await
+    }
+
+    async fn start_with(config: Config) -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let config = Config {
             root: Some(folder.path().join("root")),
             state: Some(folder.path().join("state")),
-            ..Config::default()
+            ..config
         };
         let paths: Paths = config.paths(Layout::Gantry);
         let daemon = Daemon::build(config, &paths).expect("builds");
@@ -233,6 +241,76 @@ async fn a_lease_keeps_what_is_written_under_it() {
     let error = client.info(info()).await.expect_err("is collected");
     assert_eq!(error.code(), Code::NotFound);
     assert!(!file.exists());
+    fixture.stop().await;
+}
+
+/// A layer that is understood only after programs have read it. Needs root, for owners and devices.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn layers_go_through_stream_processors() {
+    let decode = |accepts: &str, script: &str| Processor {
+        accepts: vec![accepts.to_owned()],
+        returns: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+        path: "sh".to_owned(),
+        args: vec!["-c".to_owned(), script.to_owned()],
+        env: Vec::new(),
+    };
+    let processors = Processors::from([
+        (
+            "good".to_owned(),
+            decode("x/base64", "{ read tag; read key; } <&3; [ \"$key\" = sesame ] && base64 -d"),
+        ),
+        ("bad".to_owned(), decode("x/bad", "echo no such key >&2; exit 3")),
+    ]);
+    let config = Config { stream_processors: processors, ..Config::default() };
+    let fixture = Fixture::start_with(config).await;
+    let layer = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/seeds/layer/gzip");
+    let encoded = Command::new("base64").arg(layer).output().expect("encodes").stdout;
+    let digest = Digest::of(&encoded).to_string();
+    let mut commit = message(WriteAction::Commit, 0, b"");
+    commit.data = encoded.into();
+    commit.labels.insert("containerd.io/gc.root".to_owned(), "test".to_owned());
+    let mut client = ContentClient::new(fixture.channel.clone());
+    write(&mut client, vec![commit]).await.expect("writes");
+
+    let target = tempfile::tempdir().expect("a temporary directory");
+    let mount = Mount {
+        r#type: "bind".to_owned(),
+        source: target.path().to_str().expect("text").to_owned(),
+        options: vec!["rbind".to_owned(), "rw".to_owned()],
+        ..Mount::default()
+    };
+    let request = |media_type: &str, key: &str| {
+        let diff = Descriptor {
+            media_type: media_type.to_owned(),
+            digest: digest.clone(),
+            ..Descriptor::default()
+        };
+        // What is in an Any comes as the message that it is, of which this is the last line.
+        let key = Any { type_url: String::new(), value: format!("\n{key}\n").into_bytes() };
+        scoped(ApplyRequest {
+            diff: Some(diff),
+            mounts: vec![mount.clone()],
+            payloads: [("good".to_owned(), key)].into(),
+            sync_fs: false,
+        })
+    };
+    let mut differ = DiffClient::new(fixture.channel.clone());
+    let cases = [
+        ("x/bad", "sesame", "layer: stream processor \"bad\": exit status: 3: no such key"),
+        (
+            "x/none",
+            "sesame",
+            "failed to get stream processor for x/none: no processor for media-type: not implemented",
+        ),
+    ];
+    for (media_type, key, want) in cases {
+        let error = differ.apply(request(media_type, key)).await.expect_err(media_type);
+        assert_eq!(error.message(), want);
+    }
+    let applied = differ.apply(request("x/base64", "sesame")).await.expect("applies").into_inner();
+    let usual = std::fs::read(layer.replace("gzip", "usual")).expect("reads");
+    assert_eq!(applied.applied.expect("a layer").digest, Digest::of(&usual).to_string());
+    assert!(target.path().join("d/h").exists());
     fixture.stop().await;
 }
 

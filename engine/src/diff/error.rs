@@ -15,6 +15,10 @@ pub enum DiffError {
     #[error("read layer")]
     Read(#[source] io::Error),
 
+    /// A program that was to make a layer of the blob has failed.
+    #[error("stream processor {name:?}")]
+    Processor { name: String, source: io::Error },
+
     /// What was read is not a tar archive that can be understood.
     #[error("read layer after entry {after:?}")]
     Tar { after: String, source: TarError },

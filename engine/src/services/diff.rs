@@ -1,6 +1,7 @@
 //! Layers: applies blobs to snapshots, and makes blobs from snapshots.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::{self, BufReader},
     path::Path,
@@ -8,6 +9,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
+use prost::Message as _;
 use proto::containerd::services::diff::v1::{
     ApplyRequest, ApplyResponse, DiffRequest, DiffResponse, diff_server,
 };
@@ -20,7 +22,7 @@ use super::{
 };
 use crate::{
     content::{Hashing, NewWrite, Store, Writer},
-    diff::{self, CompareOptions, Compared, Compression, Limits},
+    diff::{self, Chain, CompareOptions, Compared, Compression, Limits, Processors},
     error::Error,
     labels::Labels,
     namespace::Scope,
@@ -48,13 +50,14 @@ pub enum Differ {
 pub struct Diff {
     content: Store,
     differs: Arc<[Differ]>,
+    processors: Arc<Processors>,
 }
 
 impl Diff {
     /// Reads and writes the blobs in `content`. Of `differs`, each is asked until one knows how to do
-    /// what is asked for.
-    pub fn new(content: Store, differs: Vec<Differ>) -> Self {
-        Self { content, differs: differs.into() }
+    /// what is asked for; this program's own reads layers through `processors`, too.
+    pub fn new(content: Store, differs: Vec<Differ>, processors: Processors) -> Self {
+        Self { content, differs: differs.into(), processors: Arc::new(processors) }
     }
 
     async fn apply_own(
@@ -62,10 +65,16 @@ impl Diff {
         scope: Scope,
         request: ApplyRequest,
     ) -> Result<ApplyResponse, Status> {
-        let ApplyRequest { diff, mounts, payloads: _, sync_fs } = request;
+        let ApplyRequest { diff, mounts, payloads, sync_fs } = request;
         let layer = descriptor_from_wire(required("diff", diff)?)?;
         let (content, mounts) = (self.content.clone(), mounts_from_wire(mounts));
-        let applied = blocking(move || apply(&content, &scope, &layer, &mounts, sync_fs)).await?;
+        let processors = Arc::clone(&self.processors);
+        let applied = blocking(move || {
+            let encoded = payloads.into_iter().map(|(name, any)| (name, any.encode_to_vec()));
+            let source = Source { processors: &processors, payloads: encoded.collect() };
+            apply(&content, &scope, &layer, &mounts, &source, sync_fs)
+        });
+        let applied = applied.await?;
         Ok(ApplyResponse { applied: Some(descriptor_to_wire(applied)) })
     }
 
@@ -136,23 +145,38 @@ fn none() -> Status {
     status(Error::NotImplemented("no differ is configured".to_owned()))
 }
 
+/// How a blob becomes a layer.
+struct Source<'a> {
+    processors: &'a Processors,
+    /// For processors, by their names.
+    payloads: BTreeMap<String, Vec<u8>>,
+}
+
 /// Applies `layer` to `mounts`, and describes the uncompressed layer.
 fn apply(
     content: &Store,
     scope: &Scope,
     layer: &Descriptor,
     mounts: &[Mount],
+    source: &Source<'_>,
     sync: bool,
 ) -> Result<Descriptor, Error> {
-    if Compression::of_media_type(&layer.media_type).is_none() {
+    let chain = Chain::find(source.processors, &layer.media_type).ok_or_else(|| {
         let kind = &layer.media_type;
-        return Err(Error::NotImplemented(format!(
+        Error::NotImplemented(format!(
             "failed to get stream processor for {kind}: no processor for media-type"
-        )));
-    }
+        ))
+    })?;
     let blob = content.blob(&scope.namespace, &layer.digest)?.into_file();
-    let reader = BufReader::with_capacity(BUFFER_LEN, blob);
-    let applied = diff::apply(reader, mounts, &Limits::default())?;
+    let applied = if chain.is_empty() {
+        let reader = BufReader::with_capacity(BUFFER_LEN, blob);
+        diff::apply(reader, mounts, &Limits::default())?
+    } else {
+        let mut running = chain.start(blob, &source.payloads)?;
+        let reader = BufReader::with_capacity(BUFFER_LEN, &mut running);
+        let applied = diff::apply(reader, mounts, &Limits::default());
+        running.finish(applied)?
+    };
     if sync {
         flush(mounts)?;
     }
