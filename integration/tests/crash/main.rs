@@ -142,7 +142,7 @@ fn inside(stage: &Stage) -> Result<bool> {
     let mut world = world::World::start(choice, stage)?;
     let mut report = matrix::Report::default();
     matrix::run(&mut world, &arguments, all, &mut report)?;
-    random::run(&mut world, &arguments, &mut report)?;
+    random::run(&mut world, &arguments, all, &mut report)?;
     if all {
         stopped::run(&mut world, &arguments, &mut report);
     }

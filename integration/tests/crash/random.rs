@@ -29,7 +29,14 @@ impl Numbers {
 }
 
 /// Kills engine, shim or both at random times of random operations.
-pub(crate) fn run(world: &mut World, arguments: &Arguments, report: &mut Report) -> Result<()> {
+///
+/// Whether a foreign shim and runtime survive each other is not asked: unless `all`, only the engine is killed.
+pub(crate) fn run(
+    world: &mut World,
+    arguments: &Arguments,
+    all: bool,
+    report: &mut Report,
+) -> Result<()> {
     if !arguments.words.is_empty() && !arguments.words.iter().any(|word| word == "random") {
         return Ok(());
     }
@@ -41,7 +48,7 @@ pub(crate) fn run(world: &mut World, arguments: &Arguments, report: &mut Report)
         }
         let operation = OPERATIONS[usize::try_from(numbers.below(5))?];
         let who = numbers.below(3);
-        let killed = Killed { engine: who != 1, shim: who != 0 };
+        let killed = Killed { engine: !all || who != 1, shim: all && who != 0 };
         let delay = Duration::from_micros(numbers.below(DELAY_MAX_US));
         let name = format!(
             "{} random {round}: {operation}, engine {}, shim {}, after {delay:?}",
