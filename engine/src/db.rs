@@ -14,6 +14,7 @@
 
 mod check;
 mod dump;
+mod hold;
 mod json;
 mod rebuild;
 mod references;

@@ -1,8 +1,7 @@
 //! Makes a database anew from what is left: rows of the old one, blobs, and directories.
 //!
-//! Which rows of a damaged database can be believed, redb's check of each page tells: what can be
-//! read is as it was written, so it is taken over, up to the first page that is no good of each
-//! table. Then everything that has no record gets one:
+//! Rows of the old database that can be read and mean something are taken over, up to the first page
+//! that is no good of each table; redb does not compare the sums of pages that it reads. Then everything that has no record gets one:
 //!
 //! - a blob, if its bytes have its digest;
 //! - a snapshot's directory, as an active snapshot without a parent. Which was on top of which is not
@@ -14,7 +13,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs::{self, File},
+    io,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -35,6 +35,7 @@ use crate::{
     metadata::{self, Table},
     namespace::{Namespace, Scope},
 };
+use sys::error::Chain;
 
 /// The label of what was found without a record.
 const RECOVERED: &str = "gantry.io/recovered";
@@ -50,24 +51,35 @@ impl Root {
         done: &mut Vec<String>,
     ) -> Result<(), Error> {
         let path = self.database();
-        let old = self.path.join(format!("{DATABASE}.damaged-{suffix}"));
+        // Under another name until all is in it: a daemon deletes files that a database does not name.
+        let new = self.path.join(format!("{DATABASE}.rebuilt"));
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::file("remove", &new)(error));
+            }
+            _ => {}
+        }
+        let store = metadata::Store::open(&new)?;
+        salvage(&path, &store, done)?;
+        let labels = recovered(suffix);
+        self.adopt_blobs(&store, namespace, &labels, done)?;
+        self.adopt_directories(&store, namespace, &labels, done)?;
+        drop(store);
         if path.exists() {
+            let old = self.path.join(format!("{DATABASE}.damaged-{suffix}"));
             fs::rename(&path, &old).map_err(Error::file("rename", &path))?;
             done.push(format!("moved the database to {}", old.display()));
         }
-        let store = metadata::Store::open(&path)?;
+        fs::rename(&new, &path).map_err(Error::file("rename", &new))?;
+        File::open(&self.path)
+            .and_then(|folder| folder.sync_all())
+            .map_err(Error::file("sync", &self.path))?;
         done.push("made a new database".to_owned());
-        salvage(&old, &store, done)?;
-        let labels = Labels::from([
-            (gc::ROOT.to_owned(), jiff::Timestamp::now().to_string()),
-            (RECOVERED.to_owned(), suffix.to_owned()),
-        ]);
-        self.adopt_blobs(&store, namespace, &labels, done)?;
-        self.adopt_directories(&store, namespace, &labels, done)
+        Ok(())
     }
 
     /// Gives each good blob without a record one.
-    fn adopt_blobs(
+    pub(super) fn adopt_blobs(
         &self,
         store: &metadata::Store,
         namespace: &Namespace,
@@ -94,9 +106,16 @@ impl Root {
                     continue;
                 }
                 let path = self.blob(&digest);
-                if hash(&path, &digest)? != digest {
-                    done.push(format!("left blob {digest}: its file has another digest"));
-                    continue;
+                match hash(&path, &digest) {
+                    Ok(found) if found == digest => {}
+                    Ok(_) => {
+                        done.push(format!("left blob {digest}: its file has another digest"));
+                        continue;
+                    }
+                    Err(error) => {
+                        done.push(format!("left blob {digest}: {}", Chain(&error)));
+                        continue;
+                    }
                 }
                 let size = fs::metadata(&path).map_err(Error::file("stat", &path))?.len();
                 lost.extend(document(&path, size).map(|kind| format!("{digest} ({kind})")));
@@ -166,10 +185,21 @@ impl Root {
     }
 }
 
+/// The labels of what was found without a record: it is not collected.
+pub(super) fn recovered(suffix: &str) -> Labels {
+    Labels::from([
+        (gc::ROOT.to_owned(), jiff::Timestamp::now().to_string()),
+        (RECOVERED.to_owned(), suffix.to_owned()),
+    ])
+}
+
 /// Takes over the rows of the old database that can be read.
 fn salvage(old: &Path, store: &metadata::Store, done: &mut Vec<String>) -> Result<(), Error> {
-    let Ok(database) = scratch::open(old) else { return Ok(()) };
-    let Ok(transaction) = database.begin_read() else { return Ok(()) };
+    let opened = scratch::open(old).ok();
+    let Some(transaction) = opened.and_then(|database| database.begin_read().ok()) else {
+        done.push("took over nothing of the old database: it cannot be opened".to_owned());
+        return Ok(());
+    };
     for table in Table::ALL {
         let rows = readable(&transaction, table.definition(), |key, value| {
             let good = match table {

@@ -15,7 +15,7 @@ use snapshotter::{
     records::{CHILDREN, Record, SNAPSHOTS},
 };
 
-use super::{Place, Problem, Remedy, Root, numbered, snapshots::place};
+use super::{Place, Problem, Remedy, Root, hold, numbered, rebuild::recovered, snapshots::place};
 use crate::{digest::Digest, error::Error, metadata, namespace::Namespace};
 
 /// How often what is left is looked at again: a snapshot that goes leaves those on top of it.
@@ -28,6 +28,13 @@ pub struct Repaired {
     pub done: Vec<String>,
     /// What is still wrong.
     pub left: Vec<Problem>,
+}
+
+impl Problem {
+    /// Whether a record goes that may be all that keeps others, or a blob, from being collected.
+    fn loses_a_keeper(&self) -> bool {
+        matches!(self.remedy, Remedy::Remove(..) | Remedy::RemoveSnapshot(..))
+    }
 }
 
 impl Root {
@@ -49,7 +56,9 @@ impl Root {
         if report.problems.is_empty() {
             return Ok(repaired);
         }
-        if report.problems.iter().any(|problem| problem.remedy == Remedy::Rebuild) {
+        let rebuilt = report.problems.iter().any(|problem| problem.remedy == Remedy::Rebuild);
+        let mut lost_keepers = rebuilt;
+        if rebuilt {
             self.rebuild(namespace, suffix, &mut repaired.done)?;
             report = self.check(false)?;
         } else {
@@ -61,6 +70,7 @@ impl Root {
             if report.problems.is_empty() {
                 break;
             }
+            lost_keepers |= report.problems.iter().any(Problem::loses_a_keeper);
             self.mend(&report.problems, suffix, &mut repaired.done)?;
             let next = self.check(false)?;
             let is_stuck = next.problems == report.problems;
@@ -70,6 +80,13 @@ impl Root {
             }
         }
         repaired.left = report.problems;
+        if lost_keepers {
+            let store = metadata::Store::open(&self.database())?;
+            if !rebuilt {
+                self.adopt_blobs(&store, namespace, &recovered(suffix), &mut repaired.done)?;
+            }
+            hold::everything(&store, suffix, &mut repaired.done)?;
+        }
         Ok(repaired)
     }
 

@@ -200,6 +200,27 @@ impl Store {
         })
     }
 
+    /// Adds all of `resources` to a lease, in one transaction.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`: there is no such lease.
+    pub(crate) fn add_lease_resources(
+        &self,
+        namespace: &Namespace,
+        id: &str,
+        resources: &[Resource],
+    ) -> Result<(), Error> {
+        self.write(|changes| {
+            load(changes, namespace, id)?.ok_or_else(|| not_found(id))?;
+            for resource in resources {
+                let key = resource_key(namespace, id, resource);
+                changes.put(Table::LeaseResources, &key, Vec::new());
+            }
+            Ok(())
+        })
+    }
+
     /// Takes `resource` from a lease, if that holds it.
     ///
     /// # Errors
