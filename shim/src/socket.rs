@@ -16,17 +16,16 @@ use std::{
         fd::AsFd,
         unix::{
             fs::{DirBuilderExt, PermissionsExt},
-            net::{UnixListener, UnixStream},
+            net::UnixListener,
         },
     },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    fs::{FlockOperation, flock},
-};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use sys::sockets::{connect_now, lock_directory};
 
 use crate::sha256;
 
@@ -49,6 +48,9 @@ pub(crate) fn path(directory: &Path, address: &str, namespace: &str, group: &str
 pub(crate) fn address(path: &Path) -> String {
     format!("unix://{}", path.display())
 }
+
+/// How long another may hold the directory.
+const LOCK_LIMIT: Duration = Duration::from_secs(3);
 
 /// What listens at a path.
 #[derive(Debug)]
@@ -73,7 +75,7 @@ pub(crate) fn bind(path: &Path) -> io::Result<Bound> {
     let _lock = lock(path)?;
     let listener = match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            if UnixStream::connect(path).is_ok() {
+            if connect_now(path).is_ok() {
                 return Ok(Bound::Served);
             }
             fs::remove_file(path)?;
@@ -98,13 +100,13 @@ pub(crate) fn remove_dead(path: &Path, limit: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + limit;
     loop {
         let lock = lock(path);
-        match UnixStream::connect(path) {
+        match connect_now(path) {
             Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 return fs::remove_file(path).map(|()| true);
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(true),
-            Err(_) => return Ok(false),
-            Ok(stream) => {
+            Err(_) | Ok(None) => return Ok(false),
+            Ok(Some(stream)) => {
                 drop(lock);
                 let left = deadline.saturating_duration_since(Instant::now());
                 let left = Timespec {
@@ -120,11 +122,10 @@ pub(crate) fn remove_dead(path: &Path, limit: Duration) -> io::Result<bool> {
     }
 }
 
-/// Locks the directory that `path` is in, until the file is closed.
-fn lock(path: &Path) -> io::Result<File> {
-    let directory = File::open(path.parent().unwrap_or(Path::new(".")))?;
-    flock(&directory, FlockOperation::LockExclusive)?;
-    Ok(directory)
+/// Locks the directory that `path` is in, until the file is closed. What somebody holds who is stopped
+/// keeps nobody from starting a container: then two starts of one may part, and no more.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    lock_directory(path, LOCK_LIMIT)
 }
 
 /// Whether the process at the other end of `stream` may use the shim: root or the shim's own user.

@@ -20,6 +20,7 @@ pub mod seccomp;
 pub mod seccomp_notify;
 pub mod short_lived;
 pub mod signal;
+pub mod sockets;
 pub mod spawn;
 pub mod trace;
 pub mod tree;

@@ -7,7 +7,6 @@
 //! Source: containerd, `core/runtime/v2/shim.go`, `api/runtime/task`.
 
 use std::{
-    fs::File,
     io,
     os::linux::net::SocketAddrExt,
     path::Path,
@@ -23,7 +22,7 @@ use proto::{
     containerd::task::v3,
     ttrpc::{CallError, Client, Code, KeyValue, Target},
 };
-use rustix::fs::{FlockOperation, flock};
+use sys::sockets::{connect_now, lock_directory};
 use tokio::net::UnixStream;
 
 use super::{Error, actor::blocking, bootstrap::Bootstrap, error::Attempt};
@@ -242,16 +241,19 @@ pub(super) async fn remove_dead_socket(address: &str) {
     let _ = tokio::time::timeout(END_LIMIT, look).await;
 }
 
+/// How long another may hold the directory of sockets.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
+
 /// Removes the socket if it is dead, and gives a connection if it is not. Nobody of this project makes
 /// a socket in the directory meanwhile.
 fn try_remove_dead_socket(path: &Path) -> io::Result<Option<std::os::unix::net::UnixStream>> {
-    let directory = match File::open(path.parent().unwrap_or(path)) {
+    let _lock = match lock_directory(path, LOCK_LIMIT) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        directory => directory?,
+        Ok(None) => return Err(io::Error::other("another holds the lock on its directory")),
+        lock => lock?,
     };
-    flock(&directory, FlockOperation::LockExclusive)?;
-    match std::os::unix::net::UnixStream::connect(path) {
-        Ok(stream) => Ok(Some(stream)),
+    match connect_now(path) {
+        Ok(stream) => Ok(stream),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map(|()| None)
         }
