@@ -27,7 +27,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::{MemfdFlags, memfd_create},
-    process::{Pid, Signal, kill_process_group},
+    process::{Pid, Signal, WaitId, WaitIdOptions, kill_process_group, waitid},
 };
 use sys::spawn::CommandChild as _;
 
@@ -169,7 +169,7 @@ impl Step<'_> {
         let (said, (done, ended)) = (Arc::default(), mpsc::channel());
         let name = self.name.to_owned();
         // When there is no thread for it, dropping the program ends it.
-        let program = Program { name, child, said: Arc::clone(&said), ended };
+        let program = Program { name, child, reaped: false, said: Arc::clone(&said), ended };
         let reader = thread::Builder::new().name("processor".to_owned());
         reader.spawn(move || {
             keep_start(stderr, &said);
@@ -193,6 +193,8 @@ pub struct Running {
 struct Program {
     name: String,
     child: Child,
+    /// Whether its number, which is also that of its group, may be another's.
+    reaped: bool,
     /// The start of what it said on standard error, and whether that is all.
     said: Arc<Mutex<Vec<u8>>>,
     ended: mpsc::Receiver<()>,
@@ -230,21 +232,20 @@ impl Program {
     /// Waits until the program ends, or ends it. Returns why it failed; that it was hung up on
     /// because its output was of no use is none of its failures.
     fn end(&mut self, deadline: Instant, complete: bool) -> Option<DiffError> {
-        let status = loop {
-            match self.child.try_wait() {
-                Ok(Some(status)) => break Some(status),
-                Ok(None) if Instant::now() < deadline => thread::sleep(EXIT_POLL),
-                Ok(None) | Err(_) => break None,
-            }
-        };
+        while !self.has_ended() && Instant::now() < deadline {
+            thread::sleep(EXIT_POLL);
+        }
+        let in_time = self.has_ended();
+        // Also what it has started and not waited for.
+        self.kill();
+        let status = self.child.wait().ok().filter(|_| in_time);
         let problem = match status {
             Some(status) if status.success() => return None,
             Some(status) if !complete && was_hung_up(status) => return None,
             Some(status) => status.to_string(),
             None => format!("did not end within {} s", EXIT_TIMEOUT.as_secs()),
         };
-        self.kill();
-        // Whatever it has started may hold on to standard error.
+        // Whoever left its group may hold on to standard error.
         let _ = self.ended.recv_timeout(STDERR_TIMEOUT);
         let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         let said = String::from_utf8_lossy(&said);
@@ -256,15 +257,22 @@ impl Program {
         Some(DiffError::Processor { name, source })
     }
 
+    /// Whether the program has ended; it is not reaped, so its number stays its own.
+    fn has_ended(&self) -> bool {
+        let Some(pid) = Pid::from_raw(self.child.id().cast_signed()) else { return true };
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(waitid(WaitId::Pid(pid), options), Ok(None))
+    }
+
     /// Ends the program, if it has not ended, and what it has started.
     fn kill(&mut self) {
-        if let Ok(None) = self.child.try_wait()
+        if !self.reaped
             && let Some(group) = Pid::from_raw(self.child.id().cast_signed())
         {
-            // It fails when the program has ended.
             let _ = kill_process_group(group, Signal::KILL);
         }
         let _ = self.child.wait();
+        self.reaped = true;
     }
 }
 

@@ -52,7 +52,7 @@ fn chains() {
 /// What the programs make of `input`, or the whole text of the error.
 fn run(all: &Processors, input: &[u8], payload: Option<&[u8]>) -> Result<Vec<u8>, String> {
     let mut chain = Chain::find(all, "x/in").expect("a chain");
-    chain.silence_max = Duration::from_secs(2);
+    chain.silence_max = Duration::from_secs(5);
     let payloads = payload.map(|bytes| ("a".to_owned(), bytes.to_vec()));
     let payloads = payloads.into_iter().collect();
     let blob = File::from(memory(input).expect("memory"));
@@ -103,7 +103,7 @@ fn programs() {
             "one that is silent is ended",
             one("sleep 1000"),
             None,
-            Err("stream processor \"a\": printed nothing for 2 s".to_owned()),
+            Err("stream processor \"a\": printed nothing for 5 s".to_owned()),
         ),
         (
             "what it leaves behind holds nobody up",
