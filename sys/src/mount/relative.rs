@@ -79,7 +79,9 @@ pub(super) fn mount_from(
         chdir(below)?;
         mount(one.source.as_str(), &target, one.kind.as_str(), flags, options.as_c_str())
     };
-    let done = thread::scope(|scope| scope.spawn(work).join());
+    let done = thread::scope(|scope| {
+        Ok::<_, io::Error>(thread::Builder::new().spawn_scoped(scope, work)?.join())
+    })?;
     done.map_err(|_panic| io::Error::other("the thread that mounts has panicked"))??;
     Ok(())
 }
