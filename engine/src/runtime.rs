@@ -261,6 +261,11 @@ impl Runtime {
         let bundle = Bundle::at(&context.state, &namespace, task.id());
         context.recall(&task, &bundle).await;
         let is_init = exit.id == exit.container_id;
+        let pid = task.last().pid;
+        if is_init && pid != 0 && exit.pid != 0 && exit.pid != pid {
+            // Of an earlier task of the container, whose shim is late, or of an exec of that name.
+            return context.events.forward(envelope);
+        }
         let is_new =
             if is_init { task.tell(&exit) } else { task.told_execs().note(Mark::of(&exit)) };
         if !is_new {
@@ -285,14 +290,16 @@ impl Runtime {
         if !delete.id.is_empty() && delete.id != delete.container_id {
             return false;
         }
+        if self.context.deletes.has(actor::mark_of(&namespace, &delete)) {
+            return true;
+        }
         let task = self.task(&namespace, &delete.container_id).ok();
         // The container's next task is told of by its own.
-        let its_pid = |task: &Arc<Task>| [0, delete.pid].contains(&task.last().pid);
-        if let Some(task) = task.filter(its_pid) {
-            return !task.tell_delete();
-        }
-        let mark = actor::mark_of(&namespace, &delete);
-        self.context.deletes.has(mark)
+        let its_own = |task: &Arc<Task>| {
+            let pid = task.last().pid;
+            pid == delete.pid || pid == 0 && !task.is_new()
+        };
+        task.filter(its_own).is_some_and(|task| !task.tell_delete())
     }
 
     /// Stops to look after tasks, and leaves them running. Waits for what is under way.

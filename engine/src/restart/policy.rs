@@ -190,6 +190,13 @@ pub(super) fn after_start(changed: &Labels) -> Labels {
     pending.map(|key| (key.clone(), String::new())).collect()
 }
 
+/// The labels that change when nothing is to be done, although an earlier daemon was killed in a start:
+/// that one has succeeded, and a later end is not its failure.
+pub(super) fn after_no_start(labels: &Labels, memory: Memory) -> Labels {
+    let stale = was_cut_short(labels, memory).then(|| (PENDING.to_owned(), String::new()));
+    stale.into_iter().collect()
+}
+
 /// Whether an earlier daemon was killed while it put a new task in the place of a failed one.
 fn was_cut_short(labels: &Labels, memory: Memory) -> bool {
     memory.booting && text(labels, PENDING) == "true"

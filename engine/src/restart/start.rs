@@ -163,6 +163,10 @@ impl Parts {
             return Ok(Outcome::Later);
         }
         if policy::decide(&container.labels, seen, memory)? == Verdict::Leave {
+            let stale = policy::after_no_start(&container.labels, memory);
+            if !stale.is_empty() {
+                self.change_labels(&name.0, &name.1, stale).await?;
+            }
             return Ok(Outcome::Done);
         }
         self.distrust(name, &mut container).await?;

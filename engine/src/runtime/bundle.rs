@@ -175,7 +175,7 @@ impl Bundle {
     /// The number of the shim's process, as shims keep it. Containers that share a shim have none, but
     /// for the first.
     pub(super) fn shim_pid(&self) -> Option<u32> {
-        fs::read_to_string(self.path.join("shim.pid")).ok()?.trim().parse().ok()
+        self.read_text("shim.pid")?.trim().parse().ok()
     }
 
     /// The number of init on the host, as shims keep it.

@@ -39,6 +39,9 @@ impl Process {
     pub(super) fn listening_at(address: &str, program: &Path) -> io::Result<Option<Self>> {
         let path = address.strip_prefix("unix://").unwrap_or(address);
         let links = sockets_at(path, &fs::read("/proc/self/net/unix")?);
+        if links.is_empty() {
+            return Ok(None);
+        }
         let mut holders = Vec::new();
         for entry in fs::read_dir("/proc")? {
             let name = entry?.file_name();

@@ -487,6 +487,11 @@ impl Task {
         &self.told_execs
     }
 
+    /// Whether it is being made, and not known by a number yet.
+    pub(super) fn is_new(&self) -> bool {
+        matches!(*self.phase.borrow(), Phase::Creating)
+    }
+
     /// Notes that subscribers are told of the delete; `false` when they were told before.
     pub(super) fn tell_delete(&self) -> bool {
         !self.told_delete.swap(true, Ordering::Relaxed)

@@ -58,6 +58,10 @@ impl Actor {
     /// is soon shut down again, with the socket that it had. Nothing is written: the disk may be
     /// full, which may be why the start did not succeed.
     pub(super) async fn end_unstarted(&mut self, known: Option<Bootstrap>) {
+        if known.is_none() && self.bundle.is_in_sandbox() {
+            // A start would make a shim that is not the sandbox's.
+            return self.clean_and_remove().await;
+        }
         let log = ShimLog::open(&self.bundle, self.task.id());
         let at = match known {
             Some(at) => Ok(at),
