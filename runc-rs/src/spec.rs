@@ -7,6 +7,7 @@
 mod hooks;
 mod linux;
 mod mount;
+mod place;
 mod process;
 pub mod resources;
 pub mod seccomp;
@@ -30,6 +31,7 @@ pub use self::{
         Personality, TimeOffset,
     },
     mount::Mount,
+    place::Place,
     process::{
         Capabilities, ConsoleSize, CpuAffinity, IoPriority, Process, Rlimit, Scheduler, User,
     },
@@ -94,7 +96,8 @@ impl Spec {
     ///
     /// As [`load`](Self::load).
     pub fn parse(text: &[u8]) -> Result<Self, Error> {
-        let spec: Option<Self> = serde_json::from_slice(text).map_err(Error::Parse)?;
+        let spec: Option<Self> = serde_json::from_slice(text)
+            .map_err(|error| Error::Parse(Place::of(&error, text), error))?;
         let spec = spec.ok_or(Error::Null)?;
         validate::spec(&spec)?;
         Ok(spec)
@@ -115,7 +118,7 @@ impl Process {
         if text.len() as u64 > CONFIG_SIZE_MAX {
             return Err(Error::ProcessTooLarge(path.to_owned()));
         }
-        let process: Self = serde_json::from_slice(&text).map_err(Error::ParseProcess)?;
+        let process = Self::read_from(&text, path)?;
         process.check(path)?;
         Ok(process)
     }
@@ -136,9 +139,17 @@ impl Process {
     ///
     /// As [`load`](Self::load).
     pub fn parse(text: &[u8]) -> Result<Self, Error> {
-        let process: Self = serde_json::from_slice(text).map_err(Error::ParseProcess)?;
+        let process = Self::read_from(text, Path::new("process.json"))?;
         validate::process(&process)?;
         Ok(process)
+    }
+
+    fn read_from(text: &[u8], path: &Path) -> Result<Self, Error> {
+        serde_json::from_slice(text).map_err(|error| Error::ParseProcess {
+            path: path.to_owned(),
+            place: Place::of(&error, text),
+            source: error,
+        })
     }
 }
 
@@ -178,11 +189,11 @@ pub enum Error {
     #[error("process {} is larger than 16 MiB", .0.display())]
     ProcessTooLarge(PathBuf),
     /// The file is not JSON, or not that of a configuration.
-    #[error("parse config.json")]
-    Parse(#[source] serde_json::Error),
+    #[error("parse config.json{0}")]
+    Parse(Place, #[source] serde_json::Error),
     /// The file is not JSON, or not that of a process.
-    #[error("parse process")]
-    ParseProcess(#[source] serde_json::Error),
+    #[error("parse process {}{place}", path.display())]
+    ParseProcess { path: PathBuf, place: Place, source: serde_json::Error },
     /// The file says `null`.
     #[error("config.json: config cannot be null")]
     Null,

@@ -9,8 +9,8 @@ use crate::{
     error::Error,
     intel_rdt::Resctrl,
     settings::Settings,
-    spec::IntelRdt,
     spec::resources::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxPids, LinuxResources},
+    spec::{IntelRdt, Place},
 };
 
 const FLAGS: [Flag; 19] = [
@@ -92,7 +92,10 @@ fn read(path: &str) -> Result<LinuxResources, Error> {
         let file = File::open(path).map_err(fail)?;
         file.take(SIZE_MAX).read_to_end(&mut text).map_err(fail)?;
     }
-    serde_json::from_slice(&text).map_err(|error| fail(io::Error::other(error)))
+    serde_json::from_slice(&text).map_err(|error| {
+        let place = Place::of(&error, &text);
+        Error::Usage(format!("parse {path}{place}: {error}"))
+    })
 }
 
 fn from_flags(parsed: &Parsed) -> Result<LinuxResources, Error> {
