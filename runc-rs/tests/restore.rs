@@ -88,7 +88,7 @@ fn needs_criu_pid_namespace_by_path() {
     if !criu_works() {
         return;
     }
-    let held = Held::new(&["--pid", "--fork"], "pid_for_children");
+    let held = Held::new(&["--pid", "--fork", "--kill-child"], "pid_for_children");
     let mut bundle = Bundle::new(ECHO);
     join(&mut bundle, "pid", &held.path("pid_for_children"));
     let mut talking = Talking::start(bundle);
