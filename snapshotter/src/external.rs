@@ -319,10 +319,17 @@ impl<B: Backend> External<B> {
             reason: Reason::Other,
             message: sys::error::Chain(&error).to_string(),
         })?;
+        if !pending.is_empty() {
+            // What they leave, or what is spared for them, is looked at again.
+            self.state().dirty = true;
+        }
+        // A snapshot that the program has made by itself, of which there is no number, may be what
+        // one that is pending is about to be entered as.
         let is_orphan = |found: &&Outside| {
-            let number = number_of(&found.name);
             !named.names.contains(&found.name)
-                && number.is_none_or(|id| !pending.contains(&id) && !named.numbers.contains(&id))
+                && number_of(&found.name).map_or(pending.is_empty(), |id| {
+                    !pending.contains(&id) && !named.numbers.contains(&id)
+                })
         };
         let parents: HashMap<_, _> =
             there.iter().map(|found| (found.name.as_str(), found.parent.as_deref())).collect();

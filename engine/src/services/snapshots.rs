@@ -106,11 +106,12 @@ fn create(
     let key = to_key(scope, &key_name)?;
     let parent = if parent.is_empty() { None } else { Some(to_key(scope, &parent)?) };
     let _keep = keep(store, snapshotter);
-    if let Some(target) = labels.get(TARGET_LABEL)
-        && snapshotter.stat(&to_key(scope, target)?).is_ok()
-    {
+    if let Some(target) = labels.get(TARGET_LABEL) {
+        // Before it is looked for: the call may be what makes it.
         store.lease(scope, &Resource::snapshot(&name, target))?;
-        return Err(Error::AlreadyExists(format!("target snapshot {target:?}")));
+        if snapshotter.stat(&to_key(scope, target)?).is_ok() {
+            return Err(Error::AlreadyExists(format!("target snapshot {target:?}")));
+        }
     }
     store.lease(scope, &Resource::snapshot(&name, &key_name))?;
     let mounts = match kind {
