@@ -333,7 +333,7 @@ impl Actor {
         match answer {
             Ok(state) => self.task.note_answer(asked, state),
             Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
-                let exit = self.bury(None).await;
+                let exit = self.bury(process.as_ref()).await;
                 self.leave(Some(exit)).await;
                 return None;
             }

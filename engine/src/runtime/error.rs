@@ -45,7 +45,7 @@ pub enum Error {
     Start { text: String },
 
     /// The shim's binary cannot be run.
-    #[error("failed to start shim: start failed: {}: {source}", binary.display())]
+    #[error("failed to start shim: start failed: {}", binary.display())]
     Spawn { binary: PathBuf, source: io::Error },
 
     /// The shim's binary was killed; unlike one that fails, it may have left a shim.
