@@ -224,11 +224,11 @@ async fn a_stuck_shim_delays_no_other() {
         let states: Vec<_> = states.into_iter().map(|state| state.expect("known").status).collect();
         (states, begun.elapsed())
     };
-    let (states, _) = soon("list", list()).await;
+    let (states, first) = soon("list", list()).await;
     assert_eq!(states, [2, 0, 2], "the stuck one's state is not known");
     let (states, took) = soon("list", list()).await;
     assert_eq!(states, [2, 0, 2]);
-    assert!(took < Duration::from_secs(1), "a suspect is waited for only briefly: {took:?}");
+    assert!(took < first, "a suspect is waited for only briefly: {took:?}, and {first:?} at first");
     shims[1].behave(Manner::Good);
     let healed = async { while list().await.0 != [2, 2, 2] {} };
     tokio::time::timeout(LONG_LIMIT, healed).await.expect("it is known again");

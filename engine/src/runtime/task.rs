@@ -270,9 +270,13 @@ impl Task {
                 None => self.state_within("", Some(limit)).await,
             }
         };
-        let state = tokio::time::timeout(limit, state).await;
-        // The time may have gone by in an adoption, of which the shim's own deadline knows nothing.
-        match state.unwrap_or_else(|_| Err(self.late(limit))) {
+        let state = tokio::time::timeout(limit, state).await.unwrap_or_else(|_| {
+            // The call's own deadline, which is as long, did not get to say so; or the time has gone
+            // by in an adoption, of which that deadline knows nothing. The next list waits less.
+            self.health.doubt();
+            Err(self.late(limit))
+        });
+        match state {
             Ok(state) => Some(state),
             Err(Error::NotFound { .. }) => None,
             Err(error) if error.is_unknown_to_shim() => None,
