@@ -134,9 +134,10 @@ impl From<snapshotter::Error> for Error {
                 "requested snapshot {} not active or view",
                 key.name()
             )),
-            E::WrongKind { .. } | E::OtherParent { .. } | E::Suspect { .. } => {
-                Self::FailedPrecondition(error.to_string())
-            }
+            E::WrongKind { .. }
+            | E::OtherParent { .. }
+            | E::Suspect { .. }
+            | E::Volatile { .. } => Self::FailedPrecondition(error.to_string()),
             E::Fill { .. } => Self::FailedPrecondition(sys::error::Chain(&error).to_string()),
             E::External { refused } => refused.into(),
             E::OtherNamespace { .. } => Self::InvalidArgument(error.to_string()),

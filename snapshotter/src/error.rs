@@ -47,6 +47,14 @@ pub enum Error {
     #[error("snapshot {key} was not on disk yet when the machine stopped: unpack it again")]
     Suspect { key: Key },
 
+    /// What was written to the active snapshot was not synced, as the operator wished, and the
+    /// machine may have stopped since.
+    #[error(
+        "snapshot {key} was mounted with \"volatile\" before the machine was started again, so \
+         that files may be lost: remove it and prepare it anew"
+    )]
+    Volatile { key: Key },
+
     /// What was to fill a snapshot's directory failed.
     #[error("fill snapshot {key}")]
     Fill { key: Key, source: Box<dyn std::error::Error + Send + Sync> },

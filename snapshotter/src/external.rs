@@ -222,7 +222,7 @@ impl<B: Backend> External<B> {
             other => self.note(other)?,
         };
         let external = Some(there.name());
-        let new = New { id: pending.id, kind, key, parent, labels, external };
+        let new = New { id: pending.id, kind, key, parent, labels, external, is_volatile: false };
         self.records.create(&new).inspect_err(|_| self.state().dirty = true)?;
         Ok(mounts)
     }
@@ -249,8 +249,15 @@ impl<B: Backend> External<B> {
             labels.entry(name).or_insert(value);
         }
         let external = Some(found.name.as_str());
-        let new =
-            New { id, kind: Kind::Committed, key: &target, parent, labels: &labels, external };
+        let new = New {
+            id,
+            kind: Kind::Committed,
+            key: &target,
+            parent,
+            labels: &labels,
+            external,
+            is_volatile: false,
+        };
         match self.records.create(&new) {
             Ok(()) | Err(Error::AlreadyExists { .. }) => Err(Error::AlreadyExists { key: target }),
             Err(error) => Err(error),

@@ -43,6 +43,26 @@ pub trait Layout: Send + Sync {
     /// The mounts for the snapshot in `directory`, on top of those in `parents`, nearest first.
     fn mounts(&self, kind: Kind, directory: &Path, parents: &[PathBuf]) -> Vec<Mount>;
 
+    /// Whether what is written through such mounts is lost when the machine stops without warning.
+    fn is_volatile(&self, _kind: Kind, _parents: &[PathBuf]) -> bool {
+        false
+    }
+
+    /// Takes away what keeps the kernel from mounting the snapshot in `directory` once more. The
+    /// caller knows that nothing was lost.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`].
+    fn readmit(&self, _directory: &Path) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Whether there is what [`readmit`](Self::readmit) takes away.
+    fn is_marked(&self, _directory: &Path) -> bool {
+        false
+    }
+
     /// Where in a snapshot's directory its own files are.
     fn content(&self, directory: &Path) -> PathBuf;
 

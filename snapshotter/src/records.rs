@@ -19,7 +19,7 @@
 //! | `created` | nanoseconds since 1970                                                  |
 //! | `updated` | nanoseconds since 1970                                                  |
 //! | `usage`   | `{"inodes": n, "bytes": n}`, of committed snapshots only                |
-//! | `unsynced`| the boot ID of the machine when it was committed, until its files are known to be on disk; absent: they are |
+//! | `unsynced`| the boot ID of the machine when it was committed, until its files are known to be on disk; absent: they are. Of an active one: the boot in which it was given out to be mounted `volatile`; absent: it was not |
 //! | `external`| what an external snapshotter calls it; absent: its files are in a directory of ours |
 //!
 //! Fields that a reader does not know are ignored; new ones must have a default.
@@ -128,6 +128,8 @@ pub(crate) struct New<'a> {
     pub(crate) labels: &'a Labels,
     /// What an external snapshotter calls it.
     pub(crate) external: Option<&'a str>,
+    /// Whether what is written to it is not synced.
+    pub(crate) is_volatile: bool,
 }
 
 /// A commit to be made.
@@ -168,8 +170,9 @@ impl Records {
         self.view()?.get(key)
     }
 
-    /// Whether the snapshot of `record` may have lost files: it was committed before the machine
-    /// was last started, and is not known to have been on disk by then.
+    /// Whether the snapshot of `record` may have lost files: it was committed, or given out to be
+    /// mounted `volatile`, before the machine was last started, and is not known to have been on
+    /// disk by then.
     pub(crate) fn is_suspect(&self, record: &Record) -> bool {
         record.unsynced.as_ref().is_some_and(|boot| *boot != self.boot)
     }
@@ -240,7 +243,14 @@ impl Records {
     /// Notes that the files of these snapshots are on disk. One that was removed meanwhile, or
     /// made anew under its key, is passed over.
     pub(crate) fn note_synced(&self, synced: &[(Key, u64)]) -> Result<(), Error> {
-        self.change(&mut |tables| synced.iter().try_for_each(|(key, id)| tables.synced(key, *id)))
+        self.change(&mut |tables| {
+            synced.iter().try_for_each(|(key, id)| tables.set_unsynced(key, *id, None))
+        })
+    }
+
+    /// Notes that what is written to the active snapshot `key` is not synced from now on.
+    pub(crate) fn note_volatile(&self, key: &Key, id: u64) -> Result<(), Error> {
+        self.change(&mut |tables| tables.set_unsynced(key, id, Some(&self.boot)))
     }
 
     pub(crate) fn walk(
@@ -252,7 +262,7 @@ impl Records {
     }
 
     pub(crate) fn create(&self, new: &New<'_>) -> Result<(), Error> {
-        self.change(&mut |tables| tables.create(new))
+        self.change(&mut |tables| tables.create(new, &self.boot))
     }
 
     pub(crate) fn commit(&self, commit: &Commit<'_>) -> Result<(), Error> {
@@ -348,7 +358,7 @@ struct Tables<'t> {
 }
 
 impl Tables<'_> {
-    fn create(&mut self, new: &New<'_>) -> Result<(), Error> {
+    fn create(&mut self, new: &New<'_>, boot: &str) -> Result<(), Error> {
         self.need_free(new.key)?;
         let parent = self.parent(new.key, new.parent)?;
         let now = now();
@@ -360,7 +370,7 @@ impl Tables<'_> {
             created: now,
             updated: now,
             usage: None,
-            unsynced: None,
+            unsynced: new.is_volatile.then(|| boot.to_owned()),
             external: new.external.map(str::to_owned),
         };
         self.insert(new.key, &record, parent)
@@ -424,10 +434,10 @@ impl Tables<'_> {
         Ok(record)
     }
 
-    fn synced(&mut self, key: &Key, id: u64) -> Result<(), Error> {
+    fn set_unsynced(&mut self, key: &Key, id: u64, boot: Option<&str>) -> Result<(), Error> {
         match self.get(key) {
             Ok(mut record) if record.id == id => {
-                record.unsynced = None;
+                record.unsynced = boot.map(str::to_owned);
                 self.put(key, &record)
             }
             Ok(_) | Err(Error::NotFound { .. }) => Ok(()),

@@ -10,7 +10,9 @@
 //! anew ([`renew`](Snapshotter::renew)). A crash of this program alone loses no files and makes no
 //! suspects.
 //!
-//! An active snapshot's files are as durable as whoever writes them makes them. Should even its
+//! An active snapshot's files are as durable as whoever writes them makes them. One that was given
+//! out to be mounted `volatile` has the same note, which nothing removes but a commit: after another
+//! start of the machine it can neither be mounted nor committed. Should even its
 //! directory be lost, it is there again, empty, when the snapshotter is opened.
 
 use std::{
@@ -126,7 +128,9 @@ impl<L: Layout> Store<L> {
             self.records.parent_chain(parent).and(Err(error))
         })?;
         let id = pending.id();
-        self.records.create(&New { id, kind, key, parent, labels, external: None })?;
+        let is_volatile = self.layout.is_volatile(kind, &parents);
+        let new = New { id, kind, key, parent, labels, external: None, is_volatile };
+        self.records.create(&new)?;
         let mounts = self.layout.mounts(kind, &pending.path(), &parents);
         pending.keep();
         Ok(mounts)
@@ -144,6 +148,7 @@ impl<L: Layout> Store<L> {
             let (actual, needed) = (record.kind, Kind::Active);
             return Err(Error::WrongKind { key: key.clone(), actual, needed });
         }
+        self.need_whole(key, &record)?;
         if let (Some(parent), None) = (parent, &record.parent) {
             let below = self.records.get(parent)?;
             self.layout
@@ -152,6 +157,17 @@ impl<L: Layout> Store<L> {
         let usage = Some(self.disk_usage(record.id)?);
         self.records.commit(&Commit { name, key, parent, labels, usage, external: None })?;
         (self.on_commit)();
+        Ok(())
+    }
+
+    /// Refuses an active snapshot that was mounted `volatile` when the machine stopped.
+    fn need_whole(&self, key: &Key, record: &Record) -> Result<(), Error> {
+        let unknown = || {
+            record.unsynced.is_none() && self.layout.is_marked(&self.directories.path(record.id))
+        };
+        if self.records.is_suspect(record) || unknown() {
+            return Err(Error::Volatile { key: key.clone() });
+        }
         Ok(())
     }
 
@@ -189,8 +205,15 @@ impl<L: Layout> Snapshotter for Store<L> {
         if record.kind == Kind::Committed {
             return Err(Error::NotMountable { key: key.clone() });
         }
-        let directory = self.directories.path(record.id);
-        Ok(self.layout.mounts(record.kind, &directory, &self.paths(&chain)))
+        let (directory, parents) = (self.directories.path(record.id), self.paths(&chain));
+        if record.kind == Kind::Active {
+            self.need_whole(key, &record)?;
+            if record.unsynced.is_none() && self.layout.is_volatile(record.kind, &parents) {
+                self.records.note_volatile(key, record.id)?;
+            }
+            self.layout.readmit(&directory)?;
+        }
+        Ok(self.layout.mounts(record.kind, &directory, &parents))
     }
 
     fn commit(&self, name: &Key, key: &Key, labels: Labels) -> Result<(), Error> {
@@ -244,7 +267,8 @@ impl<L: Layout> Snapshotter for Store<L> {
 
     fn sync(&self) -> Result<(), Error> {
         let unsynced = |record: Record| {
-            (record.unsynced.is_some() && !self.records.is_suspect(&record)).then_some(record.id)
+            let is_ours = record.kind == Kind::Committed && record.unsynced.is_some();
+            (is_ours && !self.records.is_suspect(&record)).then_some(record.id)
         };
         let unsynced = self.records.select(unsynced)?;
         if unsynced.is_empty() {
@@ -255,7 +279,10 @@ impl<L: Layout> Snapshotter for Store<L> {
     }
 
     fn suspects(&self) -> Result<Vec<Info>, Error> {
-        let suspects = |record: Record| self.records.is_suspect(&record).then_some(record);
+        let suspects = |record: Record| {
+            let is_suspect = record.kind == Kind::Committed && self.records.is_suspect(&record);
+            is_suspect.then_some(record)
+        };
         let mut suspects = self
             .records
             .select(suspects)?

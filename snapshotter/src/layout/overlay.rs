@@ -13,8 +13,17 @@
 //! An upper directory becomes a lower one of others, for ever after. So what the kernel may be set to
 //! do by default that only works where layers stay what they were is switched off: an index of
 //! files, and copies of metadata alone. In a user namespace attributes of the kernel's are of the
-//! kind that users may set (`userxattr`). Options that the operator gives win; with `volatile` a
-//! container's files are not synced, and the kernel refuses to mount its snapshot a second time.
+//! kind that users may set (`userxattr`). Options that the operator gives win.
+//!
+//! # Volatile
+//!
+//! With the option `volatile` nothing that is written through an overlay is synced. The kernel then
+//! leaves a mark in the work directory, and refuses to mount it again: if the machine stopped
+//! meanwhile, files may be empty or missing, and nobody could tell. As its documentation says, the
+//! mark may be removed by who knows that there was no such stop. This program knows: the snapshot's
+//! record has the boot in which it was given out ([`Store`]). In the same boot every write is
+//! where it belongs, at least in memory, so the mark goes; in another, the snapshot is refused.
+//! A view has nowhere to write to, and does not get the option.
 //!
 //! Not done yet: id-mapped lower directories.
 //!
@@ -114,6 +123,12 @@ fn kernel_options(kernel: &Kernel) -> Vec<String> {
     wanted.iter().filter(|(_, is)| *is).map(|(option, _)| (*option).to_owned()).collect()
 }
 
+/// Ask the kernel not to sync what is written. Newer kernels show the first as the second.
+const VOLATILE: [&str; 2] = ["volatile", "fsync=volatile"];
+
+/// The kernel's mark, in a work directory, that it was mounted so.
+const VOLATILE_MARK: &str = "work/incompat/volatile";
+
 impl Layout for OverlayOptions {
     const NAME: &'static str = "overlayfs";
     const REBASE: bool = true;
@@ -168,9 +183,25 @@ impl Layout for OverlayOptions {
         }
         let lower = parents.iter().map(|parent| text(&self.content(parent)));
         options.push(format!("lowerdir={}", lower.collect::<Vec<_>>().join(":")));
-        options.extend_from_slice(&self.mount_options);
+        let is_for =
+            |option: &&String| kind == Kind::Active || !VOLATILE.contains(&option.as_str());
+        options.extend(self.mount_options.iter().filter(is_for).cloned());
         let overlay = "overlay".to_owned();
         vec![Mount { kind: overlay.clone(), source: overlay, target: String::new(), options }]
+    }
+
+    fn is_volatile(&self, kind: Kind, parents: &[PathBuf]) -> bool {
+        let asked = self.mount_options.iter().any(|option| VOLATILE.contains(&option.as_str()));
+        asked && kind == Kind::Active && !parents.is_empty()
+    }
+
+    fn readmit(&self, directory: &Path) -> Result<(), Error> {
+        let mark = directory.join("work").join(VOLATILE_MARK);
+        sys::tree::remove(&mark).map_err(Error::file("delete", mark))
+    }
+
+    fn is_marked(&self, directory: &Path) -> bool {
+        directory.join("work").join(VOLATILE_MARK).symlink_metadata().is_ok()
     }
 
     fn content(&self, directory: &Path) -> PathBuf {
@@ -257,7 +288,7 @@ mod tests {
                 "active on one",
                 Kind::Active,
                 &[1],
-                overlay(&[work, upper, "lowerdir=/s/1/fs", "index=off"]),
+                overlay(&[work, upper, "lowerdir=/s/1/fs", "index=off", "volatile"]),
             ),
             (
                 "view of two",
@@ -269,14 +300,14 @@ mod tests {
                 "active on two",
                 Kind::Active,
                 &[2, 1],
-                overlay(&[work, upper, "lowerdir=/s/2/fs:/s/1/fs", "index=off"]),
+                overlay(&[work, upper, "lowerdir=/s/2/fs:/s/1/fs", "index=off", "volatile"]),
             ),
         ];
         for (case, kind, parents, want) in cases {
             let parents: Vec<_> =
                 parents.iter().map(|n: &u64| Path::new("/s").join(n.to_string())).collect();
             let options = OverlayOptions {
-                mount_options: vec!["index=off".to_owned()],
+                mount_options: vec!["index=off".to_owned(), VOLATILE[0].to_owned()],
                 async_remove: false,
                 upperdir_label: false,
             };

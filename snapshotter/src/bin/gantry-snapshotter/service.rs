@@ -216,7 +216,8 @@ fn status(error: Error) -> Status {
         | Error::NotMountable { .. }
         | Error::HasChildren { .. }
         | Error::OtherParent { .. }
-        | Error::Suspect { .. } => (Code::FailedPrecondition, ": failed precondition"),
+        | Error::Suspect { .. }
+        | Error::Volatile { .. } => (Code::FailedPrecondition, ": failed precondition"),
         Error::OtherNamespace { .. } => (Code::InvalidArgument, ": invalid argument"),
         Error::Unsupported { .. } => (Code::Unimplemented, ": not implemented"),
         Error::Fill { .. } | Error::External { .. } | Error::File { .. } | Error::Database(_) => {

@@ -1,28 +1,18 @@
-//! Overlays of more layers than one page of mount options has room for. Needs root.
+//! Overlays of more layers than one page of mount options has room for.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{fs, path::Path};
 
-use snapshotter::{Key, Labels, Mount, Overlay, OverlayOptions, Snapshotter, Transactions};
-use sys::mount::{mount_all, unmount_all};
+use snapshotter::{Labels, Overlay, OverlayOptions, Snapshotter};
+
+use crate::mounted::{Mounted, database, key};
 
 /// What a page of options has room for, in bytes.
 const PAGE_LEN: usize = 4096;
 
-fn key(name: &str) -> Key {
-    Key::new("test", name).expect("short")
-}
-
 /// Stacks `count` layers, each with a file of its own, and mounts a snapshot on top of them.
 fn stack(root: &Path, count: usize) {
     fs::create_dir_all(root).expect("scratch");
-    let database = redb::Database::builder();
-    let database = database.create_with_backend(redb::backends::InMemoryBackend::new());
-    let database: Arc<dyn Transactions> = Arc::new(database.expect("in memory"));
-    let overlay = Overlay::open(root, database, OverlayOptions::default()).expect("opens");
+    let overlay = Overlay::open(root, database(), OverlayOptions::default()).expect("opens");
     let mut parent = None;
     for number in 0..count {
         let (active, name) = (key("active"), key(&format!("layer {number}")));
@@ -43,38 +33,11 @@ fn stack(root: &Path, count: usize) {
     assert!(lower.len() > PAGE_LEN, "too few layers for this test");
     for (access, mounts) in [("rw", writable), ("ro", view)] {
         let at = Mounted::new(&mounts);
-        let files = fs::read_dir(&at.0).expect("lists").count();
+        let files = fs::read_dir(at.path()).expect("lists").count();
         assert_eq!(files, count + 1, "{access}");
-        let top = fs::read_to_string(at.0.join("top")).expect("reads");
+        let top = fs::read_to_string(at.path().join("top")).expect("reads");
         assert_eq!(top, (count - 1).to_string(), "{access}");
-        assert_eq!(fs::write(at.0.join("new"), "").is_ok(), access == "rw");
-    }
-}
-
-/// A mounted directory, unmounted on drop.
-struct Mounted(PathBuf, #[expect(dead_code, reason = "removed on drop")] tempfile::TempDir);
-
-impl Mounted {
-    fn new(mounts: &[Mount]) -> Self {
-        let place = tempfile::tempdir().expect("scratch");
-        let mounts: Vec<_> = mounts
-            .iter()
-            .map(|mount| sys::mount::Mount {
-                kind: mount.kind.clone(),
-                source: mount.source.clone(),
-                target: mount.target.clone(),
-                options: mount.options.clone(),
-            })
-            .collect();
-        mount_all(&mounts, place.path())
-            .unwrap_or_else(|error| panic!("{}", sys::error::Chain(&error)));
-        Self(place.path().to_owned(), place)
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = unmount_all(&self.0);
+        assert_eq!(fs::write(at.path().join("new"), "").is_ok(), access == "rw");
     }
 }
 
