@@ -2,23 +2,29 @@
 
 use std::{fmt, str::FromStr};
 
-/// A hash algorithm of the OCI image specification.
+/// A hash algorithm that containerd knows.
+///
+/// These are Go's `go-digest` algorithms. BLAKE3, of which the OCI image specification speaks, is an
+/// extra module there that containerd does not have, so its clients cannot name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Algorithm {
     /// SHA-256.
     Sha256,
+    /// SHA-384.
+    Sha384,
     /// SHA-512.
     Sha512,
 }
 
 impl Algorithm {
     /// Every algorithm.
-    pub const ALL: [Self; 2] = [Self::Sha256, Self::Sha512];
+    pub const ALL: [Self; 3] = [Self::Sha256, Self::Sha384, Self::Sha512];
 
     /// The name, as it stands before the colon.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sha256 => "sha256",
+            Self::Sha384 => "sha384",
             Self::Sha512 => "sha512",
         }
     }
@@ -27,6 +33,7 @@ impl Algorithm {
     pub fn hex_len(self) -> usize {
         match self {
             Self::Sha256 => 64,
+            Self::Sha384 => 96,
             Self::Sha512 => 128,
         }
     }
@@ -34,6 +41,7 @@ impl Algorithm {
     fn ring(self) -> &'static ring::digest::Algorithm {
         match self {
             Self::Sha256 => &ring::digest::SHA256,
+            Self::Sha384 => &ring::digest::SHA384,
             Self::Sha512 => &ring::digest::SHA512,
         }
     }
@@ -74,11 +82,9 @@ impl FromStr for Digest {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (name, hex) = text.split_once(':').ok_or(ParseDigestError::NoAlgorithm)?;
-        let algorithm = match name {
-            "sha256" => Algorithm::Sha256,
-            "sha512" => Algorithm::Sha512,
-            _ => return Err(ParseDigestError::UnknownAlgorithm(name.to_owned())),
-        };
+        let algorithm = Algorithm::ALL.into_iter().find(|algorithm| algorithm.name() == name);
+        let algorithm =
+            algorithm.ok_or_else(|| ParseDigestError::UnknownAlgorithm(name.to_owned()))?;
         let want = algorithm.hex_len();
         if hex.len() != want {
             return Err(ParseDigestError::Length { want, got: hex.len() });
@@ -160,7 +166,13 @@ mod tests {
         let zeros = |n: usize| "0".repeat(n);
         let cases = [
             ("sha256", format!("sha256:{}", zeros(64)), Ok(())),
+            ("sha384", format!("sha384:{}", zeros(96)), Ok(())),
             ("sha512", format!("sha512:{}", zeros(128)), Ok(())),
+            (
+                "blake3",
+                format!("blake3:{}", zeros(64)),
+                Err(E::UnknownAlgorithm("blake3".to_owned())),
+            ),
             ("empty", String::new(), Err(E::NoAlgorithm)),
             ("no algorithm", zeros(64), Err(E::NoAlgorithm)),
             ("unknown algorithm", "md5:0".to_owned(), Err(E::UnknownAlgorithm("md5".to_owned()))),

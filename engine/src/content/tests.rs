@@ -124,13 +124,16 @@ fn a_shared_blob_is_copied_when_written_to() {
 }
 
 #[test]
-fn sha512_is_found_out_at_the_commit() {
+fn the_algorithm_is_found_out_at_the_commit() {
     let f = fixture();
-    let mut hasher = crate::digest::Hasher::new(Algorithm::Sha512);
-    hasher.update(b"hello");
-    let expected = hasher.finish();
-    f.write("r", b"hello").commit(5, Some(&expected), Labels::new()).expect("commits");
-    f.store.blob(&f.scope.namespace, &expected).expect("opens");
+    for algorithm in Algorithm::ALL {
+        let name = algorithm.name();
+        let mut hasher = crate::digest::Hasher::new(algorithm);
+        hasher.update(b"hello");
+        let expected = hasher.finish();
+        f.write(name, b"hello").commit(5, Some(&expected), Labels::new()).expect(name);
+        f.store.blob(&f.scope.namespace, &expected).expect(name);
+    }
 }
 
 #[test]
