@@ -120,7 +120,7 @@ pub fn exec(
     proceed(&channel)?;
     log::debug("child process in init()");
     attend(&channel, container, listener.as_ref(), child)?;
-    options.process.announce(child)?;
+    begin(&channel, &options.process, child).inspect_err(|_| options.process.withdraw())?;
     Ok(Started { child: guard.disarm(), terminal })
 }
 
@@ -214,13 +214,20 @@ fn attend(
             }
             Message::Ready => {
                 log::debug("setns_init: about to exec");
-                break;
+                return Ok(());
             }
             message => return Err(process::unexpected(&message)),
         }
     }
-    // Nothing holds an exec back after it is ready, so its program either runs now, which closes
-    // the channel, or could not be run.
+}
+
+/// Lets a process go on to its program when all who are to know of it do: one that nobody knows would
+/// stay in the container if this runtime were killed.
+fn begin(channel: &Channel, options: &process::Options, child: &Child) -> Result<(), Error> {
+    options.announce(child)?;
+    proceed(channel)?;
+    // Nothing holds it back any more, so its program either runs now, which closes the channel, or
+    // could not be run.
     match channel.receive() {
         Ok(None) => Ok(()),
         Ok(Some(Message::Failed(text))) => Err(Error::Process(text)),

@@ -27,6 +27,8 @@
 //! | (or `WantListener` ->, <- `Listener`)     |                                               |
 //! | <- `Ready` or `Failed`, or the end        | init: reads a byte from `exec.fifo`           |
 //! | `start` writes that byte                  | startContainer hooks, execve                  |
+//! | exec: says which process it is; `Proceed` | exec: waits; then execve                      |
+//! | <- the end, or `Failed`                   |                                               |
 //!
 //! When either side goes away, the other one sees the end of the channel and gives up.
 

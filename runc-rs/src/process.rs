@@ -132,6 +132,14 @@ impl Options {
         }
         self.pid_file.as_deref().map_or(Ok(()), |path| write_pid_file(path, child.pid))
     }
+
+    /// Takes back the pid file, since the process did not come to its program.
+    pub(crate) fn withdraw(&self) {
+        if let Some(path) = &self.pid_file {
+            // What matters is the error that led here.
+            let _ = std::fs::remove_file(path);
+        }
+    }
 }
 
 /// Writes a file of this process's own making, not one that somebody has put in its place, and

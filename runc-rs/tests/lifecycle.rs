@@ -2,8 +2,18 @@
 
 mod support;
 
-use std::{fs, io::Read as _, os::unix::net::UnixListener, process::Stdio};
+use std::{
+    fs,
+    io::Read as _,
+    os::{
+        fd::OwnedFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    process::Stdio,
+};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 use serde_json::json;
 use support::{Bundle, wait_until};
 
@@ -220,6 +230,47 @@ fn execs_that_end_at_once() {
         assert_eq!(answer.status, 137, "round {round}: {answer:?}");
     }
     assert_eq!(bundle.state()["status"], "running");
+}
+
+/// Nobody would ever know of a process whose runtime is killed before it says which one it is.
+#[test]
+fn an_exec_waits_until_it_is_known() {
+    let bundle = Bundle::new("sleep 1000");
+    bundle.start();
+    let path = bundle.path().join("pidfd.sock");
+    let listener = socket_without_room(&path);
+    let _waits = UnixStream::connect(&path).expect("the one that has room");
+    let (path, pid_file) = (path.to_str().expect("plain"), bundle.path().join("pid"));
+    let words = ["exec", "-d", "--pidfd-socket", path, "--pid-file"];
+    let pid_file = pid_file.to_str().expect("plain");
+    let program = [&bundle.id, "sh", "-c", "echo > /tmp/ran; exec sleep 1000"];
+    let mut command = bundle.command(&[&words[..], &[pid_file], &program].concat());
+    let mut runtime = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("run");
+    let system_call = format!("/proc/{}/syscall", runtime.id());
+    wait_until("the runtime's wait for room", || {
+        let text = fs::read_to_string(&system_call).unwrap_or_default();
+        text.starts_with(&format!("{} ", libc::SYS_connect))
+    });
+    let processes = || bundle.call(&["ps", "-f", "json", &bundle.id]).stdout.trim().to_owned();
+    assert_eq!(processes().split(',').count(), 2, "init and the exec: {}", processes());
+    runtime.kill().expect("killed");
+    runtime.wait().expect("reaped");
+    wait_until("the end of the exec", || !processes().contains(','));
+    assert!(!bundle.rootfs().join("tmp/ran").exists(), "its program has run");
+    drop(listener);
+    let mut words = vec!["exec", "-d", "--pid-file", pid_file, &bundle.id];
+    words.push("/nonexistent");
+    assert_ne!(bundle.call(&words).status, 0, "it has no program");
+    assert!(!Path::new(pid_file).exists(), "what has no program has no number");
+}
+
+/// A socket at which one client may wait, and the next one waits to wait.
+fn socket_without_room(path: &Path) -> OwnedFd {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let socket = rustix::net::socket(family, kind, None).expect("socket");
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path).expect("short")).expect("bound");
+    rustix::net::listen(&socket, 0).expect("listens");
+    socket
 }
 
 #[test]

@@ -90,6 +90,18 @@ pub(crate) fn settled(world: &World) -> Result<State> {
     Ok(last)
 }
 
+/// Waits until the container has no more than init and `execs` other processes.
+pub(crate) fn only_known_processes(world: &World, execs: usize) -> Result<()> {
+    let mut last = State::default();
+    let result = wait::until_true_within(PATIENCE, "the end of what nobody knows of", || {
+        state(world).is_ok_and(|now| {
+            last = now;
+            last.processes.len() <= 1 + execs
+        })
+    });
+    result.with_context(|| format!("{execs} execs, and {last:?}"))
+}
+
 /// One subscriber's view.
 pub(crate) struct Events(Running);
 

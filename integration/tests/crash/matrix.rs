@@ -86,6 +86,11 @@ pub(crate) fn run(
             if !all && !matches!((role, victim), (Role::Engine, _) | (Role::Shim, Victim::Traced)) {
                 continue;
             }
+            let who = [Victim::Traced, Victim::Stepping];
+            if operation == Operation::LongExec && (role != Role::Runtime || !who.contains(&victim))
+            {
+                continue;
+            }
             if !known.iter().any(|(its, _)| *its == role) {
                 let steps = steps(world, operation, role).with_context(|| row.clone())?;
                 show(operation, role, &steps);
@@ -167,7 +172,7 @@ fn at(
         let said = operation.act(world);
         let _ = wait::until_true_within(LATE, "the step", || world.fired());
         let (_, fired) = world.disarm()?;
-        said?;
+        let said = said?;
         if !fired {
             drop(events);
             world.clean()?;
@@ -180,6 +185,9 @@ fn at(
             shim: matches!(victim, Victim::Shim | Victim::All)
                 || (role, victim) == (Role::Shim, Victim::Traced),
         };
+        if operation == Operation::LongExec {
+            check::only_known_processes(world, usize::from(said.code == 0))?;
+        }
         check::check(world, operation, killed, events)?;
         ensure!(world.run()?.code == 0, "the container cannot be made again");
         world.clean()?;

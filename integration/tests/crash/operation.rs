@@ -20,6 +20,9 @@ pub(crate) enum Operation {
     Run,
     /// Runs a program in it, to its end.
     Exec,
+    /// Starts a program in it that stays. Who is killed at the steps of the runtime shows whether one
+    /// may stay that nobody knows of; all else is as for [`Self::Exec`].
+    LongExec,
     /// Pauses it.
     Pause,
     /// Lets it go on.
@@ -28,14 +31,21 @@ pub(crate) enum Operation {
     Delete,
 }
 
-pub(crate) const OPERATIONS: [Operation; 5] =
-    [Operation::Run, Operation::Exec, Operation::Pause, Operation::Resume, Operation::Delete];
+pub(crate) const OPERATIONS: [Operation; 6] = [
+    Operation::Run,
+    Operation::Exec,
+    Operation::LongExec,
+    Operation::Pause,
+    Operation::Resume,
+    Operation::Delete,
+];
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Run => "run",
             Self::Exec => "exec",
+            Self::LongExec => "long-exec",
             Self::Pause => "pause",
             Self::Resume => "resume",
             Self::Delete => "delete",
@@ -65,6 +75,12 @@ impl Operation {
         match self {
             Self::Run => world.spawn_run(),
             Self::Exec => world.cell.spawn(&["tasks", "exec", "--exec-id", EXEC, ID, "true"]),
+            Self::LongExec => {
+                // As for a run, nobody comes back for the fifos.
+                let fifos = world.cell.file("fifos").display().to_string();
+                let words = ["-d", "--fifo-dir", &fifos, "--exec-id", EXEC, ID, "sleep", "1000"];
+                world.cell.spawn(&[&["tasks", "exec"], &words[..]].concat())
+            }
             Self::Pause => world.cell.spawn(&["tasks", "pause", ID]),
             Self::Resume => world.cell.spawn(&["tasks", "resume", ID]),
             Self::Delete => world.cell.spawn(&["tasks", "rm", "-f", ID]),
@@ -73,14 +89,14 @@ impl Operation {
 
     /// Whether the container is to run on when nobody kills its shim.
     pub(crate) fn keeps_running(self) -> bool {
-        matches!(self, Self::Exec | Self::Pause | Self::Resume)
+        matches!(self, Self::Exec | Self::LongExec | Self::Pause | Self::Resume)
     }
 
     /// Checks that the operation can be done, or done again, on a container that runs still.
     pub(crate) fn repeat(self, world: &World) -> Result<()> {
         match self {
             Self::Run | Self::Delete => Ok(()),
-            Self::Exec => {
+            Self::Exec | Self::LongExec => {
                 // Refused when the exec is gone already, or was never added.
                 world.cell.ctr(&["tasks", "rm", "-f", "--exec-id", EXEC, ID])?;
                 let words = ["tasks", "exec", "--exec-id", EXEC, ID, "echo", "again"];

@@ -46,7 +46,7 @@ pub(crate) fn run(
         if report.is_hopeless() {
             break;
         }
-        let operation = OPERATIONS[usize::try_from(numbers.below(5))?];
+        let operation = OPERATIONS[usize::try_from(numbers.below(OPERATIONS.len() as u64))?];
         let who = numbers.below(3);
         let killed = Killed { engine: !all || who != 1, shim: all && who != 0 };
         let delay = Duration::from_micros(numbers.below(DELAY_MAX_US));

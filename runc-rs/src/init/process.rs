@@ -5,7 +5,7 @@ use std::{
     convert::Infallible,
     ffi::{CStr, CString},
     os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
-    path::PathBuf,
+    path::Path,
 };
 
 use sys::execute::{Strings, execve};
@@ -63,6 +63,17 @@ pub(super) struct Gate<'a> {
     pub(super) hooks: &'a [spec::Hook],
     /// What those hooks are told.
     pub(super) state: &'a hooks::State,
+}
+
+impl Gate<'_> {
+    /// Waits, and runs the hooks.
+    fn pass(self, environment: &[String], cwd: &str) -> Result<(), Error> {
+        wait_for_start(&self.fifo)?;
+        drop(self.fifo);
+        let environment = hooks::Environment::Only(environment);
+        hooks::run_all("startContainer", self.hooks, self.state, environment, Path::new(cwd))?;
+        Ok(())
+    }
 }
 
 /// Labels in /proc/thread-self/attr apply to the next program.
@@ -157,18 +168,12 @@ pub(super) fn run(
         load_filter(plan, &channel)?;
     }
     channel.send(&Message::Ready).map_err(|error| Error::system("send", "readiness", error))?;
-    drop(channel);
-    if let Some(gate) = gate {
-        wait_for_start(&gate.fifo)?;
-        drop(gate.fifo);
-        let cwd = PathBuf::from(&process.cwd);
-        hooks::run_all(
-            "startContainer",
-            gate.hooks,
-            gate.state,
-            hooks::Environment::Only(&environment),
-            &cwd,
-        )?;
+    match gate {
+        Some(gate) => {
+            drop(channel);
+            gate.pass(&environment, &process.cwd)?;
+        }
+        None => wait_until_known(&channel)?,
     }
     let error = execve(&path, &arguments, &strings);
     Err(Error::file("exec", path.to_string_lossy().as_ref(), error))
@@ -214,6 +219,16 @@ fn hand_over(listener: OwnedFd, channel: &Channel) -> Result<(), Error> {
             // The runtime is gone, or says why it gives up.
             _ => sys::execute::exit_now(1),
         }
+    }
+}
+
+/// Waits until the runtime has told everybody which process this is; when it is gone before that,
+/// nobody would ever know of this one.
+fn wait_until_known(channel: &Channel) -> Result<(), Error> {
+    match channel.receive_plain() {
+        Ok(Some(Message::Proceed)) => Ok(()),
+        Ok(_) => sys::execute::exit_now(1),
+        Err(error) => Err(Error::system("wait for", "runtime", error)),
     }
 }
 
