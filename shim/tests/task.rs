@@ -13,7 +13,7 @@ mod output;
 #[path = "task/sandbox.rs"]
 mod sandbox;
 
-use std::{fs, io::Write, os::unix::fs::PermissionsExt, time::Instant};
+use std::{fs, io::Write, os::unix::fs::PermissionsExt, path::Path, time::Instant};
 
 use harness::{Client, Shim, delete, delete_output, eventually, process, read_all};
 use prost_types::Any;
@@ -310,24 +310,82 @@ fn nothing_is_left_of_a_failed_create() {
     shim.finish(&mut client);
 }
 
+/// A runtime that is killed when it has done `command`.
+fn killed_after(directory: &Path, command: &str) -> String {
+    let real = harness::runtime();
+    let kill = format!("case \"$*\" in *' {command} '*) kill -9 $$;; esac");
+    script(directory, &format!("{real} \"$@\" || exit\n{kill}"))
+}
+
+fn script(directory: &Path, text: &str) -> String {
+    let path = directory.join("runtime");
+    fs::write(&path, format!("#!/bin/sh\n{text}\n")).expect("write");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+    path.to_string_lossy().into_owned()
+}
+
+#[test]
+fn nothing_is_left_of_a_killed_exec() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let runtime = killed_after(directory.path(), "exec");
+    let shim = Shim::start_with("cut-exec", &["sleep", "1000"], &runtime);
+    let mut client = shim.client();
+    run(&shim, &mut client, &shim.create_request());
+    client.task::<()>("Exec", &exec_request(&shim, "e", &["sleep", "1000"])).expect("Exec");
+    let error = client.task::<api::StartResponse>("Start", &start(&shim, "e"));
+    let error = error.expect_err("the runtime was killed");
+    assert!(error.message.contains("exit status 137"), "{}", error.message);
+    let pids = api::PidsRequest { id: shim.id.clone() };
+    eventually("only init is left", || {
+        let answer = shim.client().task::<api::PidsResponse>("Pids", &pids);
+        answer.expect("Pids").processes.len() == 1
+    });
+    assert!(!shim.bundle().join("exec-e.pid").exists(), "its number is forgotten");
+    clean_up(shim, &mut client);
+}
+
+#[test]
+fn nothing_is_left_of_a_killed_restore() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let path = directory.path().join("runtime").to_string_lossy().into_owned();
+    let shim = Shim::start_with("cut-restore", &["sleep", "1000"], &path);
+    // No criu is needed to see what becomes of what a restore has made.
+    let make = format!(
+        "{} --root {}/shim-test create --bundle {} {} >/dev/null 2>&1 </dev/null",
+        harness::runtime(),
+        shim.root(),
+        shim.bundle().display(),
+        shim.id
+    );
+    let others = format!("exec {} \"$@\"", harness::runtime());
+    let restore = format!("*' restore '*) {make} || exit; kill -9 $$;; *) {others};;");
+    script(directory.path(), &format!("case \"$*\" in {restore} esac"));
+    let mut client = shim.client();
+    let request = api::CreateTaskRequest { checkpoint: "/i".to_owned(), ..shim.create_request() };
+    client.task::<api::CreateTaskResponse>("Create", &request).expect("Create");
+    let error = client.task::<api::StartResponse>("Start", &start(&shim, ""));
+    let error = error.expect_err("the runtime was killed");
+    let want = "OCI runtime restore failed: ";
+    assert!(error.message.starts_with(want) && error.message.contains("137"), "{}", error.message);
+    let left = Path::new(&shim.root()).join("shim-test").join(&shim.id);
+    assert!(!left.exists(), "{} is left", left.display());
+    client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "")).expect("Delete");
+    assert!(!shim.has_rootfs_mount(), "the rootfs is unmounted");
+    shim.finish(&mut client);
+}
+
 #[test]
 fn nothing_is_left_of_a_killed_create() {
     let directory = tempfile::tempdir().expect("temporary directory");
-    let runtime = directory.path().join("killed");
     // Dies when the container is made and nobody was told.
-    let script = format!(
-        "#!/bin/sh\n{} \"$@\" || exit\ncase \"$*\" in *' create '*) kill -9 $$;; esac\n",
-        harness::runtime()
-    );
-    fs::write(&runtime, script).expect("write");
-    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("chmod");
-    let shim = Shim::start_with("cut", &["sleep", "1000"], &runtime.to_string_lossy());
+    let runtime = killed_after(directory.path(), "create");
+    let shim = Shim::start_with("cut", &["sleep", "1000"], &runtime);
     let mut client = shim.client();
     let error = client
         .task::<api::CreateTaskResponse>("Create", &shim.create_request())
         .expect_err("the runtime was killed");
     assert!(error.message.contains("exit status 137"), "{}", error.message);
-    let left = std::path::Path::new(&shim.root()).join("shim-test").join(&shim.id);
+    let left = Path::new(&shim.root()).join("shim-test").join(&shim.id);
     assert!(!left.exists(), "{} is left", left.display());
     assert!(!shim.has_rootfs_mount(), "the rootfs is unmounted");
     shim.finish(&mut client);
@@ -336,14 +394,8 @@ fn nothing_is_left_of_a_killed_create() {
 #[test]
 fn a_killed_pause_is_taken_back() {
     let directory = tempfile::tempdir().expect("temporary directory");
-    let runtime = directory.path().join("killed");
-    let script = format!(
-        "#!/bin/sh\n{} \"$@\" || exit\ncase \"$*\" in *' pause '*) kill -9 $$;; esac\n",
-        harness::runtime()
-    );
-    fs::write(&runtime, script).expect("write");
-    fs::set_permissions(&runtime, fs::Permissions::from_mode(0o755)).expect("chmod");
-    let shim = Shim::start_with("unpause", &["sleep", "1000"], &runtime.to_string_lossy());
+    let runtime = killed_after(directory.path(), "pause");
+    let shim = Shim::start_with("unpause", &["sleep", "1000"], &runtime);
     let mut client = shim.client();
     run(&shim, &mut client, &shim.create_request());
     let pause = api::PauseRequest { id: shim.id.clone() };

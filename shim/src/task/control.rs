@@ -273,7 +273,7 @@ impl Shim {
     }
 
     /// Starts the runtime of a container with a command.
-    fn run_runtime(
+    pub(super) fn run_runtime(
         &mut self,
         id: &str,
         command: &Command<'_>,

@@ -70,8 +70,9 @@ impl Shim {
             }
             Then::Start { id, call } => self.start_ended(&id, call, result),
             Then::Restore { id, call, prepared } => {
-                self.restore_ended(&id, call, *prepared, result);
+                self.restore_ended(&id, call, *prepared, (result, was_killed));
             }
+            Then::Unrestore { id, call, error } => self.unrestored(&id, call, error, result),
             Then::Exec { id, exec, call, prepared, .. } => {
                 self.exec_ended((&id, &exec), call, *prepared, result);
             }

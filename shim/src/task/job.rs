@@ -59,6 +59,8 @@ pub(crate) enum Then {
     Start { id: String, call: Call },
     /// A checkpoint runs again, or `Start` fails.
     Restore { id: String, call: Call, prepared: Box<Prepared> },
+    /// What a `restore` has left is removed, and `Start` fails.
+    Unrestore { id: String, call: Call, error: Error },
     /// An exec runs, or `Start` fails.
     Exec { id: String, exec: String, call: Call, prepared: Box<Prepared>, _spec: OwnedFd },
     /// The signal was sent.

@@ -10,6 +10,7 @@ use proto::containerd::{
     events::{TaskExecAdded, TaskExecStarted, TaskStart},
     task::v3 as api,
 };
+use rustix::process::{Signal, kill_process};
 use serde_json::{Map, Value};
 
 use crate::{
@@ -115,9 +116,8 @@ impl Shim {
                 self.jobs.insert(pid, job);
             }
             Err((error, _)) => {
-                self.start_failed(id);
                 let error = Error::unknown("OCI runtime restore failed", &error);
-                self.reply(call, Err::<api::StartResponse, _>(error));
+                self.restore_failed(id, call, error);
             }
         }
     }
@@ -141,8 +141,10 @@ impl Shim {
         id: &str,
         call: Call,
         mut prepared: Prepared,
-        result: Result<(), String>,
+        (result, was_killed): (Result<(), String>, bool),
     ) {
+        // A runtime that fails takes back what it did, unless it was killed.
+        let leaves_something = was_killed || result.is_ok();
         let attached = result
             .map_err(|message| Error::Unknown(format!("OCI runtime restore failed: {message}")));
         let Some(container) = self.containers.get_mut(id) else {
@@ -167,12 +169,46 @@ impl Shim {
                     self.init_exited(id, exit);
                 }
             }
-            Err(error) => {
-                self.start_failed(id);
-                self.reply(call, Err::<api::StartResponse, _>(error));
-            }
+            Err(error) if leaves_something => self.unrestore(id, call, error),
+            Err(error) => self.restore_failed(id, call, error),
         }
         self.reaper.release();
+    }
+
+    /// Has the runtime remove what its `restore` has left: cgroups, records, perhaps processes.
+    fn unrestore(&mut self, id: &str, call: Call, error: Error) {
+        let then = Then::Unrestore { id: id.to_owned(), call, error: error.clone() };
+        let command = Command::Delete { id, force: true };
+        if let Err(failure) = self.run_runtime(id, &command, job::Streams::Captured, then) {
+            self.log.error(&format!("remove what a restore has left: {failure}"));
+            self.restore_failed(id, call, error);
+        }
+    }
+
+    /// Goes on when what a `restore` has left is removed.
+    pub(super) fn unrestored(
+        &mut self,
+        id: &str,
+        call: Call,
+        error: Error,
+        result: Result<(), String>,
+    ) {
+        match result {
+            Err(message) => {
+                self.log.error(&format!("remove what a restore has left: {message}"));
+            }
+            Ok(()) => {
+                if let Some(container) = self.containers.get_mut(id) {
+                    container.runtime_deleted = true;
+                }
+            }
+        }
+        self.restore_failed(id, call, error);
+    }
+
+    fn restore_failed(&mut self, id: &str, call: Call, error: Error) {
+        self.start_failed(id);
+        self.reply(call, Err::<api::StartResponse, _>(error));
     }
 
     fn started(&mut self, id: &str, call: Call) {
@@ -255,6 +291,8 @@ impl Shim {
         };
         let runtime = container.runtime.clone();
         let pid_file = container.bundle.pid_file(Some(&exec));
+        // One of an exec that is gone, whose number may be anyone's by now.
+        let _ = std::fs::remove_file(&pid_file);
         let process = format!("/proc/{}/fd/{}", std::process::id(), spec.as_raw_fd());
         let console = prepared.console.as_ref().map(|socket| socket.path().to_owned());
         let child = std::mem::take(&mut prepared.child);
@@ -305,9 +343,24 @@ impl Shim {
                     self.exec_exited(id, exec, exit);
                 }
             }
-            Err(error) => self.exec_failed((id, exec), call, prepared, error),
+            Err(error) => {
+                self.end_unknown(id, exec);
+                self.exec_failed((id, exec), call, prepared, error);
+            }
         }
         self.reaper.release();
+    }
+
+    /// Ends the process of an exec that could not be started after all: its runtime was killed when it
+    /// had said which it is, or there is no terminal for it.
+    fn end_unknown(&mut self, id: &str, exec: &str) {
+        let Some(container) = self.containers.get(id) else { return };
+        let Ok(pid) = container.bundle.read_pid(Some(exec)) else { return };
+        let _ = std::fs::remove_file(container.bundle.pid_file(Some(exec)));
+        // A child, whose number is its own until it is reaped, and then its exit was kept.
+        if self.reaper.claim(pid).is_none() {
+            let _ = kill_process(pid, Signal::KILL);
+        }
     }
 
     fn attach_exec(
@@ -326,8 +379,6 @@ impl Shim {
             .bundle
             .read_pid(Some(exec))
             .map_err(|error| Error::unknown("failed to retrieve OCI runtime exec pid", &error))?;
-        // It has served; a later exec of that name must not find it.
-        let _ = std::fs::remove_file(pid_file);
         let process = container.process_mut(exec)?;
         prepared
             .attach(&process.streams.stdin, &mut self.copies, &mut self.poller)
@@ -336,6 +387,8 @@ impl Shim {
             .io
             .open_input(&mut self.copies, &mut self.poller)
             .map_err(|error| Error::unknown("open stdin", &error))?;
+        // It has served; a later exec of that name must not find it.
+        let _ = std::fs::remove_file(pid_file);
         process.pid = Some(pid);
         Ok((process, self.reaper.claim(pid)))
     }
