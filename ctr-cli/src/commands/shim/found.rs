@@ -55,6 +55,13 @@ impl Found {
     /// The shims of `namespace`, or of all, by namespace and name.
     pub(super) fn all(state: &Path, namespace: Option<&str>) -> anyhow::Result<Vec<Self>> {
         let folder = state.join(FOLDER);
+        // A daemon makes it when it starts.
+        if !folder.is_dir() {
+            bail!(
+                "no daemon keeps its state in {}: {FOLDER} is not there (--state)",
+                state.display()
+            );
+        }
         let namespaces = match namespace {
             Some(namespace) => vec![namespace.to_owned()],
             None => names(&folder)?,
@@ -152,6 +159,7 @@ mod tests {
         assert_eq!(ids(None), ["address", "bare", "json", "none"]);
         assert_eq!(ids(Some("ns2")), ["none"]);
         assert!(ids(Some("ns3")).is_empty());
+        Found::all(&state.path().join("ns1"), None).expect_err("no daemon's");
         for id in ["", "..", "../ns2", "missing"] {
             Found::read(state.path(), "ns1", id).expect_err(id);
         }
