@@ -16,6 +16,7 @@ mod check;
 mod dump;
 mod hold;
 mod json;
+mod panics;
 mod rebuild;
 mod references;
 mod repair;
@@ -31,7 +32,7 @@ use std::{
 
 use serde::Serialize;
 
-pub use self::repair::Repaired;
+pub use self::{panics::end_on_damage, repair::Repaired};
 use crate::{digest::Digest, error::Error, lock::lock, metadata::Table, namespace::Namespace};
 
 /// The name of the database below a root.

@@ -172,7 +172,11 @@ fn db(args: Args, command: &Db) -> Result<bool, Box<dyn std::error::Error>> {
     let layout = args.compat;
     let config = configuration(args)?;
     log_to_stderr(&config.log);
-    let root = db::Root::open(&config.paths(layout).root)?;
+    let folder = config.paths(layout).root;
+    let root = db::Root::open(&folder)?;
+    if !matches!(command, Db::Repair { .. }) {
+        db::end_on_damage(&folder.join(db::DATABASE));
+    }
     let mut out = io::BufWriter::new(io::stdout().lock());
     let good = match command {
         Db::Check { deep, format } => {
@@ -219,6 +223,7 @@ fn run(args: Args) -> Result<(), Box<dyn std::error::Error>> {
         .enable_all()
         .build()?;
     let paths = config.paths(layout);
+    db::end_on_damage(&paths.root.join(db::DATABASE));
     let result = runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

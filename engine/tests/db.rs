@@ -446,3 +446,26 @@ fn the_command_line() {
     let error = Root::open(Path::new("/nonexistent")).err().expect("no root");
     assert!(error.to_string().contains("/nonexistent"), "{error}");
 }
+
+/// Damage that the database library panics on is told as any other.
+#[test]
+fn pages_that_hold_something_else() {
+    for (case, byte) in [("zeros", 0), ("ones", 0xff), ("a leaf's type", 1), ("a branch's type", 2)]
+    {
+        let f = Fixture::new();
+        let file = fs::OpenOptions::new().write(true).open(f.database()).expect("opens");
+        std::os::unix::fs::FileExt::write_all_at(&file, &[byte; 3 * 4096], 4096).expect("writes");
+        let root = f.root().to_str().expect("a plain path");
+        let out = Command::new(env!("CARGO_BIN_EXE_gantryd"))
+            .args(["--root", root, "db", "dump"])
+            .output()
+            .expect("runs");
+        let said = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{case}: {said}");
+        assert!(
+            said.contains("is damaged; `gantryd db repair` saves what there is"),
+            "{case}: {said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{case}: {said}");
+    }
+}
