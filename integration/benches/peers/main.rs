@@ -16,10 +16,12 @@
 #![expect(clippy::print_stdout, reason = "a table is what it is for")]
 
 mod crowd;
+mod large;
 mod memory;
 mod oci;
 mod runtime;
 mod stacks;
+mod stores;
 mod table;
 
 use std::{
@@ -110,6 +112,7 @@ fn with_daemons(options: &Options, stage: &Stage, table: &mut Table) -> Result<(
         }
     }
     stacks::measure(options, &mut cells, table)?;
+    stores::measure(options, &cells, table)?;
     memory::installed(options, table)
 }
 

@@ -8,15 +8,15 @@ use integration::{cell::Cell, programs};
 use crate::{Options, side, table::Table};
 
 /// Adds the daemon's memory to the row `name`.
-pub(crate) fn daemon(name: &'static str, cell: &mut Cell, table: &mut Table) -> Result<()> {
+pub(crate) fn daemon(name: &'static str, cell: &Cell, table: &mut Table) -> Result<()> {
     let rss = daemon_kib(cell)?;
     table.add(name, "MiB", side(cell), rss / 1024.0);
     Ok(())
 }
 
 /// The daemon's memory.
-pub(crate) fn daemon_kib(cell: &mut Cell) -> Result<f64> {
-    kib(cell.daemon().id(), "status", "VmRSS:")
+pub(crate) fn daemon_kib(cell: &Cell) -> Result<f64> {
+    kib(cell.running_daemon().id(), "status", "VmRSS:")
 }
 
 /// Adds what the shims of `cell` take, each.

@@ -6,13 +6,8 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use integration::{
-    cell::{Cell, IMAGE},
-    image::{self, Flavour, Image, Layer},
-    programs, wait,
-};
+use integration::{cell::Cell, programs, wait};
 use rustix::process::Signal;
-use serde_json::json;
 
 use crate::{Options, crowd, memory, milliseconds, side, table::Table};
 
@@ -44,14 +39,6 @@ pub(crate) fn measure(options: &Options, cells: &mut [Cell], table: &mut Table) 
     if options.wants("500") {
         for cell in cells.iter_mut() {
             crowd::measure(cell, table)?;
-        }
-    }
-    if options.wants("import") {
-        let archive = large_image();
-        for round in 0..rounds {
-            for cell in &*cells {
-                import(cell, &archive, round, table)?;
-            }
         }
     }
     Ok(())
@@ -151,38 +138,4 @@ pub(crate) fn delete(cell: &Cell, ids: &[String]) -> Result<f64> {
     }
     let words = [&["containers", "rm"], ids.as_slice()].concat();
     Ok(took + milliseconds(&mut cell.command(&words))?)
-}
-
-fn import(cell: &Cell, archive: &[u8], round: usize, table: &mut Table) -> Result<()> {
-    let file = cell.file("large.tar");
-    if round == 0 {
-        std::fs::write(&file, archive)?;
-    }
-    let path = file.display().to_string();
-    let took = milliseconds(&mut cell.command(&["images", "import", &path]))?;
-    table.add("import and unpack 300 MB in 6 layers", "ms", side(cell), took);
-    cell.ok(&["images", "rm", "--sync", LARGE])?;
-    cell.ok(&["images", "ls", "-q", &format!("name=={IMAGE}")]).map(drop)
-}
-
-const LARGE: &str = "bench.test/large:1";
-
-/// Six layers of 50 MB in files of 16 KiB, half of them words, half of them noise.
-fn large_image() -> Vec<u8> {
-    let mut state = 1u32;
-    let mut noise = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (state >> 24) as u8
-    };
-    let layers: Vec<Layer> = (0..6)
-        .map(|layer| {
-            (0..3200).fold(Layer::default(), |all, file| {
-                let mut content: Vec<u8> = std::iter::repeat_with(&mut noise).take(8192).collect();
-                let words = format!("layer {layer} file {file} says the same again and again\n");
-                content.extend(words.bytes().cycle().take(8192));
-                all.file(&format!("l{layer}/d{}/f{file}", file / 100), 0o644, content)
-            })
-        })
-        .collect();
-    image::oci_archive(&Image::new(Flavour::Oci, "amd64", &layers, &json!({})), LARGE)
 }
