@@ -140,7 +140,7 @@ impl From<snapshotter::Error> for Error {
             | E::Volatile { .. } => Self::FailedPrecondition(error.to_string()),
             E::Fill { .. } => Self::FailedPrecondition(sys::error::Chain(&error).to_string()),
             E::External { refused } => refused.into(),
-            E::OtherNamespace { .. } => Self::InvalidArgument(error.to_string()),
+            E::OtherNamespace { .. } | E::Label { .. } => Self::InvalidArgument(error.to_string()),
             E::Unsupported { .. } => Self::NotImplemented(error.to_string()),
             E::File { operation, path, source } => Self::File { operation, path, source },
             E::Database(source) => Self::Database { operation: "snapshots", source },

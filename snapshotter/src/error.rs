@@ -42,6 +42,10 @@ pub enum Error {
     #[error("snapshot {key}: {feature} is not supported")]
     Unsupported { key: Key, feature: &'static str },
 
+    /// A label of the snapshot does not say what such a label has to.
+    #[error("snapshot {key}: label {label}: {problem}")]
+    Label { key: Key, label: &'static str, problem: String },
+
     /// The snapshot was committed shortly before the machine stopped without warning, so that its
     /// files may be incomplete, and it could not be made anew.
     #[error("snapshot {key} was not on disk yet when the machine stopped: unpack it again")]

@@ -20,15 +20,22 @@ pub trait Layout: Send + Sync {
     ///
     /// # Errors
     ///
-    /// [`Error::Unsupported`].
+    /// [`Error::Unsupported`], [`Error::Label`].
     fn check(&self, key: &Key, labels: &Labels) -> Result<(), Error>;
 
-    /// Fills the new, empty directory of a snapshot on top of that in `parent`.
+    /// Fills the new, empty directory of a snapshot on top of that in `parent`. Its labels were
+    /// [checked](Self::check).
     ///
     /// # Errors
     ///
     /// [`Error::File`].
-    fn fill(&self, directory: &Path, kind: Kind, parent: Option<&Path>) -> Result<(), Error>;
+    fn fill(
+        &self,
+        directory: &Path,
+        kind: Kind,
+        parent: Option<&Path>,
+        labels: &Labels,
+    ) -> Result<(), Error>;
 
     /// Makes the root of the snapshot in `directory`, which was filled without a parent, like that
     /// of the snapshot in `parent`, on top of which it comes to be.
@@ -41,7 +48,13 @@ pub trait Layout: Send + Sync {
     }
 
     /// The mounts for the snapshot in `directory`, on top of those in `parents`, nearest first.
-    fn mounts(&self, kind: Kind, directory: &Path, parents: &[PathBuf]) -> Vec<Mount>;
+    fn mounts(
+        &self,
+        kind: Kind,
+        directory: &Path,
+        parents: &[PathBuf],
+        labels: &Labels,
+    ) -> Vec<Mount>;
 
     /// Whether what is written through such mounts is lost when the machine stops without warning.
     fn is_volatile(&self, _kind: Kind, _parents: &[PathBuf]) -> bool {

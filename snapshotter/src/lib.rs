@@ -82,6 +82,7 @@ pub trait Snapshotter: Send + Sync {
     /// - `AlreadyExists`: a snapshot of any kind has `key`.
     /// - `NotFound`, `WrongKind`: `parent` is not a committed snapshot.
     /// - `OtherNamespace`: `parent` is not in `key`'s namespace.
+    /// - `Unsupported`, `Label`: a label asks for what is not done, or not in the form for it.
     fn prepare(&self, key: &Key, parent: Option<&Key>, labels: Labels)
     -> Result<Vec<Mount>, Error>;
 

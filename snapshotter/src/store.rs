@@ -102,7 +102,7 @@ impl<L: Layout> Store<L> {
             let Ok(chain) = self.records.parent_chain(parent.as_ref()) else { continue };
             let path = self.directories.restore(record.id)?;
             let below = chain.first().map(|id| self.directories.path(*id));
-            self.layout.fill(&path, record.kind, below.as_deref())?;
+            self.layout.fill(&path, record.kind, below.as_deref(), &record.labels)?;
         }
         Ok(())
     }
@@ -123,7 +123,7 @@ impl<L: Layout> Store<L> {
         let parents = self.paths(&chain);
         let pending = self.directories.create()?;
         let below = parents.first().map(PathBuf::as_path);
-        self.layout.fill(&pending.path(), kind, below).or_else(|error| {
+        self.layout.fill(&pending.path(), kind, below, labels).or_else(|error| {
             // Perhaps because the parent was removed meanwhile.
             self.records.parent_chain(parent).and(Err(error))
         })?;
@@ -131,7 +131,7 @@ impl<L: Layout> Store<L> {
         let is_volatile = self.layout.is_volatile(kind, &parents);
         let new = New { id, kind, key, parent, labels, external: None, is_volatile };
         self.records.create(&new)?;
-        let mounts = self.layout.mounts(kind, &pending.path(), &parents);
+        let mounts = self.layout.mounts(kind, &pending.path(), &parents, labels);
         pending.keep();
         Ok(mounts)
     }
@@ -213,7 +213,7 @@ impl<L: Layout> Snapshotter for Store<L> {
             }
             self.layout.readmit(&directory)?;
         }
-        Ok(self.layout.mounts(record.kind, &directory, &parents))
+        Ok(self.layout.mounts(record.kind, &directory, &parents, &record.labels))
     }
 
     fn commit(&self, name: &Key, key: &Key, labels: Labels) -> Result<(), Error> {
@@ -302,8 +302,9 @@ impl<L: Layout> Snapshotter for Store<L> {
         let parents = self.paths(&chain);
         let pending = self.directories.create()?;
         let below = parents.first().map(PathBuf::as_path);
-        self.layout.fill(&pending.path(), Kind::Active, below)?;
-        fill(&self.layout.mounts(Kind::Active, &pending.path(), &parents))
+        let labels = Labels::new();
+        self.layout.fill(&pending.path(), Kind::Active, below, &labels)?;
+        fill(&self.layout.mounts(Kind::Active, &pending.path(), &parents, &labels))
             .map_err(|source| Error::Fill { key: name.clone(), source })?;
         self.directories.replace(record.id, pending)?;
         self.records.note_synced(&[(name.clone(), record.id)])?;

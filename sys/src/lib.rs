@@ -25,3 +25,4 @@ pub mod spawn;
 pub mod trace;
 pub mod tree;
 pub mod usage;
+pub mod user_namespace;

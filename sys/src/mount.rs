@@ -3,18 +3,21 @@
 //! A filesystem is made with `fsopen(2)`, one option at a time, so that their total length has no
 //! limit; an overlay gets its layers through `lowerdir+`. Where the kernel has no `lowerdir+`
 //! (before 6.7) or no `fsopen` for a filesystem, `mount(2)` does it, which takes one page of
-//! options: for an overlay of many layers, paths are relative to where all layers are. Bind mounts go through `mount(2)`. The option `loop` makes a block device of a file.
+//! options: for an overlay of many layers, paths are relative to where all layers are. Bind mounts go through `mount(2)`. The option `loop` makes a block device of a file;
+//! `uidmap=` and `gidmap=`, which come together, show files as of other owners.
 //!
 //! Targets are paths that only the host names; nothing here may be used on a path that a
 //! container can change.
 //!
 //! Source: containerd `core/mount`, mount(8), fsopen(2), kernel `filesystems/overlayfs.rst`.
 
+mod id_mapped;
 mod relative;
 
 use std::{
     ffi::CString,
     io,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
 };
 
@@ -30,6 +33,9 @@ use rustix::{
 };
 
 use crate::loop_device::LoopDevice;
+use id_mapped::Ids;
+
+pub use id_mapped::can_map_ids;
 
 /// The longest value of one option that `fsconfig(2)` takes, in bytes.
 const OPTION_LEN_MAX: usize = 255;
@@ -62,24 +68,41 @@ impl Mount {
             below => root.join(below),
         };
         let plan = Plan::new(self)?;
-        let result = match plan.bind {
-            Some(recursive) => bind(&self.source, &target, recursive, &plan),
-            None if plan.on_loop_device => self.mount_file(&target, &plan),
-            None => make(self, &target, &plan),
-        };
-        result.map_err(|source| MountError::Kernel {
+        self.mount_by(&plan, &target).map_err(|source| MountError::Kernel {
             kind: self.kind.clone(),
             target: target.clone(),
             source,
         })
     }
 
+    fn mount_by(&self, plan: &Plan, target: &Path) -> io::Result<()> {
+        let namespace = plan.ids.as_ref().map(Ids::namespace).transpose()?;
+        let namespace = namespace.as_ref().map(AsFd::as_fd);
+        match (plan.bind, namespace) {
+            (Some(recursive), None) => bind(&self.source, target, recursive, plan),
+            (Some(recursive), Some(namespace)) => {
+                id_mapped::bind(&self.source, target, recursive, plan, namespace)?;
+                change_propagation(target, plan).inspect_err(|_| undo(target))
+            }
+            (None, Some(namespace)) if self.kind == "overlay" => {
+                id_mapped::overlay(self, target, plan, namespace)
+            }
+            (None, namespace) if plan.on_loop_device => self.mount_file(target, plan, namespace),
+            (None, namespace) => make(self, target, plan, namespace),
+        }
+    }
+
     /// Mounts the filesystem in the file that is the source. The mount keeps the loop device.
-    fn mount_file(&self, target: &Path, plan: &Plan) -> io::Result<()> {
+    fn mount_file(
+        &self,
+        target: &Path,
+        plan: &Plan,
+        namespace: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
         let read_only = plan.flags.contains(MountFlags::RDONLY);
         let device = LoopDevice::attach(Path::new(&self.source), read_only)?;
         let source = device.path().display().to_string();
-        make(&Self { source, ..self.clone() }, target, plan)
+        make(&Self { source, ..self.clone() }, target, plan, namespace)
     }
 }
 
@@ -143,12 +166,13 @@ pub enum MountError {
 }
 
 /// A mount's options, sorted by who reads them.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 struct Plan {
     bind: Option<Recursive>,
     flags: MountFlags,
     propagation: Option<MountPropagationFlags>,
     on_loop_device: bool,
+    ids: Option<Ids>,
     data: Vec<String>,
 }
 
@@ -159,6 +183,7 @@ impl Default for Plan {
             flags: MountFlags::empty(),
             propagation: None,
             on_loop_device: false,
+            ids: None,
             data: Vec::new(),
         }
     }
@@ -170,8 +195,13 @@ type Recursive = bool;
 impl Plan {
     fn new(mount: &Mount) -> Result<Self, MountError> {
         let mut plan = Self { bind: (mount.kind == "bind").then_some(false), ..Self::default() };
+        let (mut users, mut groups) = (None, None);
+        let bad = |option: &str| MountError::Option { option: option.to_owned() };
         for option in &mount.options {
+            let map = |text: &str| text.parse().map(Some).map_err(|_| bad(option));
             match option.as_str() {
+                text if text.starts_with("uidmap=") => users = map(&text["uidmap=".len()..])?,
+                text if text.starts_with("gidmap=") => groups = map(&text["gidmap=".len()..])?,
                 "bind" => plan.bind = plan.bind.or(Some(false)),
                 "rbind" => plan.bind = Some(true),
                 "loop" => plan.on_loop_device = true,
@@ -186,8 +216,14 @@ impl Plan {
                 }
             }
         }
+        plan.ids = match (users, groups) {
+            (None, None) => None,
+            (Some(users), Some(groups)) => Some(Ids { users, groups }),
+            (Some(_), None) => return Err(bad("uidmap without gidmap")),
+            (None, Some(_)) => return Err(bad("gidmap without uidmap")),
+        };
         if plan.bind.is_some() && plan.on_loop_device {
-            return Err(MountError::Option { option: "loop".to_owned() });
+            return Err(bad("loop"));
         }
         Ok(plan)
     }
@@ -270,8 +306,15 @@ fn undo(target: &Path) {
     let _ = unmount(target, UnmountFlags::DETACH);
 }
 
-fn make(one: &Mount, target: &Path, plan: &Plan) -> io::Result<()> {
-    match make_by_options(one, target, plan) {
+fn make(
+    one: &Mount,
+    target: &Path,
+    plan: &Plan,
+    namespace: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    match make_by_options(one, target, plan, namespace) {
+        // What was made by mount(2) cannot be mapped.
+        Err(error) if namespace.is_some() => return Err(error.into()),
         // An old kernel: no fsopen, or a filesystem that does not know an option in this form.
         Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {
             make_by_text(one, target, plan)?;
@@ -297,7 +340,12 @@ fn make_by_text(one: &Mount, target: &Path, plan: &Plan) -> io::Result<()> {
     }
 }
 
-fn make_by_options(one: &Mount, target: &Path, plan: &Plan) -> Result<(), Errno> {
+fn make_by_options(
+    one: &Mount,
+    target: &Path,
+    plan: &Plan,
+    namespace: Option<BorrowedFd<'_>>,
+) -> Result<(), Errno> {
     let fs = fsopen(one.kind.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)?;
     if !one.source.is_empty() {
         fsconfig_set_string(&fs, "source", one.source.as_str())?;
@@ -321,6 +369,10 @@ fn make_by_options(one: &Mount, target: &Path, plan: &Plan) -> Result<(), Errno>
     }
     fsconfig_create(&fs)?;
     let tree = fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, plan.attributes())?;
+    if let Some(namespace) = namespace {
+        let result = id_mapped::map(tree.as_fd(), false, namespace, MountAttrFlags::empty());
+        result.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::INVAL))?;
+    }
     move_mount(&tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
@@ -387,10 +439,15 @@ mod tests {
         for (case, mount, want) in cases {
             assert_eq!(Plan::new(&mount).expect("supported"), want, "{case}");
         }
-        assert!(
-            Plan::new(&mount_of("bind", &["loop"])).is_err(),
-            "a file is not bound by a device"
-        );
+        let refused = [
+            ("a file is not bound by a device", &["loop"][..]),
+            ("users alone", &["uidmap=0:1:1"]),
+            ("groups alone", &["gidmap=0:1:1"]),
+            ("no mapping", &["uidmap=0:1", "gidmap=0:1:1"]),
+        ];
+        for (case, options) in refused {
+            assert!(Plan::new(&mount_of("bind", options)).is_err(), "{case}");
+        }
     }
 
     #[test]

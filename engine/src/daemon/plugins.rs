@@ -98,10 +98,15 @@ fn built_in(root: &Path) -> Vec<Plugin> {
     };
     let mut differ = part(DIFFER, OWN_DIFFER, &[METADATA]);
     differ.has_platform = true;
+    // What a client has to know before it asks for other owners: that they are never made by copying.
+    let mut overlayfs = vec!["only-remap-ids", "rebase"];
+    if super::state::can_remap(root) {
+        overlayfs.insert(0, "remap-ids");
+    }
     let mut plugins = vec![
         rooted(part(CONTENT, "content", &[]), "content"),
         snapshotter("native", &[]),
-        snapshotter("overlayfs", &["rebase"]),
+        snapshotter("overlayfs", &overlayfs),
         part(EVENT, "exchange", &[]),
         // containerd's name for it; clients do not care which database it is.
         part(METADATA, "bolt", &[CONTENT, SNAPSHOTTER]),

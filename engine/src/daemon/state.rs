@@ -70,9 +70,12 @@ fn snapshotters(
         let syncer = syncer.clone();
         move || syncer.note_commit()
     };
-    let options =
-        OverlayOptions { upperdir_label: overlayfs.upperdir_label, ..OverlayOptions::default() }
-            .with_mount_options(&overlayfs.mount_options);
+    let options = OverlayOptions {
+        upperdir_label: overlayfs.upperdir_label,
+        remap_ids: can_remap(root),
+        ..OverlayOptions::default()
+    };
+    let options = options.with_mount_options(&overlayfs.mount_options);
     let overlay =
         Overlay::open(&root.join("overlayfs"), Arc::clone(&records), options)?.on_commit(notice());
     let native =
@@ -90,9 +93,17 @@ fn snapshotters(
 
 /// Whether snapshots below `root` can be subvolumes.
 pub(super) fn has_btrfs(root: &Path) -> bool {
-    // It may not have been made yet.
-    let there = root.ancestors().find(|path| path.exists());
-    there.is_some_and(|path| sys::btrfs::is_on(path).unwrap_or(false))
+    there(root).is_some_and(|path| sys::btrfs::is_on(path).unwrap_or(false))
+}
+
+/// Whether snapshots below `root` can be shown as of other owners.
+pub(super) fn can_remap(root: &Path) -> bool {
+    there(root).is_some_and(sys::mount::can_map_ids)
+}
+
+/// The nearest directory at or above `path`, which may not have been made yet.
+fn there(path: &Path) -> Option<&Path> {
+    path.ancestors().find(|path| path.exists())
 }
 
 /// Adds the snapshotters that are other programs. None is asked for anything yet.

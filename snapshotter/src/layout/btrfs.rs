@@ -37,7 +37,13 @@ impl Layout for Subvolumes {
         Ok(())
     }
 
-    fn fill(&self, directory: &Path, kind: Kind, parent: Option<&Path>) -> Result<(), Error> {
+    fn fill(
+        &self,
+        directory: &Path,
+        kind: Kind,
+        parent: Option<&Path>,
+        _labels: &Labels,
+    ) -> Result<(), Error> {
         tree::set_mode(directory, 0o755).map_err(Error::file("change the mode of", directory))?;
         let content = self.content(directory);
         let opened = File::open(directory).map_err(Error::file("open", directory))?;
@@ -58,7 +64,13 @@ impl Layout for Subvolumes {
         }
     }
 
-    fn mounts(&self, kind: Kind, directory: &Path, parents: &[PathBuf]) -> Vec<Mount> {
+    fn mounts(
+        &self,
+        kind: Kind,
+        directory: &Path,
+        parents: &[PathBuf],
+        _labels: &Labels,
+    ) -> Vec<Mount> {
         match (kind, parents.first()) {
             (Kind::Active, _) => vec![Mount::bind(text(&self.content(directory)), false)],
             (_, None) => vec![Mount::bind(text(&self.content(directory)), true)],

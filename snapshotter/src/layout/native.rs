@@ -32,7 +32,13 @@ impl Layout for Copies {
         Ok(())
     }
 
-    fn fill(&self, directory: &Path, kind: Kind, parent: Option<&Path>) -> Result<(), Error> {
+    fn fill(
+        &self,
+        directory: &Path,
+        kind: Kind,
+        parent: Option<&Path>,
+        _labels: &Labels,
+    ) -> Result<(), Error> {
         match (kind, parent) {
             (Kind::Active, Some(parent)) => {
                 tree::copy(parent, directory).map_err(Error::file("copy", parent))
@@ -42,7 +48,13 @@ impl Layout for Copies {
         }
     }
 
-    fn mounts(&self, kind: Kind, directory: &Path, parents: &[PathBuf]) -> Vec<Mount> {
+    fn mounts(
+        &self,
+        kind: Kind,
+        directory: &Path,
+        parents: &[PathBuf],
+        _labels: &Labels,
+    ) -> Vec<Mount> {
         match (kind, parents.first()) {
             (Kind::Active, _) => vec![Mount::bind(text(directory), false)],
             (_, None) => vec![Mount::bind(text(directory), true)],

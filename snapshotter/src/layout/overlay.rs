@@ -25,7 +25,12 @@
 //! where it belongs, at least in memory, so the mark goes; in another, the snapshot is refused.
 //! A view has nowhere to write to, and does not get the option.
 //!
-//! Not done yet: id-mapped lower directories.
+//! # Other owners
+//!
+//! Labels ask that a snapshot shows a mapping of the owners of its layers, for a container with a
+//! user namespace. Layers are not copied for that: the mounts have the mapping as `uidmap=` and
+//! `gidmap=`, and whoever mounts maps the lower directories ([`sys::mount`]). The upper directory is
+//! the mapped root's.
 //!
 //! Source: containerd, `plugins/snapshots/overlay/overlay.go`;
 //! kernel, `Documentation/filesystems/overlayfs.rst`.
@@ -35,6 +40,8 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
 };
+
+use sys::user_namespace::IdMap;
 
 use crate::{
     Error, Key, Kind, Labels, Mount, Store,
@@ -47,9 +54,11 @@ pub type Overlay = Store<OverlayOptions>;
 /// The label that [`OverlayOptions::upperdir_label`] adds.
 pub const UPPERDIR_LABEL: &str = "containerd.io/snapshot/overlay.upperdir";
 
-/// Labels that ask for a remapped snapshot.
-const MAPPING_LABELS: [&str; 2] =
-    ["containerd.io/snapshot/uidmapping", "containerd.io/snapshot/gidmapping"];
+/// The labels that ask for other owners, and the options of mounts that they become.
+const MAPPINGS: [(&str, &str); 2] = [
+    ("containerd.io/snapshot/uidmapping", "uidmap"),
+    ("containerd.io/snapshot/gidmapping", "gidmap"),
+];
 
 /// What an operator may choose.
 #[derive(Clone, Debug)]
@@ -60,15 +69,19 @@ pub struct OverlayOptions {
     pub async_remove: bool,
     /// Adds the label [`UPPERDIR_LABEL`] with the path of the upper directory to what is shown.
     pub upperdir_label: bool,
+    /// Whether the kernel can show other owners of what is in the snapshotter's root; see
+    /// [`sys::mount::can_map_ids`].
+    pub remap_ids: bool,
 }
 
 impl Default for OverlayOptions {
-    /// What this machine's kernel needs; removal at once; no label.
+    /// What this machine's kernel needs; removal at once; no label, no other owners.
     fn default() -> Self {
         Self {
             mount_options: kernel_options(&Kernel::look()),
             async_remove: false,
             upperdir_label: false,
+            remap_ids: false,
         }
     }
 }
@@ -134,13 +147,22 @@ impl Layout for OverlayOptions {
     const REBASE: bool = true;
 
     fn check(&self, key: &Key, labels: &Labels) -> Result<(), Error> {
-        if MAPPING_LABELS.iter().any(|label| labels.contains_key(*label)) {
-            return Err(Error::Unsupported { key: key.clone(), feature: "an id mapping" });
+        match mapping(labels) {
+            Ok(Some(_)) if !self.remap_ids => {
+                Err(Error::Unsupported { key: key.clone(), feature: "an id mapping" })
+            }
+            Ok(_) => Ok(()),
+            Err((label, problem)) => Err(Error::Label { key: key.clone(), label, problem }),
         }
-        Ok(())
     }
 
-    fn fill(&self, directory: &Path, kind: Kind, parent: Option<&Path>) -> Result<(), Error> {
+    fn fill(
+        &self,
+        directory: &Path,
+        kind: Kind,
+        parent: Option<&Path>,
+        labels: &Labels,
+    ) -> Result<(), Error> {
         // Users in the container must be able to pass; who may pass from outside is decided by
         // the directory above all snapshots.
         set_mode(directory, 0o755)?;
@@ -149,6 +171,9 @@ impl Layout for OverlayOptions {
         match parent {
             None => set_mode(&upper, 0o755)?,
             Some(parent) => self.adopt(directory, parent)?,
+        }
+        if let Ok(Some(mapping)) = mapping(labels) {
+            mapping.own(&upper)?;
         }
         if kind == Kind::Active {
             let work = directory.join("work");
@@ -169,16 +194,27 @@ impl Layout for OverlayOptions {
         set_mode(&upper, below.mode() & 0o7777)
     }
 
-    fn mounts(&self, kind: Kind, directory: &Path, parents: &[PathBuf]) -> Vec<Mount> {
-        let mut options = Vec::with_capacity(self.mount_options.len() + 3);
+    fn mounts(
+        &self,
+        kind: Kind,
+        directory: &Path,
+        parents: &[PathBuf],
+        labels: &Labels,
+    ) -> Vec<Mount> {
+        let mut options = self.mapping_options(labels);
+        let bind = |directory: &Path, options: Vec<String>, read_only| {
+            let mut mount = Mount::bind(text(&self.content(directory)), read_only);
+            mount.options.splice(0..0, options);
+            vec![mount]
+        };
         match (kind, parents) {
-            (Kind::Active, []) => return vec![Mount::bind(text(&self.content(directory)), false)],
-            (_, []) => return vec![Mount::bind(text(&self.content(directory)), true)],
+            (Kind::Active, []) => return bind(directory, options, false),
+            (_, []) => return bind(directory, options, true),
             (Kind::Active, _) => {
                 options.push(format!("workdir={}", text(&directory.join("work"))));
                 options.push(format!("upperdir={}", text(&self.content(directory))));
             }
-            (_, [parent]) => return vec![Mount::bind(text(&self.content(parent)), true)],
+            (_, [parent]) => return bind(parent, options, true),
             (_, _) => {}
         }
         let lower = parents.iter().map(|parent| text(&self.content(parent)));
@@ -219,6 +255,49 @@ impl Layout for OverlayOptions {
     }
 }
 
+impl OverlayOptions {
+    fn mapping_options(&self, labels: &Labels) -> Vec<String> {
+        let option = |(label, name): &(&str, &str)| {
+            labels.get(*label).filter(|_| self.remap_ids).map(|map| format!("{name}={map}"))
+        };
+        MAPPINGS.iter().filter_map(option).collect()
+    }
+}
+
+/// The owners that labels ask for.
+struct Mapping {
+    users: IdMap,
+    groups: IdMap,
+}
+
+/// What `labels` ask for: nothing, or owners and groups. Otherwise which label is wrong, and why.
+fn mapping(labels: &Labels) -> Result<Option<Mapping>, (&'static str, String)> {
+    let parse = |(label, _): (&'static str, &str)| match labels.get(label) {
+        None => Ok((label, None)),
+        Some(text) => match text.parse::<IdMap>() {
+            Ok(map) if map.to_host(0).is_none() => Err((label, "has no root".to_owned())),
+            Ok(map) => Ok((label, Some(map))),
+            Err(error) => Err((label, error.to_string())),
+        },
+    };
+    match (parse(MAPPINGS[0])?, parse(MAPPINGS[1])?) {
+        ((_, None), (_, None)) => Ok(None),
+        ((_, Some(users)), (_, Some(groups))) => Ok(Some(Mapping { users, groups })),
+        ((label, None), _) | (_, (label, None)) => Err((label, "is missing".to_owned())),
+    }
+}
+
+impl Mapping {
+    /// Gives a directory to whom its owner is mapped to; to the mapped root if that is nobody.
+    fn own(&self, directory: &Path) -> Result<(), Error> {
+        let found = fs::metadata(directory).map_err(Error::file("stat", directory))?;
+        let user = self.users.to_host(found.uid()).or_else(|| self.users.to_host(0));
+        let group = self.groups.to_host(found.gid()).or_else(|| self.groups.to_host(0));
+        std::os::unix::fs::chown(directory, user, group)
+            .map_err(Error::file("change the owner of", directory))
+    }
+}
+
 /// Sets the mode whatever the umask of this process is.
 fn set_mode(path: &Path, mode: u32) -> Result<(), Error> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
@@ -253,6 +332,7 @@ mod tests {
             mount_options: options.iter().map(|it| it.to_string()).collect(),
             async_remove: false,
             upperdir_label: false,
+            remap_ids: false,
         };
         let cases = [
             ("none", &["index=off"][..], &[][..], &["index=off"][..]),
@@ -262,6 +342,25 @@ mod tests {
         for (case, own, given, want) in cases {
             let given: Vec<_> = given.iter().map(|it: &&str| it.to_string()).collect();
             assert_eq!(base(own).with_mount_options(&given).mount_options, want, "{case}");
+        }
+    }
+
+    #[test]
+    fn mappings() {
+        let (users, groups) = (MAPPINGS[0].0, MAPPINGS[1].0);
+        let good = "0:100000:65536";
+        let cases = [
+            ("none", &[][..], Ok(false)),
+            ("both", &[(users, good), (groups, good)], Ok(true)),
+            ("users alone", &[(users, good)], Err(groups)),
+            ("groups alone", &[(groups, good)], Err(users)),
+            ("no mapping", &[(users, "0:1"), (groups, good)], Err(users)),
+            ("without root", &[(users, good), (groups, "1:100000:9")], Err(groups)),
+        ];
+        for (case, labels, want) in cases {
+            let labels = labels.iter().map(|(name, map)| (name.to_string(), map.to_string()));
+            let got = mapping(&Labels::from_iter(labels)).map(|found| found.is_some());
+            assert_eq!(got.map_err(|(label, _)| label), want, "{case}");
         }
     }
 
@@ -310,8 +409,9 @@ mod tests {
                 mount_options: vec!["index=off".to_owned(), VOLATILE[0].to_owned()],
                 async_remove: false,
                 upperdir_label: false,
+                remap_ids: false,
             };
-            let got = options.mounts(kind, Path::new("/s/9"), &parents);
+            let got = options.mounts(kind, Path::new("/s/9"), &parents, &Labels::new());
             assert_eq!(got, [want], "{case}");
         }
     }

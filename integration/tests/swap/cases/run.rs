@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use anyhow::Result;
 use integration::{
-    cell::{Cell, Client, IMAGE},
+    cell::{Cell, Client, IMAGE, Shim},
     daemon::Kind,
     image::{self, Flavour},
     process, wait,
@@ -44,6 +44,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "run_cpus", run: cpus },
     Case { name: "run_label", run: label },
     Case { name: "run_native_snapshotter", run: native },
+    Case { name: "run_user_namespace", run: user_namespace },
     Case { name: "run_runtime_binary", run: runtime_binary },
     Case { name: "run_isolated", run: isolated },
     Case { name: "run_capabilities", run: capabilities },
@@ -197,6 +198,17 @@ fn native(cell: &mut Cell) -> Result<()> {
     cell.ok(&["images", "import", "--snapshotter", "native", &archive])?;
     let flags = ["--rm", "--snapshotter", "native"];
     same(cell.run(&flags, &cell.id(), &["echo", "native"])?.ok()?.as_str(), "native\n")
+}
+
+/// Files of the image are the container's root's, though nobody copied them.
+fn user_namespace(cell: &mut Cell) -> Result<()> {
+    if cell.choice().daemon == Kind::Containerd || cell.choice().shim == Shim::Go {
+        return Err(Skipped("containerd 1.6 knows no mounts of other owners").into());
+    }
+    let maps = ["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", "--remap-labels"];
+    let script = "stat -c %u:%g / /bin/busybox; touch /made && stat -c %u:%g /made; \
+                  tr -s ' ' < /proc/self/uid_map";
+    says(cell, &maps, script, "0:0\n0:0\n0:0\n 0 100000 65536\n")
 }
 
 fn runtime_binary(cell: &mut Cell) -> Result<()> {

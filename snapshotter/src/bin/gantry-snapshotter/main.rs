@@ -110,6 +110,7 @@ fn open(args: &Args) -> Result<Arc<dyn Snapshotter>, Error> {
             let options = OverlayOptions {
                 async_remove: args.async_remove,
                 upperdir_label: args.upperdir_label,
+                remap_ids: sys::mount::can_map_ids(&args.root),
                 ..OverlayOptions::default()
             };
             Arc::new(Overlay::open(&args.root.join("overlayfs"), database, options)?)

@@ -218,7 +218,9 @@ fn status(error: Error) -> Status {
         | Error::OtherParent { .. }
         | Error::Suspect { .. }
         | Error::Volatile { .. } => (Code::FailedPrecondition, ": failed precondition"),
-        Error::OtherNamespace { .. } => (Code::InvalidArgument, ": invalid argument"),
+        Error::OtherNamespace { .. } | Error::Label { .. } => {
+            (Code::InvalidArgument, ": invalid argument")
+        }
         Error::Unsupported { .. } => (Code::Unimplemented, ": not implemented"),
         Error::Fill { .. } | Error::External { .. } | Error::File { .. } | Error::Database(_) => {
             (Code::Unknown, "")

@@ -1,0 +1,314 @@
+//! Mounts that show files as of other owners, as containerd's options `uidmap=` and `gidmap=` ask.
+//!
+//! A mount of its own gets the mapping itself. An overlay cannot have one; its lower layers can, so
+//! they are looked at through a mapped, read-only copy of the mount that has them all, made once
+//! for all layers. The upper directory is as it is: whoever made it gave it to the mapped root.
+//!
+//! The copy has no place in the tree of mounts where the kernel takes layers from such a one (about
+//! 6.15). Elsewhere it has one until the overlay is mounted, in a directory for temporary files.
+//!
+//! Source: containerd, `core/mount/mount_idmapped_linux.go`; mount_setattr(2).
+
+use std::{
+    fs, io,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use rustix::{
+    fs::CWD,
+    mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount},
+};
+
+use super::{Mount, MountAttrFlags, Plan, Recursive, make};
+use crate::{
+    mount_attributes::{Attributes, set_attributes},
+    user_namespace::{self, IdMap},
+};
+
+/// The mappings of a mount's owners and groups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Ids {
+    pub(super) users: IdMap,
+    pub(super) groups: IdMap,
+}
+
+impl Ids {
+    pub(super) fn namespace(&self) -> io::Result<OwnedFd> {
+        user_namespace::create(&self.users, &self.groups)
+    }
+}
+
+/// Whether mounts of what is at `path` can be mapped, and overlays be made of them.
+pub fn can_map_ids(path: &Path) -> bool {
+    // Overlays take mapped layers since 5.19.
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let mut numbers = release.split(['.', '-']).map(|part| part.parse::<u32>().unwrap_or_default());
+    let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let map = || -> io::Result<()> {
+        let map: IdMap = "0:65534:1".parse().map_err(io::Error::other)?;
+        let namespace = user_namespace::create(&map, &map)?;
+        copy(path, false, namespace.as_fd(), MountAttrFlags::empty()).map(drop)
+    };
+    version >= (5, 19) && map().is_ok()
+}
+
+/// Gives `tree`, which has no place yet, the mapping.
+pub(super) fn map(
+    tree: BorrowedFd<'_>,
+    recursive: Recursive,
+    namespace: BorrowedFd<'_>,
+    attributes: MountAttrFlags,
+) -> io::Result<()> {
+    let attributes = Attributes {
+        set: u64::from((attributes | MountAttrFlags::MOUNT_ATTR_IDMAP).bits()),
+        propagation: libc::MS_PRIVATE,
+        user_namespace: Some(namespace),
+        ..Attributes::default()
+    };
+    set_attributes(tree, recursive, &attributes)
+}
+
+/// A mapped copy of the mount at `path`, without a place.
+fn copy(
+    path: &Path,
+    recursive: Recursive,
+    namespace: BorrowedFd<'_>,
+    attributes: MountAttrFlags,
+) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    let tree = open_tree(CWD, path, flags)?;
+    map(tree.as_fd(), recursive, namespace, attributes)?;
+    Ok(tree)
+}
+
+/// Mounts the directory `source` mapped.
+pub(super) fn bind(
+    source: &str,
+    target: &Path,
+    recursive: Recursive,
+    plan: &Plan,
+    namespace: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let tree = copy(Path::new(source), recursive, namespace, plan.attributes())?;
+    attach(&tree, target)
+}
+
+fn attach(tree: &OwnedFd, target: &Path) -> io::Result<()> {
+    Ok(move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
+}
+
+/// Where the layers are looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Copy {
+    /// Nowhere in the tree of mounts.
+    Detached,
+    /// In a directory for temporary files, for as long as the mount takes.
+    Attached,
+}
+
+/// Mounts an overlay whose lower layers are mapped.
+pub(super) fn overlay(
+    one: &Mount,
+    target: &Path,
+    plan: &Plan,
+    namespace: BorrowedFd<'_>,
+) -> io::Result<()> {
+    match overlay_on(Copy::Detached, one, target, plan, namespace) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            overlay_on(Copy::Attached, one, target, plan, namespace)
+        }
+        result => result,
+    }
+}
+
+fn overlay_on(
+    how: Copy,
+    one: &Mount,
+    target: &Path,
+    plan: &Plan,
+    namespace: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let layers = plan.data.iter().find_map(|option| option.strip_prefix("lowerdir="));
+    let layers = layers.filter(|text| !text.contains('\\'));
+    let shared = layers.and_then(shared);
+    let (Some(layers), Some(shared)) = (layers, shared) else {
+        let text = "the lower directories are in no directory that could be mapped";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    };
+    let tree = copy(&shared, true, namespace, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    let place = match how {
+        Copy::Detached => None,
+        Copy::Attached => Some(Place::new(&tree)?),
+    };
+    let above = match &place {
+        None => PathBuf::from(format!("/proc/self/fd/{}", tree.as_raw_fd())),
+        Some(place) => place.0.clone(),
+    };
+    let mapped = layers.split(':').map(|layer| {
+        let below = Path::new(layer).strip_prefix(&shared).unwrap_or(Path::new(layer));
+        above.join(below).display().to_string()
+    });
+    let mapped = format!("lowerdir={}", mapped.collect::<Vec<_>>().join(":"));
+    let replace = |option: &String| {
+        if option.starts_with("lowerdir=") { mapped.clone() } else { option.clone() }
+    };
+    let data = plan.data.iter().map(replace).collect();
+    make(one, target, &Plan { data, ids: None, ..plan.clone() }, None)
+}
+
+/// The directory that has all `layers`. `None`: there is none but `/`.
+fn shared(layers: &str) -> Option<PathBuf> {
+    let mut paths = layers.split(':').map(Path::new);
+    let mut shared = paths.next()?.parent()?;
+    for path in paths {
+        while !path.parent().is_some_and(|parent| parent.starts_with(shared)) {
+            shared = shared.parent()?;
+        }
+    }
+    let is_usable = shared.is_absolute() && shared != Path::new("/");
+    is_usable.then(|| shared.to_owned())
+}
+
+/// A place for a mount, for a while.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(tree: &OwnedFd) -> io::Result<Self> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!(".gantry-mapped-{}-{number}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        fs::create_dir(&path)?;
+        let place = Self(path);
+        attach(tree, &place.0)?;
+        Ok(place)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // The overlay has what it needs. What cannot be removed is an empty directory.
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, chown};
+
+    use super::*;
+    use crate::mount::unmount_all;
+
+    #[test]
+    fn shared_directories() {
+        let cases = [
+            ("one", "/r/1/fs", Some("/r/1")),
+            ("side by side", "/r/1/fs:/r/12/fs", Some("/r")),
+            ("one in the other", "/r/a/b:/r/a", Some("/r")),
+            ("nothing shared", "/a/1:/b/1", None),
+            ("relative", "a/1:a/2", None),
+        ];
+        for (case, layers, want) in cases {
+            assert_eq!(shared(layers), want.map(PathBuf::from), "{case}");
+        }
+    }
+
+    /// The owner of `path` as seen, and of what a writer leaves there.
+    fn owner(path: &Path) -> (u32, u32) {
+        let found = fs::symlink_metadata(path).expect("is there");
+        (found.uid(), found.gid())
+    }
+
+    struct Tree(tempfile::TempDir);
+
+    impl Tree {
+        /// Two layers with files of 0:0 and 5:6, and directories for an overlay and its mount.
+        fn new() -> Self {
+            let scratch = tempfile::tempdir().expect("scratch");
+            for name in ["1", "2", "upper", "work", "at"] {
+                fs::create_dir(scratch.path().join(name)).expect("made");
+            }
+            for (path, uid, gid) in [("1/low", 5, 6), ("2/high", 0, 0)] {
+                let path = scratch.path().join(path);
+                fs::write(&path, "").expect("written");
+                chown(path, Some(uid), Some(gid)).expect("owned");
+            }
+            Self(scratch)
+        }
+
+        fn path(&self, name: &str) -> String {
+            self.0.path().join(name).display().to_string()
+        }
+
+        fn look(&self, name: &str) -> (u32, u32) {
+            owner(&self.0.path().join(name))
+        }
+
+        fn overlay(&self) -> Mount {
+            let path = |name| self.path(name);
+            Mount {
+                kind: "overlay".to_owned(),
+                source: "overlay".to_owned(),
+                target: String::new(),
+                options: vec![
+                    "uidmap=0:100000:1000".to_owned(),
+                    "gidmap=0:200000:1000".to_owned(),
+                    format!("workdir={}", path("work")),
+                    format!("upperdir={}", path("upper")),
+                    format!("lowerdir={}:{}", path("2"), path("1")),
+                    "index=off".to_owned(),
+                ],
+            }
+        }
+    }
+
+    #[test]
+    fn overlays_with_mapped_layers() {
+        for how in [Copy::Detached, Copy::Attached] {
+            let tree = Tree::new();
+            let (one, at) = (tree.overlay(), tree.0.path().join("at"));
+            let plan = Plan::new(&one).expect("supported");
+            let ids = plan.ids.clone().expect("are mapped").namespace().expect("a namespace");
+            overlay_on(how, &one, &at, &plan, ids.as_fd()).expect("mounts");
+            let seen = [tree.look("at/low"), tree.look("at/high")];
+            fs::write(at.join("low"), "changed").expect("written");
+            unmount_all(&at).expect("unmounted");
+            assert_eq!(seen, [(100_005, 200_006), (100_000, 200_000)], "{how:?}");
+            let below = [tree.look("1/low"), tree.look("2/high"), tree.look("upper/low")];
+            assert_eq!(
+                below,
+                [(5, 6), (0, 0), (100_005, 200_006)],
+                "{how:?}: copied up, untouched"
+            );
+        }
+    }
+
+    #[test]
+    fn mapped_directories() {
+        for (access, writable) in [("rw", true), ("ro", false)] {
+            let tree = Tree::new();
+            let at = tree.0.path().join("at");
+            let mut one = tree.overlay();
+            one.kind = "bind".to_owned();
+            one.source = tree.path("1");
+            one.options.retain(|option| option.contains("map="));
+            one.options.extend([access.to_owned(), "rbind".to_owned()]);
+            one.mount(&at).expect("mounts");
+            let (seen, written) = (tree.look("at/low"), fs::write(at.join("low"), "new").is_ok());
+            unmount_all(&at).expect("unmounted");
+            assert_eq!((seen, written), ((100_005, 200_006), writable), "{access}");
+            assert_eq!(tree.look("1/low"), (5, 6), "{access}");
+        }
+    }
+
+    #[test]
+    fn what_can_be_mapped() {
+        assert!(can_map_ids(&std::env::temp_dir()), "a usual filesystem");
+        assert!(!can_map_ids(Path::new("/proc")), "proc cannot");
+        assert!(!can_map_ids(Path::new("/nonexistent")));
+    }
+}
