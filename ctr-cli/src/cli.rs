@@ -64,6 +64,9 @@ enum Command {
     /// Display events
     #[command(visible_alias = "event")]
     Events(commands::events::Events),
+    /// Explain or run garbage collection
+    #[command(subcommand)]
+    Gc(commands::gc::Command),
     /// Manage images
     #[command(subcommand, visible_aliases = ["image", "i"])]
     Images(commands::images::Command),
@@ -114,6 +117,7 @@ impl Cli {
             Command::Events(command) => command.run(global).await,
             Command::Images(command) => command.run(global).await,
             Command::Info(command) => command.run(global).await,
+            Command::Gc(command) => command.run(global).await,
             Command::Leases(command) => command.run(global).await,
             Command::Namespaces(command) => command.run(global).await,
             Command::Run(command) => command.run(global).await,

@@ -88,6 +88,13 @@ impl Client {
         version: version::version_client::VersionClient;
     }
 
+    /// The service that explains garbage collection, which only our daemon has.
+    pub(crate) fn gc(&self) -> proto::gantry::services::gc::v1::gc_client::GcClient<Service> {
+        proto::gantry::services::gc::v1::gc_client::GcClient::new(self.service())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
     /// Connects to the daemon at `address`, or to the one that is there.
     pub(crate) async fn connect(
         address: Option<&str>,

@@ -3,6 +3,7 @@
 pub(crate) mod containers;
 pub(crate) mod content;
 pub(crate) mod events;
+pub(crate) mod gc;
 pub(crate) mod images;
 pub(crate) mod info;
 pub(crate) mod leases;

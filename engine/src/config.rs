@@ -193,26 +193,29 @@ pub enum Format {
 pub struct Gc {
     /// How much of the time collection may stop changes for, at most 0.5.
     pub pause_threshold: f64,
-    /// After how many removals a collection is due at once; 0 for never.
+    /// After how many removals a collection starts without waiting for the next that is due; 0
+    /// for never.
     pub deletion_threshold: u64,
-    /// After how many changes of any kind a collection is due; 0 for never.
+    /// After how many changes of any kind the next collection takes place though nothing was
+    /// removed; 0 for never.
     pub mutation_threshold: u64,
-    /// How long after a removal a collection starts at the earliest, in milliseconds.
-    pub schedule_delay_ms: u64,
-    /// How long after the start of the daemon the first collection starts, in milliseconds.
-    pub startup_delay_ms: u64,
+    /// How long after it was asked for, or a threshold was reached, a collection starts.
+    #[serde(deserialize_with = "duration")]
+    pub schedule_delay: Duration,
+    /// How long after the start of the daemon the first collection starts; 0 for not before there
+    /// is a reason.
+    #[serde(deserialize_with = "duration")]
+    pub startup_delay: Duration,
 }
 
-impl Gc {
-    /// [`schedule_delay_ms`](Self::schedule_delay_ms).
-    pub fn schedule_delay(&self) -> Duration {
-        Duration::from_millis(self.schedule_delay_ms)
-    }
-
-    /// [`startup_delay_ms`](Self::startup_delay_ms).
-    pub fn startup_delay(&self) -> Duration {
-        Duration::from_millis(self.startup_delay_ms)
-    }
+/// Reads a duration as containerd writes it, `"100ms"`.
+fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let nanoseconds =
+        crate::go_duration::parse(&text).and_then(|parsed| u64::try_from(parsed).ok());
+    nanoseconds.map(Duration::from_nanos).ok_or_else(|| {
+        serde::de::Error::custom(format!("{text:?} is not a duration like \"100ms\" or \"1.5s\""))
+    })
 }
 
 impl Default for Gc {
@@ -221,8 +224,8 @@ impl Default for Gc {
             pause_threshold: 0.02,
             deletion_threshold: 0,
             mutation_threshold: 100,
-            schedule_delay_ms: 0,
-            startup_delay_ms: 100,
+            schedule_delay: Duration::ZERO,
+            startup_delay: Duration::from_millis(100),
         }
     }
 }
@@ -362,6 +365,8 @@ mod tests {
             ("top level", "rot = '/x'", "line 1, column 1"),
             ("section", "[grpc]\nadress = '/x'", "line 2, column 1"),
             ("type", "[grpc]\nuid = 'root'", "line 2, column 7"),
+            ("duration", "[gc]\nschedule_delay = '1 day'", "line 2, column 18"),
+            ("negative duration", "[gc]\nstartup_delay = '-1s'", "line 2, column 17"),
         ];
         for (case, text, place) in cases {
             let error = Config::parse(text).expect_err(case).to_string();

@@ -6,7 +6,8 @@
 //!                             ref     "<namespace>/<ref>"
 //!                             startedat, updatedat   RFC 3339
 //!                             total   the expected size in decimal, if it was told
-//!                             lease   the lease that keeps it, if there was one
+//!                             lease   the leases that keep it, a line for each
+//! <root>/gone/<number>                what is being deleted
 //! ```
 //!
 //! # Rules
@@ -24,22 +25,24 @@
 //! Source: containerd, `plugins/content/local`, `core/metadata/content.go`.
 
 mod ingest;
+mod sweep;
 mod writer;
 
 use std::{
     borrow::Cow,
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs::{self, File},
     io,
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
+pub(crate) use self::sweep::Kept;
 pub use self::writer::{Committed, Hashing, NewWrite, Writer};
 use crate::{
-    digest::{Algorithm, Digest},
+    digest::Digest,
     error::Error,
     filter::{self, Fields, Filter},
     metadata::{self, ContentInfo},
@@ -60,6 +63,10 @@ struct Inner {
     metadata: metadata::Store,
     /// The refs, with their namespaces, that have a writer.
     open: Mutex<HashSet<String>>,
+    /// The blobs to which somebody is about to refer, and how many do.
+    claims: Mutex<HashMap<Digest, usize>>,
+    /// The next number in `gone`.
+    gone: AtomicU64,
 }
 
 /// How far a write has come.
@@ -94,12 +101,20 @@ impl Store {
     ///
     /// `File`.
     pub fn open(root: &Path, metadata: metadata::Store) -> Result<Self, Error> {
-        for folder in ["blobs/sha256", "ingest"] {
+        for folder in ["blobs/sha256", "ingest", "gone"] {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).map_err(Error::file("create", folder))?;
         }
-        let inner = Inner { root: root.to_owned(), metadata, open: Mutex::default() };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Inner {
+            root: root.to_owned(),
+            metadata,
+            open: Mutex::default(),
+            claims: Mutex::default(),
+            gone: AtomicU64::new(0),
+        };
+        let store = Self { inner: Arc::new(inner) };
+        store.empty_gone()?;
+        Ok(store)
     }
 
     /// The records.
@@ -124,8 +139,14 @@ impl Store {
     pub fn blob(&self, namespace: &Namespace, digest: &Digest) -> Result<Blob, Error> {
         let size = self.info(namespace, digest)?.size;
         let path = self.path(digest);
-        let file = File::open(&path).map_err(Error::file("open", &path))?;
-        Ok(Blob { file, path, size })
+        match File::open(&path) {
+            Ok(file) => Ok(Blob { file, path, size }),
+            // Deleted since: then it says so.
+            Err(error) => Err(self
+                .info(namespace, digest)
+                .err()
+                .unwrap_or_else(|| Error::file("open", &path)(error))),
+        }
     }
 
     /// Where a blob is or would be.
@@ -220,69 +241,18 @@ impl Store {
     /// `NotFound`.
     pub fn abort(&self, namespace: &Namespace, reference: &str) -> Result<(), Error> {
         let folder = self.ingest_folder(namespace, reference);
-        match fs::remove_dir_all(&folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(no_write(reference)),
-            result => result.map_err(Error::file("remove", folder)),
-        }
-    }
-
-    /// Removes the files of blobs that `keep` has no use for, and of unfinished writes that nobody
-    /// keeps. Returns what was removed. The caller holds [`metadata::Store::collecting`].
-    ///
-    /// # Errors
-    ///
-    /// `File`: a folder cannot be read. A file that cannot be removed is logged and left for the
-    /// next time.
-    pub(crate) fn sweep(
-        &self,
-        keep: &HashSet<Digest>,
-        lease_exists: &dyn Fn(&Namespace, &str) -> bool,
-    ) -> Result<Vec<Digest>, Error> {
-        let mut removed = Vec::new();
-        for algorithm in Algorithm::ALL {
-            let folder = self.inner.root.join("blobs").join(algorithm.name());
-            for name in names(&folder)? {
-                let Ok(digest) = format!("{}:{name}", algorithm.name()).parse::<Digest>() else {
-                    continue;
-                };
-                if !keep.contains(&digest) && remove(&folder.join(&name)) {
-                    removed.push(digest);
-                }
+        match self.set_aside(&folder) {
+            Ok(None) => Err(no_write(reference)),
+            Ok(gone) => {
+                sweep::delete(Ok(gone), "a write that was given up stays");
+                Ok(())
             }
+            Err(error) => Err(Error::file("remove", folder)(error)),
         }
-        let now = SystemTime::now();
-        for (folder, status) in self.ingests()? {
-            if !self.is_ingest_kept(&folder, &status, now, lease_exists) {
-                tracing::debug!(reference = status.reference, "removing unfinished write");
-                if let Err(error) = fs::remove_dir_all(&folder) {
-                    tracing::warn!(%error, folder = %folder.display(), "unfinished write stays");
-                }
-            }
-        }
-        Ok(removed)
-    }
-
-    fn is_ingest_kept(
-        &self,
-        folder: &Path,
-        status: &WriteStatus,
-        now: SystemTime,
-        lease_exists: &dyn Fn(&Namespace, &str) -> bool,
-    ) -> bool {
-        if self.lock_open().contains(&status.reference) {
-            return true;
-        }
-        if let Some(lease) = ingest::lease(folder) {
-            let namespace =
-                status.reference.split_once('/').and_then(|(name, _)| name.parse().ok());
-            return namespace.is_some_and(|namespace| lease_exists(&namespace, &lease));
-        }
-        now.duration_since(status.updated).is_ok_and(|age| age < INGEST_KEPT)
-            || status.updated > now
     }
 
     /// The folders of all unfinished writes; the refs in their statuses start with the namespace.
-    fn ingests(&self) -> Result<Vec<(PathBuf, WriteStatus)>, Error> {
+    pub(crate) fn ingests(&self) -> Result<Vec<(PathBuf, WriteStatus)>, Error> {
         let root = self.inner.root.join("ingest");
         let mut found = Vec::new();
         for name in names(&root)? {
@@ -295,8 +265,8 @@ impl Store {
     }
 
     fn ingest_folder(&self, namespace: &Namespace, reference: &str) -> PathBuf {
-        let name = Digest::of(full_reference(namespace, reference).as_bytes());
-        self.inner.root.join("ingest").join(name.hex())
+        let name = folder_name(&full_reference(namespace, reference));
+        self.inner.root.join("ingest").join(name)
     }
 
     fn lock_open(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
@@ -365,6 +335,11 @@ fn full_reference(namespace: &Namespace, reference: &str) -> String {
     format!("{namespace}/{reference}")
 }
 
+/// The name of the folder of a write, by its ref and namespace.
+fn folder_name(reference: &str) -> String {
+    Digest::of(reference.as_bytes()).hex().to_owned()
+}
+
 fn no_write(reference: &str) -> Error {
     Error::NotFound(format!("reference {reference}"))
 }
@@ -381,16 +356,6 @@ pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Error> {
         names.extend(name.into_string());
     }
     Ok(names)
-}
-
-fn remove(path: &Path) -> bool {
-    match fs::remove_file(path) {
-        Ok(()) => true,
-        Err(error) => {
-            tracing::warn!(%error, path = %path.display(), "blob stays");
-            false
-        }
-    }
 }
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ use proto::{
         transfer::v1::transfer_server::TransferServer,
         version::v1::version_server::VersionServer,
     },
+    gantry::services::gc::v1::gc_server::GcServer,
     grpc::health::v1::health_server::HealthServer,
 };
 use tokio::net::UnixListener;
@@ -47,7 +48,7 @@ use crate::{
     durability::Syncer,
     error::Error,
     events::{Exchange, Subscription},
-    gc::Scheduler,
+    gc::{Inspector, Scheduler},
     lock::lock,
     metadata,
     namespace::Namespace,
@@ -116,6 +117,7 @@ impl Daemon {
         let streams = Arc::<Streams>::default();
 
         let limit = (config.grpc.max_recv_message_size, config.grpc.max_send_message_size);
+        let garbage = garbage(&state);
         let transfer = transfer(&state, &events, &streams, paths);
         let monitor = monitor(&state, &runtime, &events, exits, config.restart.interval())?;
         let records = state.metadata.clone();
@@ -127,16 +129,14 @@ impl Daemon {
         let diff = services::Diff::new(content.clone(), state::differs(&config)?, processors);
         let content = services::Content::new(content, events.clone(), gc.clone());
         let images = services::Images::new(metadata.clone(), events.clone(), gc.clone());
-        let leases = services::Leases::new(metadata.clone(), gc.clone());
         let snapshots = services::Snapshots::new(
             Arc::clone(&snapshotters),
             metadata.clone(),
             events.clone(),
             gc.clone(),
         );
-        let sandboxes = services::SandboxStore::new(metadata.clone(), gc.clone());
         let sandboxers = services::SandboxController::new(&metadata, &runtime, &events, &stop);
-        let namespaces = services::Namespaces::new(metadata, snapshotters, events.clone());
+        let namespaces = services::Namespaces::new(metadata.clone(), snapshotters, events.clone());
         let events = services::Events::new(events, Arc::clone(&runtime), stop.clone());
         let routes = Routes::default()
             .with(server!(limit, VersionServer, services::Version))
@@ -148,11 +148,12 @@ impl Daemon {
             .with(server!(limit, DiffServer, diff))
             .with(server!(limit, ImagesServer, images))
             .with(server!(limit, EventsServer, events.clone()))
-            .with(server!(limit, LeasesServer, leases))
+            .with(server!(limit, LeasesServer, services::Leases::new(metadata.clone(), gc.clone())))
             .with(server!(limit, SnapshotsServer, snapshots))
             .with(server!(limit, TasksServer, tasks))
-            .with(server!(limit, StoreServer, sandboxes))
+            .with(server!(limit, StoreServer, services::SandboxStore::new(metadata, gc.clone())))
             .with(server!(limit, ControllerServer, sandboxers))
+            .with(server!(limit, GcServer, garbage))
             .with(server!(limit, StreamingServer, services::Streaming::new(streams, stop.clone())))
             .with(server!(limit, TransferServer, transfer));
 
@@ -233,6 +234,12 @@ impl Daemon {
             Ok(())
         })
     }
+}
+
+/// The service that tells about the garbage collection.
+fn garbage(state: &State) -> services::Gc {
+    let inspector = Inspector::new(state.content.clone(), Arc::clone(&state.snapshotters));
+    services::Gc::new(inspector, state.gc.clone())
 }
 
 /// The service of transfers, which tells the garbage collector of what they leave.

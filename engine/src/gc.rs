@@ -13,29 +13,40 @@
 //! Labels refer forward (`containerd.io/gc.ref.content[.x]`, `…ref.image[.x]`,
 //! `…ref.snapshot.<snapshotter>[/x]`: this object keeps that one) or back (`…gc.bref.…`: that
 //! object keeps this one). Everything is within one namespace. Expired leases and images go, and so
-//! do blobs and snapshots that no root reaches; containers go only when they are deleted.
+//! do blobs and snapshots that no root reaches; containers and sandboxes, which are roots, too, go
+//! only when they are deleted. Content and images may also keep a snapshot for as long as it was
+//! used at a time that fits (`containerd.io/gc.cond.snapshot`).
 //!
 //! # How
 //!
 //! [`graph`] decides, from a list of objects and nothing else; [`collector`] lists them and removes
-//! what was decided, while nobody else can change anything; [`scheduler`] decides when.
+//! the records of what goes, in one transaction, while nobody else can change anything, and then
+//! the files, while everybody works again; [`scheduler`] decides when; [`inspect`] tells why.
+//!
+//! Files may go without haste because nothing finds them without a record, and because those of
+//! which no record tells are looked for by each collection and, after a crash, at the start.
 //!
 //! Source: containerd, `core/metadata/gc.go`, `docs/garbage-collection.md`, `plugins/gc`.
 
 mod collector;
 mod graph;
+mod inspect;
+mod label;
+mod object;
 mod scheduler;
 
 use std::time::SystemTime;
 
 pub use self::{
     collector::{Collected, Collector, Snapshotters},
+    inspect::{Doomed, Explanation, Inspector, Link},
+    object::{Kind, Object},
     scheduler::Scheduler,
 };
 use crate::{
     digest::Digest,
     labels::Labels,
-    metadata::{ContentInfo, Image, Object},
+    metadata::{self, ContentInfo, Image},
     namespace::Namespace,
     oci::Descriptor,
 };
@@ -63,12 +74,12 @@ pub(crate) fn fuzz(key: &str, value: &str) {
     };
 
     let blob = ContentInfo { digest, size: 4, labels: labels.clone(), created, updated };
-    let goes = !plan(Object::Content(blob)).content.is_empty();
+    let goes = !plan(metadata::Object::Content(blob)).content.is_empty();
     assert_eq!(goes, !key.starts_with(ROOT), "the blob with {labels:?}");
 
     let target = Descriptor::of("x", b"blob");
     let image = Image { name: "image".to_owned(), labels, target, created, updated };
-    let plan = plan(Object::Image(image));
+    let plan = plan(metadata::Object::Image(image));
     assert!(plan.images.is_empty() || key == EXPIRE, "the image goes for {key}={value}");
     assert!(plan.next_expiry.is_none() || key == EXPIRE, "the image expires for {key}={value}");
 }

@@ -9,6 +9,7 @@ mod containers;
 mod content;
 mod diff;
 mod events;
+mod gc;
 mod health;
 mod images;
 mod introspection;
@@ -37,6 +38,7 @@ pub use self::{
     content::Content,
     diff::{Diff, Differ},
     events::Events,
+    gc::Gc,
     health::Health,
     images::Images,
     introspection::{Introspection, Plugin, server_uuid},
@@ -102,7 +104,7 @@ pub async fn blocking<T: Send + 'static>(
 async fn after_removal(gc: &crate::gc::Scheduler, sync: bool) -> Result<(), Status> {
     if sync {
         let gc = gc.clone();
-        return blocking(move || gc.collect()).await;
+        return blocking(move || gc.collect().map(drop)).await;
     }
     gc.note_removal();
     Ok(())

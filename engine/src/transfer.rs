@@ -454,10 +454,10 @@ impl Work {
     /// Whether the namespace has the blob; if so it is added to the lease.
     fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
         let metadata = self.content.metadata();
-        let _keep = metadata.referring();
+        let keep = metadata.referring();
         match self.content.info(&self.scope.namespace, digest) {
             Ok(_) => {
-                metadata.lease(&self.scope, &Resource::content(digest))?;
+                metadata.lease_seen(&keep, &self.scope, &Resource::content(digest))?;
                 Ok(true)
             }
             Err(crate::error::Error::NotFound(_)) => Ok(false),
@@ -528,6 +528,11 @@ impl Work {
     fn lease_snapshot(&self, snapshotter: &str, name: &str) -> Result<(), Error> {
         let resource = Resource::snapshot(snapshotter, name);
         Ok(self.content.metadata().lease(&self.scope, &resource)?)
+    }
+
+    fn release_snapshot(&self, snapshotter: &str, name: &str) -> Result<(), Error> {
+        let resource = Resource::snapshot(snapshotter, name);
+        Ok(self.content.metadata().release(&self.scope, &resource)?)
     }
 }
 

@@ -29,6 +29,7 @@ use proto::containerd::services::{
     version::v1::version_client::VersionClient,
 };
 use proto::containerd::types::{Descriptor, Mount};
+use proto::gantry::services::gc::v1::{ExplainRequest, RunRequest, gc_client::GcClient};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -311,6 +312,42 @@ async fn layers_go_through_stream_processors() {
     let usual = std::fs::read(layer.replace("gzip", "usual")).expect("reads");
     assert_eq!(applied.applied.expect("a layer").digest, Digest::of(&usual).to_string());
     assert!(target.path().join("d/h").exists());
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn garbage_is_explained() {
+    let fixture = Fixture::start().await;
+    let mut leases = LeasesClient::new(fixture.channel.clone());
+    let create = CreateRequest { id: "l".to_owned(), ..CreateRequest::default() };
+    leases.create(scoped(create)).await.expect("creates");
+    let mut client = ContentClient::new(fixture.channel.clone());
+    let request = leased(tokio_stream::iter([message(WriteAction::Commit, 0, b"hello")]), "l");
+    let mut stream = client.write(request).await.expect("writes").into_inner();
+    while stream.message().await.expect("writes").is_some() {}
+
+    let mut gc = GcClient::new(fixture.channel.clone());
+    let digest = Digest::of(b"hello").to_string();
+    let object = || ExplainRequest { object: digest.clone() };
+    let found = gc.explain(scoped(object())).await.expect("explains").into_inner().explanations;
+    let [found] = found.as_slice() else { panic!("{found:?}") };
+    let chain: Vec<_> = found.chain.iter().map(|link| link.by.as_str()).collect();
+    assert_eq!((found.kept, chain), (true, vec!["lease l"]));
+    let wanted = ExplainRequest { object: "image/none".to_owned() };
+    let error = gc.explain(scoped(wanted)).await.expect_err("there is none");
+    assert_eq!(error.code(), Code::NotFound);
+
+    let mut run = async |dry_run| {
+        let mut parts = gc.run(Request::new(RunRequest { dry_run })).await?.into_inner();
+        let mut names = Vec::new();
+        while let Some(part) = parts.message().await? {
+            names.extend(part.garbage.into_iter().map(|one| one.object.expect("an object").name));
+        }
+        Ok::<_, Status>(names)
+    };
+    assert_eq!(run(true).await.expect("plans"), Vec::<String>::new());
+    assert_eq!(run(false).await.expect("collects"), Vec::<String>::new());
+    client.info(scoped(InfoRequest { digest })).await.expect("is still there");
     fixture.stop().await;
 }
 

@@ -48,6 +48,7 @@ const DOMAIN: &[&str] = &[
     "field_mask",
     "filter",
     "gc",
+    "go_duration",
     "identifier",
     "labels",
     "metadata",

@@ -148,6 +148,8 @@ struct State {
     pending: BTreeSet<u64>,
     /// Whether something may be there that has no record.
     dirty: bool,
+    /// Numbers whose record is gone, or will be when a transaction of somebody else's is committed.
+    removed: BTreeSet<u64>,
     /// When a cleanup may try again.
     not_before: Option<Instant>,
 }
@@ -170,8 +172,8 @@ impl<B: Backend> External<B> {
         let now = u64::try_from(now.as_millis()).unwrap_or_default();
         let highest = records.ids()?.into_iter().max().unwrap_or_default();
         let next = highest.max(now) + 1;
-        let pending = BTreeSet::new();
-        let state = State { next, pending, dirty: true, not_before: None };
+        let (pending, removed) = (BTreeSet::new(), BTreeSet::new());
+        let state = State { next, pending, dirty: true, removed, not_before: None };
         Ok(Self { backend, records, can_rebase, state: Mutex::new(state) })
     }
 
@@ -326,9 +328,12 @@ impl<B: Backend> External<B> {
             reason: Reason::Other,
             message: sys::error::Chain(&error).to_string(),
         })?;
-        if !pending.is_empty() {
-            // What they leave, or what is spared for them, is looked at again.
-            self.state().dirty = true;
+        {
+            let mut state = self.state();
+            // What the pending ones leave, or what is spared for them, is looked at again; and so is
+            // what goes by a transaction that is not committed yet.
+            state.dirty |= !pending.is_empty();
+            state.removed.retain(|id| named.numbers.contains(id));
         }
         // A snapshot that the program has made by itself, of which there is no number, may be what
         // one that is pending is about to be entered as.
@@ -428,6 +433,16 @@ impl<B: Backend> Snapshotter for External<B> {
         Ok(())
     }
 
+    fn remove_within(
+        &self,
+        transaction: &redb::WriteTransaction,
+        keys: &[Key],
+    ) -> Result<Vec<Key>, Error> {
+        let removed = self.records.remove_within(transaction, keys)?;
+        self.state().removed.extend(removed.iter().map(|(_, id)| *id));
+        Ok(removed.into_iter().map(|(key, _)| key).collect())
+    }
+
     fn stat(&self, key: &Key) -> Result<Info, Error> {
         let record = self.records.get(key)?;
         let found = self.backend.stat(&outside(key, &record))?;
@@ -471,10 +486,6 @@ impl<B: Backend> Snapshotter for External<B> {
         self.records.walk(namespace, &mut |key, record| visit(record.info(key)))
     }
 
-    fn is_external(&self) -> bool {
-        true
-    }
-
     fn usage(&self, key: &Key) -> Result<Usage, Error> {
         let record = self.records.get(key)?;
         Ok(self.backend.usage(&outside(key, &record))?)
@@ -502,7 +513,8 @@ impl<B: Backend> Snapshotter for External<B> {
         {
             let mut state = self.state();
             let early = state.not_before.is_some_and(|time| Instant::now() < time);
-            if !state.dirty || early {
+            let is_clean = !state.dirty && state.removed.is_empty();
+            if early || is_clean {
                 return Ok(());
             }
             state.dirty = false;

@@ -139,6 +139,21 @@ pub trait Snapshotter: Send + Sync {
     /// - `HasChildren`: `key` is the parent of another snapshot.
     fn remove(&self, key: &Key) -> Result<(), Error>;
 
+    /// Removes the snapshots `keys`, children before their parents, as part of `transaction`,
+    /// together with what the caller changes there. Their disk space is free after a `cleanup`
+    /// that comes after the commit.
+    ///
+    /// Returns which were removed: those are left that are gone, or that have children.
+    ///
+    /// # Errors
+    ///
+    /// - `Database`: only.
+    fn remove_within(
+        &self,
+        transaction: &redb::WriteTransaction,
+        keys: &[Key],
+    ) -> Result<Vec<Key>, Error>;
+
     /// What is known of the snapshot `key`.
     ///
     /// # Errors
@@ -184,12 +199,6 @@ pub trait Snapshotter: Send + Sync {
         visit: &mut dyn FnMut(Info) -> ControlFlow<()>,
     ) -> Result<(), Error> {
         self.walk(namespace, visit)
-    }
-
-    /// Whether calls wait for another program, so that the caller must not keep others waiting
-    /// meanwhile. `remove` and `walk_records` never do.
-    fn is_external(&self) -> bool {
-        false
     }
 
     /// The disk space that the snapshot `key` takes beyond that of its parents.

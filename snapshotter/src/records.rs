@@ -279,6 +279,25 @@ impl Records {
         Ok(removed.expect("a change that succeeded was called"))
     }
 
+    /// Removes, in a transaction of the caller's, the records of those of `keys` that are there and
+    /// have no children, and returns which these are, with their ids.
+    pub(crate) fn remove_within(
+        &self,
+        transaction: &WriteTransaction,
+        keys: &[Key],
+    ) -> Result<Vec<(Key, u64)>, Error> {
+        let mut tables = Tables::open(transaction, &self.snapshotter)?;
+        let mut removed = Vec::new();
+        for key in keys {
+            match tables.remove(key) {
+                Ok(record) => removed.push((key.clone(), record.id)),
+                Err(Error::NotFound { .. } | Error::HasChildren { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(removed)
+    }
+
     pub(crate) fn update(&self, key: &Key, edit: &mut EditLabels<'_>) -> Result<Record, Error> {
         let mut updated = None;
         self.change(&mut |tables| {
@@ -299,11 +318,8 @@ impl Records {
         change: &mut (dyn FnMut(&mut Tables<'_>) -> Result<(), Error> + Send),
     ) -> Result<(), Error> {
         let snapshotter = &*self.snapshotter;
-        let change: &mut Change<'_> = &mut |transaction| {
-            let snapshots = transaction.open_table(SNAPSHOTS).map_err(Error::database)?;
-            let children = transaction.open_table(CHILDREN).map_err(Error::database)?;
-            change(&mut Tables { snapshotter, snapshots, children })
-        };
+        let change: &mut Change<'_> =
+            &mut |transaction| change(&mut Tables::open(transaction, snapshotter)?);
         self.transactions.write(change)
     }
 }
@@ -357,7 +373,13 @@ struct Tables<'t> {
     children: Table<'t, (&'static str, u64, u64), &'static str>,
 }
 
-impl Tables<'_> {
+impl<'t> Tables<'t> {
+    fn open(transaction: &'t WriteTransaction, snapshotter: &'t str) -> Result<Self, Error> {
+        let snapshots = transaction.open_table(SNAPSHOTS).map_err(Error::database)?;
+        let children = transaction.open_table(CHILDREN).map_err(Error::database)?;
+        Ok(Self { snapshotter, snapshots, children })
+    }
+
     fn create(&mut self, new: &New<'_>, boot: &str) -> Result<(), Error> {
         self.need_free(new.key)?;
         let parent = self.parent(new.key, new.parent)?;

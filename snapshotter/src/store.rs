@@ -241,6 +241,15 @@ impl<L: Layout> Snapshotter for Store<L> {
         Ok(())
     }
 
+    fn remove_within(
+        &self,
+        transaction: &redb::WriteTransaction,
+        keys: &[Key],
+    ) -> Result<Vec<Key>, Error> {
+        let removed = self.records.remove_within(transaction, keys)?;
+        Ok(removed.into_iter().map(|(key, _)| key).collect())
+    }
+
     fn stat(&self, key: &Key) -> Result<Info, Error> {
         Ok(self.info(key.clone(), self.records.get(key)?))
     }

@@ -220,6 +220,36 @@ fn namespaces_share_no_names_and_removal_is_late() {
 }
 
 #[test]
+fn what_a_transaction_removes_goes_after_its_commit() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let program = Program::open(&scratch.path().join("program"));
+    let database = redb::Database::create(scratch.path().join("records")).expect("scratch");
+    let database = Arc::new(database);
+    let transactions: Arc<dyn Transactions> = Arc::<redb::Database>::clone(&database);
+    let external = External::open("program", transactions, program.clone(), true).expect("opens");
+    let (active, layer) = (key("a", "active"), key("a", "layer"));
+    external.prepare(&active, None, Labels::new()).expect("prepares");
+    external.commit(&layer, &active, Labels::new()).expect("commits");
+    external.prepare(&active, Some(&layer), Labels::new()).expect("on top");
+    external.cleanup().expect("cleans up");
+
+    let transaction = database.begin_write().expect("begins");
+    let keys = [layer.clone(), key("a", "none"), active.clone()];
+    let removed = external.remove_within(&transaction, &keys).expect("removes");
+    assert_eq!(removed, [active], "the layer has a child still");
+    let removed = external.remove_within(&transaction, std::slice::from_ref(&layer));
+    assert_eq!(removed.expect("removes"), [layer]);
+    external.cleanup().expect("cleans up");
+    assert_eq!(program.names().len(), 2, "the transaction may fail yet");
+    transaction.commit().expect("commits");
+    external.cleanup().expect("cleans up");
+    assert_eq!(program.names(), Vec::<String>::new());
+    program.calls.lock().expect("no panic").clear();
+    external.cleanup().expect("cleans up");
+    assert_eq!(*program.calls.lock().expect("no panic"), Vec::<String>::new());
+}
+
+#[test]
 fn what_it_has_already_is_entered() {
     let scratch = tempfile::tempdir().expect("scratch");
     let program = Program::open(&scratch.path().join("program"));

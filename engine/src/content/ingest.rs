@@ -58,9 +58,21 @@ pub(super) fn status(folder: &Path) -> Result<Option<WriteStatus>, Error> {
     }))
 }
 
-/// The lease that keeps the write.
-pub(super) fn lease(folder: &Path) -> Option<String> {
-    read(folder, "lease").ok().flatten()
+/// The leases that keep the write.
+pub(super) fn leases(folder: &Path) -> Vec<String> {
+    let text = read(folder, "lease").ok().flatten().unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
+/// Adds a lease to those that keep the write.
+pub(super) fn add_lease(folder: &Path, lease: &str) -> Result<(), Error> {
+    let mut leases = leases(folder);
+    if leases.iter().any(|known| known == lease) {
+        return Ok(());
+    }
+    leases.push(lease.to_owned());
+    let path = folder.join("lease");
+    fs::write(&path, leases.join("\n")).map_err(Error::file("write", path))
 }
 
 fn read(folder: &Path, name: &str) -> Result<Option<String>, Error> {

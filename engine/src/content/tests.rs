@@ -1,5 +1,9 @@
 use super::*;
-use crate::labels::Labels;
+use crate::{
+    digest::Algorithm,
+    labels::Labels,
+    metadata::{Resource, ResourceKind},
+};
 
 struct Fixture {
     _folder: tempfile::TempDir,
@@ -97,14 +101,29 @@ fn blobs_are_shared() {
 }
 
 #[test]
-fn a_shared_blob_that_was_collected_is_not_committed() {
+fn a_shared_blob_stays_while_its_writer_is_open() {
+    let f = fixture();
+    let digest = f.write("r", b"hello").commit(0, None, Labels::new()).expect("commits").digest;
+    let new = NewWrite { expected: Some(digest.clone()), ..NewWrite::new("r") };
+    let writer = f.store.writer(&other(), new.clone()).expect("opens");
+    f.store.metadata().delete_content(&f.scope, &digest).expect("deletes");
+    assert_eq!(f.store.sweep(&HashSet::new()).expect("sweeps"), []);
+    writer.commit(0, None, Labels::new()).expect("commits");
+    assert_eq!(f.store.sweep(&HashSet::new()).expect("sweeps"), [], "it has a record");
+    drop(f.store.writer(&f.scope, new).expect("opens"));
+    f.store.metadata().delete_content(&other(), &digest).expect("deletes");
+    assert_eq!(f.store.sweep(&HashSet::new()).expect("sweeps"), [digest]);
+}
+
+#[test]
+fn a_shared_blob_that_is_lost_is_not_committed() {
     let f = fixture();
     let digest = f.write("r", b"hello").commit(0, None, Labels::new()).expect("commits").digest;
     let new = NewWrite { expected: Some(digest.clone()), ..NewWrite::new("r") };
     let writer = f.store.writer(&other(), new).expect("opens");
     assert!(writer.is_shared());
     f.store.metadata().delete_content(&f.scope, &digest).expect("deletes");
-    f.store.sweep(&HashSet::new(), &|_, _| false).expect("sweeps");
+    fs::remove_file(f.store.path(&digest)).expect("removes");
     let error = writer.commit(0, None, Labels::new()).expect_err("is gone");
     assert!(matches!(error, Error::Unavailable(_)), "{error}");
     let info = f.store.info(&other().namespace, &digest);
@@ -158,12 +177,24 @@ fn sweep_removes_what_nobody_keeps() {
     let _open = f.write("open", b"x");
     drop(f.write("recent", b"x"));
     let leased = Scope { lease: Some("l".to_owned()), ..f.scope.clone() };
+    drop(f.store.writer(&leased, NewWrite::new("leased by nobody")).expect("opens"));
+    let live = Scope { lease: Some("m".to_owned()), ..f.scope.clone() };
+    f.store.metadata().create_lease(&f.scope.namespace, "m", Labels::new()).expect("creates");
     drop(f.store.writer(&leased, NewWrite::new("leased")).expect("opens"));
-    let removed = f.store.sweep(&HashSet::from([kept.clone()]), &|_, _| false).expect("sweeps");
+    drop(f.store.writer(&live, NewWrite::new("leased")).expect("opens"));
+    drop(f.store.writer(&leased, NewWrite::new("held")).expect("opens"));
+    let held = Resource { kind: ResourceKind::Ingest, id: "held".to_owned() };
+    f.store.metadata().add_lease_resource(&f.scope.namespace, "m", &held).expect("adds");
+    let cut_short = f.store.inner.root.join("ingest/0123");
+    fs::create_dir(&cut_short).expect("creates");
+    f.store.metadata().delete_content(&f.scope, &gone).expect("deletes");
+    let removed = f.store.sweep(&HashSet::from([kept.clone()])).expect("sweeps");
     assert_eq!(removed, [gone]);
+    assert!(!cut_short.exists(), "a write without a ref");
+    assert_eq!(names(&f.store.inner.root.join("gone")).expect("lists"), Vec::<String>::new());
     assert!(f.store.path(&kept).exists());
     let left = f.store.statuses(&f.scope.namespace, &Filter::default()).expect("lists");
     let mut left: Vec<_> = left.into_iter().map(|status| status.reference).collect();
     left.sort();
-    assert_eq!(left, ["open", "recent"]);
+    assert_eq!(left, ["held", "leased", "open", "recent"]);
 }

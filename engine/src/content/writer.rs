@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use super::{Store, WriteStatus, full_reference, ingest};
+use super::{Store, WriteStatus, full_reference, ingest, sweep::Claim};
 use crate::{
     digest::{Algorithm, Digest, Hasher},
     error::Error,
@@ -78,8 +78,10 @@ pub struct Writer {
 }
 
 enum State {
-    /// The blob exists, in another namespace.
-    Shared(Committed),
+    /// It is being opened.
+    New,
+    /// The blob exists, in another namespace, and stays at least until this is dropped.
+    Shared { blob: Committed, _claim: Claim },
     /// Bytes come.
     Writing { file: File, offset: u64, hasher: Option<Box<Hasher>> },
 }
@@ -89,12 +91,14 @@ impl Writer {
         if new.reference.is_empty() {
             return Err(Error::InvalidArgument("ref must not be empty".to_owned()));
         }
-        let _keep = store.metadata().referring();
-        if let Some(expected) = &new.expected
-            && store.info(&scope.namespace, expected).is_ok()
-        {
-            store.metadata().lease(scope, &Resource::content(expected))?;
-            return Err(already_exists(expected));
+        if let Some(expected) = &new.expected {
+            // From before the look, so that what is seen is still there when it is leased.
+            let keep = store.metadata().referring();
+            if store.info(&scope.namespace, expected).is_ok() {
+                let resource = Resource::content(expected);
+                store.metadata().lease_seen(&keep, scope, &resource)?;
+                return Err(already_exists(expected));
+            }
         }
         let reference = full_reference(&scope.namespace, new.reference);
         if !store.lock_open().insert(reference.clone()) {
@@ -112,21 +116,23 @@ impl Writer {
             total: new.total,
             started: now,
             updated: now,
-            state: State::Shared(Committed { digest: Digest::of(b""), size: 0 }),
+            state: State::New,
         };
         writer.state = match writer.find_shared(new.expected.as_ref()) {
-            Some(blob) => State::Shared(blob),
+            Some((blob, claim)) => State::Shared { blob, _claim: claim },
             None => writer.resume(new.expected.as_ref(), new.hashing)?,
         };
         Ok(writer)
     }
 
     /// The expected blob, if some namespace has it.
-    fn find_shared(&self, expected: Option<&Digest>) -> Option<Committed> {
+    fn find_shared(&self, expected: Option<&Digest>) -> Option<(Committed, Claim)> {
         let digest = expected?;
+        let claim = self.store.claim(digest);
         let size = fs::metadata(self.store.path(digest)).ok()?.len();
         // Of another size than the client says: it has to find out by sending it.
-        (self.total == 0 || self.total == size).then(|| Committed { digest: digest.clone(), size })
+        let is_it = self.total == 0 || self.total == size;
+        is_it.then(|| (Committed { digest: digest.clone(), size }, claim))
     }
 
     fn resume(&mut self, expected: Option<&Digest>, hashing: Hashing) -> Result<State, Error> {
@@ -141,6 +147,9 @@ impl Writer {
                 self.started = found.started;
                 self.updated = found.updated;
                 self.total = found.total;
+                if let Some(lease) = &self.scope.lease {
+                    ingest::add_lease(&self.folder, lease)?;
+                }
                 if hashing == Hashing::Writer { self.hash(&mut hasher)? } else { found.offset }
             }
             None => {
@@ -174,7 +183,8 @@ impl Writer {
     /// How far the write has come. The ref is the client's.
     pub fn status(&self) -> WriteStatus {
         let (offset, total, expected) = match &self.state {
-            State::Shared(blob) => (blob.size, blob.size, Some(blob.digest.clone())),
+            State::New => (0, self.total, None),
+            State::Shared { blob, .. } => (blob.size, blob.size, Some(blob.digest.clone())),
             State::Writing { offset, .. } => (*offset, self.total, None),
         };
         let name = &self.reference[self.scope.namespace.as_str().len() + 1..];
@@ -191,20 +201,22 @@ impl Writer {
     /// How much is written, in bytes.
     pub fn offset(&self) -> u64 {
         match &self.state {
-            State::Shared(blob) => blob.size,
+            State::New => 0,
+            State::Shared { blob, .. } => blob.size,
             State::Writing { offset, .. } => *offset,
         }
     }
 
     /// Whether the blob is there already, so that it can be committed without writing it.
     pub fn is_shared(&self) -> bool {
-        matches!(self.state, State::Shared(_))
+        matches!(self.state, State::Shared { .. })
     }
 
     /// The digest of what is written; nothing when the caller hashes.
     pub fn digest(&self) -> Option<Digest> {
         match &self.state {
-            State::Shared(blob) => Some(blob.digest.clone()),
+            State::New => None,
+            State::Shared { blob, .. } => Some(blob.digest.clone()),
             State::Writing { hasher, .. } => {
                 hasher.as_ref().map(|hasher| Hasher::clone(hasher).finish())
             }
@@ -255,8 +267,9 @@ impl Writer {
 
     /// Gives the write bytes of its own, instead of those of another namespace's blob.
     fn unshare(&mut self, copy: bool) -> Result<(), Error> {
-        let State::Shared(blob) = &self.state else { return Ok(()) };
+        let State::Shared { blob, .. } = &self.state else { return Ok(()) };
         let digest = blob.digest.clone();
+        let _claim = self.store.claim(&digest);
         self.state = self.resume(Some(&digest), Hashing::Writer)?;
         self.truncate()?;
         if copy {
@@ -305,9 +318,9 @@ impl Writer {
             // Before anything is locked: this takes as long as the disk does.
             file.sync_data().map_err(Error::file("sync", self.folder.join("data")))?;
         }
-        let _keep = store.metadata().referring();
-        let digest = match &mut self.state {
-            State::Shared(blob) => {
+        let (digest, _claim) = match &mut self.state {
+            State::New => unreachable!("open"),
+            State::Shared { blob, .. } => {
                 if expected.is_some_and(|expected| *expected != blob.digest) {
                     return Err(Error::FailedPrecondition(format!("{name:?} unexpected digest")));
                 }
@@ -317,13 +330,15 @@ impl Writer {
                     let message = format!("blob {} was removed; it has to be sent", blob.digest);
                     return Err(Error::Unavailable(message));
                 }
-                blob.digest.clone()
+                (blob.digest.clone(), None)
             }
             State::Writing { hasher, .. } => {
                 let hasher = hasher.take().map(|hasher| *hasher);
                 let digest = self.verify(hasher, expected)?;
+                // Until the record is there, which says that it is somebody's.
+                let claim = store.claim(&digest);
                 self.place(&digest)?;
-                digest
+                (digest, Some(claim))
             }
         };
         let committed = Committed { digest, size: written };

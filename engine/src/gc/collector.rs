@@ -3,14 +3,22 @@
 use std::{
     collections::{BTreeMap, HashSet},
     ops::ControlFlow,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use snapshotter::{Key, Snapshotter};
 
-use super::graph::{Graph, Plan};
+use super::{
+    graph::{Graph, Plan},
+    inspect::Doomed,
+    object::{Kind, Object},
+};
 use crate::{content, digest::Digest, error::Error, metadata, namespace::Namespace};
+
+/// How long files of which no record tells may stay when nothing is removed: unfinished writes that
+/// are too old, and what a crash left.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60 * 60);
 
 /// The snapshotters by name.
 pub type Snapshotters = BTreeMap<String, Arc<dyn Snapshotter>>;
@@ -22,6 +30,8 @@ pub struct Collector {
     snapshotters: Arc<Snapshotters>,
     /// Told about what is gone.
     report: Box<dyn Fn(&Collected) + Send + Sync>,
+    /// When files of which no record tells were last looked for.
+    swept: Mutex<Option<Instant>>,
 }
 
 /// What a collection has removed.
@@ -30,12 +40,32 @@ pub struct Collector {
 pub struct Collected {
     pub leases: Vec<(Namespace, String)>,
     pub images: Vec<(Namespace, String)>,
-    pub content: Vec<(Namespace, Digest)>,
+    pub content: Vec<(Namespace, Digest, u64)>,
     pub snapshots: Vec<(String, Key)>,
     /// How long nobody else could change anything.
     pub pause: Duration,
     /// When the next lease or image expires.
     pub next_expiry: Option<SystemTime>,
+}
+
+impl Collected {
+    /// What was removed, as a list; of blobs, all that shared their bytes have the size.
+    pub fn list(&self) -> Vec<Doomed> {
+        let one = |namespace: &Namespace, kind, name: String, bytes| {
+            let object = Object { namespace: namespace.clone(), kind, name };
+            Doomed { object, bytes }
+        };
+        let leases = self.leases.iter().map(|(ns, id)| one(ns, Kind::Lease, id.clone(), 0));
+        let images = self.images.iter().map(|(ns, name)| one(ns, Kind::Image, name.clone(), 0));
+        let content = self.content.iter();
+        let content = content.map(|(ns, id, size)| one(ns, Kind::Content, id.to_string(), *size));
+        let snapshots = self.snapshots.iter().filter_map(|(snapshotter, key)| {
+            let namespace = key.namespace().parse().ok()?;
+            let kind = Kind::Snapshot(snapshotter.clone());
+            Some(one(&namespace, kind, key.name().to_owned(), 0))
+        });
+        leases.chain(images).chain(content).chain(snapshots).collect()
+    }
 }
 
 impl Collector {
@@ -46,90 +76,91 @@ impl Collector {
         report: impl Fn(&Collected) + Send + Sync + 'static,
     ) -> Self {
         let metadata = content.metadata().clone();
-        Self { metadata, content, snapshotters, report: Box::new(report) }
+        let swept = Mutex::default();
+        Self { metadata, content, snapshotters, report: Box::new(report), swept }
     }
 
-    /// Removes what nothing keeps.
+    /// Has `notice` called, briefly, after every change that is not a collection's.
+    pub(super) fn on_change(&self, notice: impl Fn() + Send + Sync + 'static) {
+        self.metadata.on_change(Box::new(notice));
+    }
+
+    /// Removes what nothing keeps: the records at once, while nobody else can change any, and the
+    /// files afterwards. Files of which no record tells are looked for only now and then, unless
+    /// `thorough` says that there may be some.
     ///
     /// # Errors
     ///
     /// `Database`, `Damaged`, `File`: not everything could be looked at, or the records could not
     /// be removed. What could not be freed on disk is logged and tried again next time.
-    pub fn collect(&self) -> Result<Collected, Error> {
+    pub fn collect(&self, thorough: bool) -> Result<Collected, Error> {
         let alone = self.metadata.collecting();
         let begun = Instant::now();
-        let Plan { leases, images, content, snapshots, kept, next_expiry } = self.plan()?;
-        if !(leases.is_empty() && images.is_empty() && content.is_empty()) {
-            self.metadata.write_while_collecting(|changes| {
-                for (namespace, id) in &leases {
-                    metadata::remove_lease(changes, namespace, id)?;
-                }
-                for (namespace, name) in &images {
-                    metadata::remove_image(changes, namespace, name);
-                }
-                for (namespace, digest) in &content {
-                    metadata::remove_content(changes, namespace, digest);
-                }
-                Ok(())
-            })?;
-        }
-        let snapshots = self.remove_snapshots(snapshots);
-        self.sweep(&kept)?;
+        let plan = graph(&self.metadata, &self.snapshotters)?.plan();
+        let snapshots = self.remove_records(&plan)?;
         let pause = begun.elapsed();
         drop(alone);
-        self.cleanup();
+        let Plan { leases, images, content, kept, next_expiry, .. } = plan;
         let collected = Collected { leases, images, content, snapshots, pause, next_expiry };
         (self.report)(&collected);
+        let is_empty = collected.content.is_empty() && collected.snapshots.is_empty();
+        if self.is_sweep_due(thorough || !is_empty) {
+            self.sweep(&kept);
+            self.cleanup();
+        }
         Ok(collected)
     }
 
-    fn plan(&self) -> Result<Plan, Error> {
-        let mut graph = Graph::new(SystemTime::now());
-        self.metadata.read(|view| {
-            metadata::each(view, &mut |namespace, object| {
-                graph.add(namespace, object);
-                Ok(())
-            })
-        })?;
-        for (name, snapshotter) in self.snapshotters.iter() {
-            let mut add = |info| {
-                graph.add_snapshot(name, info);
-                ControlFlow::Continue(())
-            };
-            snapshotter.walk_records(None, &mut add).map_err(Error::database("list snapshots"))?;
+    /// Removes the records in one transaction; returns which snapshots are gone.
+    fn remove_records(&self, plan: &Plan) -> Result<Vec<(String, Key)>, Error> {
+        let Plan { leases, images, content, snapshots, .. } = plan;
+        if [leases.len(), images.len(), content.len(), snapshots.len()] == [0; 4] {
+            return Ok(Vec::new());
         }
-        Ok(graph.plan())
-    }
-
-    fn remove_snapshots(&self, snapshots: Vec<(String, Key)>) -> Vec<(String, Key)> {
-        let is_removed = |(name, key): &(String, Key)| {
-            let removed = self.snapshotters[name].remove(key);
-            if let Err(error) = &removed {
-                let error = sys::error::Chain(error);
-                tracing::warn!(%error, snapshotter = name, "snapshot {key} stays");
+        let mut keys: BTreeMap<&str, Vec<Key>> = BTreeMap::new();
+        for (snapshotter, key) in snapshots {
+            keys.entry(snapshotter).or_default().push(key.clone());
+        }
+        let mut removed = Vec::new();
+        self.metadata.collect(|transaction, changes| {
+            for (namespace, id) in leases {
+                metadata::remove_lease(changes, namespace, id)?;
             }
-            removed.is_ok()
-        };
-        snapshots.into_iter().filter(is_removed).collect()
+            for (namespace, name) in images {
+                metadata::remove_image(changes, namespace, name);
+            }
+            for (namespace, digest, _) in content {
+                metadata::remove_content(changes, namespace, digest);
+            }
+            for (name, keys) in &keys {
+                let gone = self.snapshotters[*name].remove_within(transaction, keys);
+                let gone = gone.map_err(snapshots_failed)?.into_iter();
+                removed.extend(gone.map(|key| ((*name).to_owned(), key)));
+            }
+            Ok(())
+        })?;
+        Ok(removed)
     }
 
-    fn sweep(&self, kept: &HashSet<Digest>) -> Result<(), Error> {
-        let mut leases = HashSet::new();
-        self.metadata.read(|view| {
-            metadata::each(view, &mut |namespace, object| {
-                if let metadata::Object::Lease(lease) = object {
-                    leases.insert((namespace, lease.id));
-                }
-                Ok(())
-            })
-        })?;
-        let exists =
-            |namespace: &Namespace, id: &str| leases.contains(&(namespace.clone(), id.to_owned()));
-        let removed = self.content.sweep(kept, &exists)?;
-        if !removed.is_empty() {
-            tracing::debug!(count = removed.len(), "removed blobs");
+    /// Whether to look for files now; if so, that is noted.
+    fn is_sweep_due(&self, needed: bool) -> bool {
+        let mut swept = self.swept.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = needed || swept.is_none_or(|swept| swept.elapsed() >= SWEEP_INTERVAL);
+        if due {
+            *swept = Some(Instant::now());
         }
-        Ok(())
+        due
+    }
+
+    fn sweep(&self, kept: &HashSet<Digest>) {
+        match self.content.sweep(kept) {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::debug!(count = removed.len(), "removed blobs"),
+            Err(error) => {
+                let error = sys::error::Chain(&error);
+                tracing::warn!(%error, "disk space of content is not free yet");
+            }
+        }
     }
 
     fn cleanup(&self) {
@@ -141,3 +172,35 @@ impl Collector {
         }
     }
 }
+
+/// Everything, and what keeps what.
+///
+/// Whoever does not keep others from changing it meanwhile sees snapshots as they were a little
+/// earlier: none that is seen lacks what was there to keep it.
+pub(super) fn graph(
+    metadata: &metadata::Store,
+    snapshotters: &Snapshotters,
+) -> Result<Graph, Error> {
+    let mut graph = Graph::new(SystemTime::now());
+    for (name, snapshotter) in snapshotters {
+        let mut add = |info| {
+            graph.add_snapshot(name, info);
+            ControlFlow::Continue(())
+        };
+        snapshotter.walk_records(None, &mut add).map_err(snapshots_failed)?;
+    }
+    metadata.read(|view| {
+        metadata::each(view, &mut |namespace, object| {
+            graph.add(namespace, object);
+            Ok(())
+        })
+    })?;
+    Ok(graph)
+}
+
+fn snapshots_failed(source: snapshotter::Error) -> Error {
+    Error::database("collect snapshots")(source)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,20 +1,26 @@
-//! Decides what goes.
+//! Decides what goes, and says why.
 //!
 //! Objects become nodes, and what one keeps becomes an edge; whatever is not reached from a root
-//! goes. An edge may point to an object that does not exist: it may come later.
+//! goes. An edge may point to an object that does not exist: it may come later, and an object that
+//! refers back to it is reached through it all the same.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
+    rc::Rc,
     time::SystemTime,
 };
 
 use snapshotter::{Info, Key};
 
-use super::{EXPIRE, FLAT, ROOT};
+use super::{
+    EXPIRE, FLAT, ROOT,
+    label::{Condition, Label},
+    object::{Kind, Object},
+};
 use crate::{
     digest::Digest,
     labels::Labels,
-    metadata::{Object, Resource, ResourceKind},
+    metadata::{self, Resource, ResourceKind},
     namespace::Namespace,
 };
 
@@ -23,29 +29,14 @@ use crate::{
 pub(super) struct Plan {
     pub(super) leases: Vec<(Namespace, String)>,
     pub(super) images: Vec<(Namespace, String)>,
-    pub(super) content: Vec<(Namespace, Digest)>,
+    /// With their sizes, in bytes.
+    pub(super) content: Vec<(Namespace, Digest, u64)>,
     /// By snapshotter; children before their parents.
     pub(super) snapshots: Vec<(String, Key)>,
     /// The blobs that some namespace has after that.
     pub(super) kept: HashSet<Digest>,
     /// When the next lease or image expires.
     pub(super) next_expiry: Option<SystemTime>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Kind {
-    Content,
-    Image,
-    Container,
-    Sandbox,
-    Snapshot(String),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Node {
-    namespace: Namespace,
-    kind: Kind,
-    name: String,
 }
 
 /// How a node is reached: flat, it keeps only what it cannot be without.
@@ -55,25 +46,55 @@ enum Reach {
     Full,
 }
 
+/// Why something is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum By {
+    /// For its own sake, as all objects of its kind.
+    Itself,
+    /// By a lease.
+    Lease(Rc<str>),
+    /// As an image's target.
+    Target,
+    /// As a container's root filesystem.
+    Rootfs,
+    /// As a snapshot's parent.
+    Parent,
+    /// By a label of what keeps it, or for its own sake by one of its own.
+    Label(Rc<str>),
+    /// By a label of its own that refers back.
+    Back(Rc<str>),
+}
+
+/// That one node keeps another.
+#[derive(Clone, Debug)]
+struct Edge {
+    to: usize,
+    by: By,
+    /// Also when it is reached flat.
+    needs: bool,
+}
+
 /// Something that goes if its node is not reached.
 enum Candidate {
     Image(Namespace, String),
-    Content(Namespace, Digest),
-    Snapshot { snapshotter: String, key: Key, depth_from: Option<usize> },
+    Content(Namespace, Digest, u64),
+    Snapshot { snapshotter: String, key: Key, parent: Option<usize> },
 }
 
 /// The objects so far.
 pub(super) struct Graph {
     now: SystemTime,
-    ids: HashMap<Node, usize>,
-    /// What a node keeps however it is reached.
-    needs: Vec<Vec<usize>>,
-    /// What it keeps only when it is reached in full.
-    refers: Vec<Vec<usize>>,
-    roots: Vec<(usize, Reach)>,
+    ids: HashMap<Rc<Object>, usize>,
+    objects: Vec<Rc<Object>>,
+    edges: Vec<Vec<Edge>>,
+    roots: Vec<(usize, Reach, By)>,
     /// Leases that have not expired, and whether each is flat.
     leases: HashMap<(Namespace, String), Reach>,
     candidates: Vec<(usize, Candidate)>,
+    /// Snapshots that a node keeps if they were used at a time that fits.
+    conditions: Vec<(usize, usize, Condition, Rc<str>)>,
+    used: HashMap<usize, Vec<SystemTime>>,
+    labels: HashSet<Rc<str>>,
     plan: Plan,
 }
 
@@ -82,19 +103,23 @@ impl Graph {
         Self {
             now,
             ids: HashMap::new(),
-            needs: Vec::new(),
-            refers: Vec::new(),
+            objects: Vec::new(),
+            edges: Vec::new(),
             roots: Vec::new(),
             leases: HashMap::new(),
             candidates: Vec::new(),
+            conditions: Vec::new(),
+            used: HashMap::new(),
+            labels: HashSet::new(),
             plan: Plan::default(),
         }
     }
 
     /// Adds an object; leases come before what they hold.
-    pub(super) fn add(&mut self, namespace: Namespace, object: Object) {
+    pub(super) fn add(&mut self, namespace: Namespace, object: metadata::Object) {
+        use metadata::Object as O;
         match object {
-            Object::Lease(lease) => {
+            O::Lease(lease) => {
                 if self.is_expired(&lease.labels) {
                     self.plan.leases.push((namespace, lease.id));
                 } else {
@@ -103,41 +128,43 @@ impl Graph {
                     self.leases.insert((namespace, lease.id), reach);
                 }
             }
-            Object::Leased { lease, resource } => self.add_leased(namespace, lease, resource),
-            Object::Image(image) => {
+            O::Leased { lease, resource } => self.add_leased(namespace, lease, resource),
+            O::Image(image) => {
                 let id = self.id(&namespace, Kind::Image, &image.name);
                 let target = self.id(&namespace, Kind::Content, &image.target.digest.to_string());
-                self.needs[id].push(target);
+                self.edges[id].push(Edge { to: target, by: By::Target, needs: true });
                 self.follow(&namespace, id, &image.labels);
                 if !self.is_expired(&image.labels) {
-                    self.roots.push((id, Reach::Full));
+                    self.roots.push((id, Reach::Full, By::Itself));
                 }
                 self.candidates.push((id, Candidate::Image(namespace, image.name)));
             }
-            Object::Container(container) => {
+            O::Container(container) => {
                 let id = self.id(&namespace, Kind::Container, &container.id);
-                self.roots.push((id, Reach::Full));
+                self.roots.push((id, Reach::Full, By::Itself));
                 if !container.snapshotter.is_empty() {
                     let kind = Kind::Snapshot(container.snapshotter);
-                    let snapshot = self.id(&namespace, kind, &container.snapshot_key);
-                    self.refers[id].push(snapshot);
+                    let to = self.id(&namespace, kind, &container.snapshot_key);
+                    self.edges[id].push(Edge { to, by: By::Rootfs, needs: false });
                 }
                 self.follow(&namespace, id, &container.labels);
             }
-            Object::Sandbox(sandbox) => {
+            O::Sandbox(sandbox) => {
                 let id = self.id(&namespace, Kind::Sandbox, &sandbox.id);
-                self.roots.push((id, Reach::Full));
+                self.roots.push((id, Reach::Full, By::Itself));
                 self.follow(&namespace, id, &sandbox.labels);
             }
-            Object::Content(info) => {
+            O::Content(info) => {
                 let id = self.id(&namespace, Kind::Content, &info.digest.to_string());
                 self.root_and_follow(&namespace, id, &info.labels);
-                self.candidates.push((id, Candidate::Content(namespace, info.digest)));
+                let candidate = Candidate::Content(namespace, info.digest, info.size);
+                self.candidates.push((id, candidate));
             }
         }
     }
 
     fn add_leased(&mut self, namespace: Namespace, lease: String, resource: Resource) {
+        let by = By::Lease(lease.as_str().into());
         let Some(&reach) = self.leases.get(&(namespace.clone(), lease)) else { return };
         let kind = match resource.kind {
             ResourceKind::Content => Kind::Content,
@@ -147,7 +174,7 @@ impl Graph {
             ResourceKind::Ingest => return,
         };
         let id = self.id(&namespace, kind, &resource.id);
-        self.roots.push((id, reach));
+        self.roots.push((id, reach, by));
     }
 
     /// Adds a snapshot. One of a namespace that is none is left alone.
@@ -156,10 +183,16 @@ impl Graph {
         let kind = Kind::Snapshot(snapshotter.to_owned());
         let id = self.id(&namespace, kind.clone(), info.key.name());
         let parent = info.parent.map(|parent| self.id(&namespace, kind, parent.name()));
-        self.needs[id].extend(parent);
+        let edge = parent.map(|to| Edge { to, by: By::Parent, needs: true });
+        self.edges[id].extend(edge);
         self.root_and_follow(&namespace, id, &info.labels);
+        let times = info.labels.iter().filter_map(|(key, value)| super::label::used(key, value));
+        let times: Vec<SystemTime> = times.collect();
+        if !times.is_empty() {
+            self.used.insert(id, times);
+        }
         let snapshotter = snapshotter.to_owned();
-        let candidate = Candidate::Snapshot { snapshotter, key: info.key, depth_from: parent };
+        let candidate = Candidate::Snapshot { snapshotter, key: info.key, parent };
         self.candidates.push((id, candidate));
     }
 
@@ -171,19 +204,19 @@ impl Graph {
             .candidates
             .iter()
             .filter_map(|(id, candidate)| match candidate {
-                Candidate::Snapshot { depth_from: Some(parent), .. } => Some((*id, *parent)),
+                Candidate::Snapshot { parent: Some(parent), .. } => Some((*id, *parent)),
                 _ => None,
             })
             .collect();
         for (id, candidate) in self.candidates {
             match candidate {
-                Candidate::Content(_, digest) if reached[id] => {
+                Candidate::Content(_, digest, _) if reached[id].is_some() => {
                     self.plan.kept.insert(digest);
                 }
-                _ if reached[id] => {}
+                _ if reached[id].is_some() => {}
                 Candidate::Image(namespace, name) => self.plan.images.push((namespace, name)),
-                Candidate::Content(namespace, digest) => {
-                    self.plan.content.push((namespace, digest));
+                Candidate::Content(namespace, digest, size) => {
+                    self.plan.content.push((namespace, digest, size));
                 }
                 Candidate::Snapshot { snapshotter, key, .. } => {
                     let ancestors = std::iter::successors(Some(id), |id| parents.get(id).copied());
@@ -197,52 +230,127 @@ impl Graph {
         self.plan
     }
 
-    /// Which nodes the roots reach.
-    fn reach(&self) -> Vec<bool> {
-        let mut best: Vec<Option<Reach>> = vec![None; self.needs.len()];
-        let mut grey = self.roots.clone();
-        while let Some((id, reach)) = grey.pop() {
-            if best[id] == Some(Reach::Full) || best[id] == Some(reach) {
+    /// The shortest way from a root to `object`, which is the last; nothing if none leads there.
+    pub(super) fn chain(&mut self, object: &Object) -> Option<Vec<(Object, By)>> {
+        let id = *self.ids.get(object)?;
+        let reached = self.reach();
+        let mut chain = Vec::new();
+        let mut next = Some(id);
+        while let Some(id) = next {
+            let step = reached[id].as_ref()?;
+            chain.push((Object::clone(&self.objects[id]), step.by.clone()));
+            next = step.from;
+        }
+        chain.reverse();
+        Some(chain)
+    }
+
+    /// What keeps `object` as far as it is kept itself.
+    pub(super) fn referrers(&mut self, object: &Object) -> Vec<(Object, By)> {
+        let Some(&id) = self.ids.get(object) else { return Vec::new() };
+        self.connect();
+        let of = |(from, edges): (usize, &Vec<Edge>)| {
+            let edge = edges.iter().find(|edge| edge.to == id)?;
+            Some((Object::clone(&self.objects[from]), edge.by.clone()))
+        };
+        self.edges.iter().enumerate().filter_map(of).collect()
+    }
+
+    /// How the roots reach the nodes, by the shortest way of those that reach most.
+    fn reach(&mut self) -> Vec<Option<Step>> {
+        self.connect();
+        let mut reached: Vec<Option<Step>> = self.edges.iter().map(|_| None).collect();
+        let step = |(id, reach, by): &(usize, Reach, By)| {
+            (*id, Step { reach: *reach, from: None, by: by.clone() })
+        };
+        let mut grey: VecDeque<(usize, Step)> = self.roots.iter().map(step).collect();
+        while let Some((id, step)) = grey.pop_front() {
+            let known = reached[id].as_ref().map(|step| step.reach);
+            if known == Some(Reach::Full) || known == Some(step.reach) {
                 continue;
             }
-            best[id] = Some(reach);
-            grey.extend(self.needs[id].iter().map(|&next| (next, reach)));
-            if reach == Reach::Full {
-                grey.extend(self.refers[id].iter().map(|&next| (next, reach)));
+            let reach = step.reach;
+            reached[id] = Some(step);
+            let edges = self.edges[id].iter();
+            let edges = edges.filter(|edge| reach == Reach::Full || edge.needs);
+            grey.extend(
+                edges.map(|edge| (edge.to, Step { reach, from: Some(id), by: edge.by.clone() })),
+            );
+        }
+        reached
+    }
+
+    /// Makes edges of the conditions that hold.
+    fn connect(&mut self) {
+        for (from, to, condition, label) in std::mem::take(&mut self.conditions) {
+            let holds = |time: &SystemTime| condition.holds(*time, self.now);
+            if self.used.get(&to).is_some_and(|times| times.iter().any(holds)) {
+                self.edges[from].push(Edge { to, by: By::Label(label), needs: false });
             }
         }
-        best.into_iter().map(|reach| reach.is_some()).collect()
     }
 
     fn id(&mut self, namespace: &Namespace, kind: Kind, name: &str) -> usize {
-        let node = Node { namespace: namespace.clone(), kind, name: name.to_owned() };
-        *self.ids.entry(node).or_insert_with(|| {
-            self.needs.push(Vec::new());
-            self.refers.push(Vec::new());
-            self.needs.len() - 1
-        })
+        let object = Object { namespace: namespace.clone(), kind, name: name.to_owned() };
+        if let Some(&id) = self.ids.get(&object) {
+            return id;
+        }
+        let (object, id) = (Rc::new(object), self.edges.len());
+        self.ids.insert(Rc::clone(&object), id);
+        self.objects.push(object);
+        self.edges.push(Vec::new());
+        id
     }
 
     fn root_and_follow(&mut self, namespace: &Namespace, id: usize, labels: &Labels) {
-        if labels.keys().any(|key| key.starts_with(ROOT)) {
-            self.roots.push((id, Reach::Full));
+        if let Some(label) = labels.keys().find(|key| key.starts_with(ROOT)) {
+            let by = By::Label(self.intern(label));
+            self.roots.push((id, Reach::Full, by));
         }
         self.follow(namespace, id, labels);
     }
 
     /// Adds the edges that labels make.
     fn follow(&mut self, namespace: &Namespace, id: usize, labels: &Labels) {
-        for (key, name) in labels {
-            let Some((is_back, kind)) = reference(key) else { continue };
-            let other = self.id(namespace, kind, name);
-            if is_back { self.refers[other].push(id) } else { self.refers[id].push(other) }
+        for (key, value) in labels {
+            let Some(label) = Label::parse(key, value) else { continue };
+            let text = self.intern(key);
+            match label {
+                Label::Reference(kind) => {
+                    let to = self.id(namespace, kind, value);
+                    self.edges[id].push(Edge { to, by: By::Label(text), needs: false });
+                }
+                Label::Back(kind) => {
+                    let from = self.id(namespace, kind, value);
+                    self.edges[from].push(Edge { to: id, by: By::Back(text), needs: false });
+                }
+                Label::Conditional { kind, name, conditions } => {
+                    // As containerd: of content and images only.
+                    if !matches!(self.objects[id].kind, Kind::Content | Kind::Image) {
+                        continue;
+                    }
+                    let to = self.id(namespace, kind, name);
+                    let all = conditions.into_iter();
+                    self.conditions.extend(all.map(|one| (id, to, one, Rc::clone(&text))));
+                }
+            }
         }
+    }
+
+    /// The same text for the same label, of which there are few.
+    fn intern(&mut self, label: &str) -> Rc<str> {
+        if let Some(known) = self.labels.get(label) {
+            return Rc::clone(known);
+        }
+        let label: Rc<str> = label.into();
+        self.labels.insert(Rc::clone(&label));
+        label
     }
 
     /// Whether the label says that the object's time is over; a time that cannot be read never
     /// comes.
     fn is_expired(&mut self, labels: &Labels) -> bool {
-        let Some(expiry) = labels.get(EXPIRE).and_then(|text| time(text)) else { return false };
+        let Some(expiry) = expiry(labels) else { return false };
         if expiry < self.now {
             return true;
         }
@@ -252,7 +360,16 @@ impl Graph {
     }
 }
 
-fn time(text: &str) -> Option<SystemTime> {
+/// How a node was reached.
+struct Step {
+    reach: Reach,
+    from: Option<usize>,
+    by: By,
+}
+
+/// When the label says that the object's time is over.
+pub(super) fn expiry(labels: &Labels) -> Option<SystemTime> {
+    let text = labels.get(EXPIRE)?;
     match text.parse::<jiff::Timestamp>() {
         Ok(time) => Some(time.into()),
         Err(error) => {
@@ -262,25 +379,7 @@ fn time(text: &str) -> Option<SystemTime> {
     }
 }
 
-/// What kind of object a label refers to, and whether back.
-fn reference(label: &str) -> Option<(bool, Kind)> {
-    let (is_back, rest) = match label.strip_prefix("containerd.io/gc.ref.") {
-        Some(rest) => (false, rest),
-        None => (true, label.strip_prefix("containerd.io/gc.bref.")?),
-    };
-    if let Some(snapshotter) = rest.strip_prefix("snapshot.") {
-        let name = snapshotter.split_once('/').map_or(snapshotter, |(name, _)| name);
-        return Some((is_back, Kind::Snapshot(name.to_owned())));
-    }
-    // What follows the kind only makes the label's key unique.
-    let kind = rest.split_once(['.', '/']).map_or(rest, |(kind, _)| kind);
-    match kind {
-        "content" => Some((is_back, Kind::Content)),
-        "image" => Some((is_back, Kind::Image)),
-        "container" if is_back => Some((is_back, Kind::Container)),
-        _ => None,
-    }
-}
-
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;

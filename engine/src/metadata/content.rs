@@ -135,8 +135,28 @@ impl Store {
         })
     }
 
-    /// Shows a blob to a namespace. The caller holds [`Store::referring`], and its bytes are on
-    /// disk.
+    /// Whether any namespace has the blob.
+    ///
+    /// # Errors
+    ///
+    /// `Database`.
+    pub(crate) fn is_content_known(&self, digest: &Digest) -> Result<bool, Error> {
+        self.read(|view| {
+            let mut known = false;
+            view.scan(Table::Namespaces, b"", &mut |name, _| {
+                if !known {
+                    let [name] = key::split(name)?;
+                    let key = key::join(&[name, &digest.to_string()]);
+                    known = view.get(Table::Content, &key)?.is_some();
+                }
+                Ok(())
+            })?;
+            Ok(known)
+        })
+    }
+
+    /// Shows a blob to a namespace. Its bytes are on disk, and the caller keeps them from being
+    /// swept away.
     ///
     /// # Errors
     ///
@@ -153,7 +173,7 @@ impl Store {
         let now = SystemTime::now();
         let labels = checked("info.Labels", labels)?;
         let info = ContentInfo { digest: digest.clone(), size, labels, created: now, updated: now };
-        let exists = self.write_while_collecting(|changes| {
+        let exists = self.write(|changes| {
             namespaces::ensure(changes, &scope.namespace)?;
             leases::add(changes, scope, &Resource::content(digest))?;
             let exists = load(changes, &scope.namespace, digest)?.is_some();

@@ -269,10 +269,7 @@ fn create(store: &Store, operation: &Operation) -> Result<(), Error> {
             let resource = Resource::image(operation.resource);
             store.add_lease_resource(namespace, operation.name, &resource)
         }
-        Kind::Content => {
-            let _referring = store.referring();
-            store.insert_content(&scope, &digest(operation.name), 1, labels)
-        }
+        Kind::Content => store.insert_content(&scope, &digest(operation.name), 1, labels),
     }
 }
 

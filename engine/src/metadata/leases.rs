@@ -1,6 +1,6 @@
 //! The leases' records, and what each of them holds.
 
-use std::{borrow::Cow, fmt, str::FromStr, time::SystemTime};
+use std::{borrow::Cow, fmt, str::FromStr, sync::RwLockReadGuard, time::SystemTime};
 
 use prost::Message;
 
@@ -259,12 +259,27 @@ impl Store {
     }
 
     /// Adds `resource` to the lease of `scope`, if it has one, before it is made; and makes the
-    /// namespace, if this is the first object in it. The caller holds [`Store::referring`].
+    /// namespace, if this is the first object in it.
     ///
     /// # Errors
     ///
     /// `NotFound`: there is no such lease.
     pub fn lease(&self, scope: &Scope, resource: &Resource) -> Result<(), Error> {
+        self.lease_seen(&self.referring(), scope, resource)
+    }
+
+    /// [`lease`](Self::lease), of a resource that was seen since the caller has
+    /// [`Store::referring`].
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`: there is no such lease.
+    pub fn lease_seen(
+        &self,
+        _keep: &RwLockReadGuard<'_, ()>,
+        scope: &Scope,
+        resource: &Resource,
+    ) -> Result<(), Error> {
         let name = scope.namespace.as_str().as_bytes();
         let exists = |view: &View| Ok(view.get(Table::Namespaces, name)?.is_some());
         if scope.lease.is_none() && self.read(exists)? {
@@ -276,8 +291,7 @@ impl Store {
         })
     }
 
-    /// Takes `resource`, which is gone, from the lease of `scope`, if it has one. The caller holds
-    /// [`Store::referring`].
+    /// Takes `resource`, which is gone, from the lease of `scope`, if it has one.
     ///
     /// # Errors
     ///
@@ -286,9 +300,46 @@ impl Store {
         if scope.lease.is_none() {
             return Ok(());
         }
-        self.write_while_collecting(|changes| {
+        self.write(|changes| {
             release(changes, scope, resource);
             Ok(())
+        })
+    }
+
+    /// Whether there is the lease `id`.
+    ///
+    /// # Errors
+    ///
+    /// `Database`.
+    pub(crate) fn has_lease(&self, namespace: &Namespace, id: &str) -> Result<bool, Error> {
+        self.read(|view| Ok(view.get(Table::Leases, &key::of(namespace, id))?.is_some()))
+    }
+
+    /// The leases that hold `resource`.
+    ///
+    /// # Errors
+    ///
+    /// `Database`.
+    pub(crate) fn holders(
+        &self,
+        namespace: &Namespace,
+        resource: &Resource,
+    ) -> Result<Vec<String>, Error> {
+        self.read(|view| {
+            let mut leases = Vec::new();
+            view.scan(Table::Leases, &key::in_namespace(namespace), &mut |key, _| {
+                let [_, id] = key::split(key)?;
+                leases.push(id.to_owned());
+                Ok(())
+            })?;
+            let mut holders = Vec::new();
+            for id in leases {
+                let held = resource_key(namespace, &id, resource);
+                if view.get(Table::LeaseResources, &held)?.is_some() {
+                    holders.push(id);
+                }
+            }
+            Ok(holders)
         })
     }
 }

@@ -24,7 +24,8 @@ use std::{
     panic::{self, AssertUnwindSafe},
     path::{Path, PathBuf},
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard,
+        RwLockWriteGuard,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
@@ -68,7 +69,11 @@ struct Inner {
     committed: Condvar,
     /// Held shared by whoever makes or refers to objects, alone by garbage collection.
     collection: RwLock<()>,
+    /// Called after each change.
+    notice: OnceLock<Notice>,
 }
+
+type Notice = Box<dyn Fn() + Send + Sync>;
 
 /// Guards the open transaction and says how earlier ones ended.
 #[derive(Default)]
@@ -130,6 +135,7 @@ impl Store {
                 group: Mutex::default(),
                 committed: Condvar::new(),
                 collection: RwLock::default(),
+                notice: OnceLock::new(),
             }),
         })
     }
@@ -163,6 +169,18 @@ impl Store {
         self.write_while_collecting(change)
     }
 
+    /// Has `notice` called, briefly, after every change but those of collections. The first to
+    /// ask for it gets it.
+    pub(crate) fn on_change(&self, notice: Notice) {
+        let _ = self.inner.notice.set(notice);
+    }
+
+    fn note_change(&self) {
+        if let Some(notice) = self.inner.notice.get() {
+            notice();
+        }
+    }
+
     /// [`write`](Self::write) for the one who holds [`collecting`](Self::collecting), or has
     /// [`referring`](Self::referring) already.
     pub(crate) fn write_while_collecting<T>(
@@ -176,9 +194,29 @@ impl Store {
             Ok(value)
         })
         .map_err(Error::database("commit"))?
+        .inspect(|_| self.note_change())
     }
 
-    /// Keeps garbage collection from running while an object is made of which no record tells yet.
+    /// Removes records of any kind, for the one who holds [`collecting`](Self::collecting):
+    /// `remove` may put what it likes into the transaction, and returns nothing but the
+    /// database's errors.
+    pub(crate) fn collect<T>(
+        &self,
+        remove: impl FnOnce(&WriteTransaction, &mut Changes<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        self.transact(|transaction| {
+            let mut changes = Changes::new(transaction);
+            let value = remove(transaction, &mut changes)?;
+            changes.apply()?;
+            Ok(value)
+        })
+        .map_err(Error::database("commit"))?
+    }
+
+    /// Keeps garbage collection from running between a look at an object and a reference to it.
+    ///
+    /// Collections wait for whoever has it, and everybody who comes later waits for them: it is
+    /// for as long as a commit takes, and for no work on files.
     pub fn referring(&self) -> RwLockReadGuard<'_, ()> {
         self.inner.collection.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -289,14 +327,18 @@ impl Group {
     }
 }
 
-/// The snapshotters' view: their records share the commits of everybody else.
+/// The snapshotters' view: their records share the commits of everybody else, and do not change
+/// during a collection. So whoever has [`Store::referring`] must not change a snapshot.
 impl snapshotter::Transactions for Store {
     fn read(&self) -> Result<redb::ReadTransaction, snapshotter::Error> {
         self.inner.begin_read().map_err(snapshotter::Error::database)
     }
 
     fn write(&self, change: &mut snapshotter::Change<'_>) -> Result<(), snapshotter::Error> {
-        self.transact(|transaction| change(transaction)).map_err(snapshotter::Error::database)?
+        let _keep = self.referring();
+        self.transact(|transaction| change(transaction))
+            .map_err(snapshotter::Error::database)?
+            .inspect(|()| self.note_change())
     }
 }
 

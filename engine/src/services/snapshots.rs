@@ -105,15 +105,13 @@ fn create(
     labels.retain(|_, value| !value.is_empty());
     let key = to_key(scope, &key_name)?;
     let parent = if parent.is_empty() { None } else { Some(to_key(scope, &parent)?) };
-    let _keep = keep(store, snapshotter);
     if let Some(target) = labels.get(TARGET_LABEL) {
-        // Before it is looked for: the call may be what makes it.
+        // Before it is looked for: what is seen stays then, and the call may be what makes it.
         store.lease(scope, &Resource::snapshot(&name, target))?;
         if snapshotter.stat(&to_key(scope, target)?).is_ok() {
             return Err(Error::AlreadyExists(format!("target snapshot {target:?}")));
         }
     }
-    store.lease(scope, &Resource::snapshot(&name, &key_name))?;
     let mounts = match kind {
         Kind::View => snapshotter.view(&key, parent.as_ref(), labels),
         Kind::Active | Kind::Committed => snapshotter.prepare(&key, parent.as_ref(), labels),
@@ -130,16 +128,6 @@ fn create(
         }
         (error, _) => error.into(),
     })
-}
-
-/// Keeps collections off while something is made, unless that waits for another program. For what
-/// such a one makes, its record is what counts: it is written in one step, and only on a parent that
-/// is there.
-fn keep<'s>(
-    store: &'s Store,
-    snapshotter: &dyn Snapshotter,
-) -> Option<std::sync::RwLockReadGuard<'s, ()>> {
-    (!snapshotter.is_external()).then(|| store.referring())
 }
 
 #[tonic::async_trait]
@@ -214,7 +202,6 @@ impl snapshots_server::Snapshots for Snapshots {
         let event = SnapshotRemove { key: key.clone(), snapshotter: name.clone() };
         let store = self.store.clone();
         blocking(move || {
-            let _keep = store.referring();
             snapshotter.remove(&to_key(&scope, &key)?)?;
             store.release(&scope, &Resource::snapshot(&name, &key))
         })
@@ -306,7 +293,6 @@ fn commit(
     check_labels(&labels)?;
     labels.retain(|_, value| !value.is_empty());
     let (committed, active) = (to_key(scope, &name)?, to_key(scope, &key)?);
-    let _keep = keep(store, snapshotter);
     store.lease(scope, &Resource::snapshot(&kind, &name))?;
     if snapshotter.stat(&committed).is_ok() {
         return Err(Error::AlreadyExists(format!("snapshot {name:?}")));

@@ -70,12 +70,16 @@ impl Extraction {
         Ok(())
     }
 
-    fn adopt(&self, parent: &Key) -> Result<(), Error> {
-        if self.invented.is_empty() {
-            return Ok(());
-        }
+    /// The view of what is below that a commit has for a while, if it needs one. Who commits keeps it
+    /// from being collected.
+    pub(super) fn look(&self) -> Option<Key> {
         let name = format!("{} below", self.key.name());
-        let view = parent.sibling(&name).expect("no longer than what is used already");
+        let look = || self.key.sibling(&name).expect("no longer than what is used already");
+        (!self.invented.is_empty()).then(look)
+    }
+
+    fn adopt(&self, parent: &Key) -> Result<(), Error> {
+        let Some(view) = self.look() else { return Ok(()) };
         let below = self.snapshotter.view(&view, Some(parent), Labels::new())?;
         let adopted = diff::adopt(&self.mounts, &below, &self.invented);
         self.snapshotter.remove(&view)?;

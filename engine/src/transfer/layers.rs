@@ -19,7 +19,7 @@
 //! A snapshotter whose snapshots hold their parent's content cannot unpack out of order. For it
 //! the layer is stored first and extracted once the layer below is committed.
 
-use std::sync::{Arc, RwLockReadGuard};
+use std::sync::Arc;
 
 use proto::{
     any,
@@ -222,7 +222,6 @@ impl Work {
         let name = unpack.name.clone();
         let is_changeset = unpack.below.is_some() && parent.is_none();
         blocking(move || {
-            let _keep = work.keep(&*snapshotter);
             work.lease_snapshot(&name, key.name())?;
             let mut mounts = snapshotter.prepare(&key, parent.as_ref(), Labels::new())?;
             if is_changeset {
@@ -249,12 +248,17 @@ impl Work {
         let parent = unpack.below.as_ref().map(|(below, _)| self.key(&below.to_string()));
         let labels = Labels::from([(plan::LABEL_SNAPSHOT_REF.to_owned(), name.name().to_owned())]);
         let (work, snapshotter) = (Arc::clone(self), unpack.name.clone());
-        let implementation = Arc::clone(&unpack.snapshotter);
         blocking(move || {
-            let _keep = work.keep(&*implementation);
             work.lease_snapshot(&snapshotter, name.name())?;
+            let look = extraction.look();
+            if let Some(look) = &look {
+                work.lease_snapshot(&snapshotter, look.name())?;
+            }
             let key = extraction.key().to_owned();
             extraction.commit(&name, parent.as_ref(), labels)?;
+            if let Some(look) = &look {
+                work.release_snapshot(&snapshotter, look.name())?;
+            }
             let name = name.name().to_owned();
             let event = SnapshotCommit { key, name, snapshotter };
             work.events.publish(&work.namespace(), "/snapshot/commit", any::pack(&event));
@@ -268,8 +272,7 @@ impl Work {
         let (work, snapshotter) = (Arc::clone(self), Arc::clone(&unpack.snapshotter));
         let name = unpack.name.clone();
         blocking(move || {
-            // From before the look, so that what is seen stays.
-            let _keep = work.keep(&*snapshotter);
+            // Before the look, so that what is seen stays.
             work.lease_snapshot(&name, key.name())?;
             match snapshotter.stat(&key) {
                 Ok(_) => Ok(true),
@@ -278,11 +281,6 @@ impl Work {
             }
         })
         .await
-    }
-
-    /// Keeps collections off while a snapshot is made, unless that waits for another program.
-    fn keep(&self, snapshotter: &dyn Snapshotter) -> Option<RwLockReadGuard<'_, ()>> {
-        (!snapshotter.is_external()).then(|| self.content.metadata().referring())
     }
 
     /// The snapshot `name` of the transfer's namespace.

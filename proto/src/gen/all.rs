@@ -122,6 +122,15 @@ pub mod containerd {
         }
     }
 }
+pub mod gantry {
+    pub mod services {
+        pub mod gc {
+            pub mod v1 {
+                include!("gantry.services.gc.v1.rs");
+            }
+        }
+    }
+}
 pub mod google {
     pub mod rpc {
         include!("google.rpc.rs");

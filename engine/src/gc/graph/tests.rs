@@ -5,6 +5,7 @@ use crate::{
     metadata::{Container, ContentInfo, Image, Lease, Runtime, Sandbox},
     oci::Descriptor,
 };
+use metadata::Object as O;
 
 const NOW: SystemTime = UNIX_EPOCH;
 
@@ -20,27 +21,27 @@ fn digest(name: &str) -> Digest {
     Digest::of(name.as_bytes())
 }
 
-fn content(name: &str, pairs: &[(&str, &str)]) -> Object {
+fn content(name: &str, pairs: &[(&str, &str)]) -> O {
     let (digest, labels) = (digest(name), labels(pairs));
-    Object::Content(ContentInfo { digest, size: 1, labels, created: NOW, updated: NOW })
+    O::Content(ContentInfo { digest, size: 1, labels, created: NOW, updated: NOW })
 }
 
-fn image(name: &str, target: &str, pairs: &[(&str, &str)]) -> Object {
+fn image(name: &str, target: &str, pairs: &[(&str, &str)]) -> O {
     let target = Descriptor { digest: digest(target), ..Descriptor::of("x", b"x") };
     let name = name.to_owned();
-    Object::Image(Image { name, labels: labels(pairs), target, created: NOW, updated: NOW })
+    O::Image(Image { name, labels: labels(pairs), target, created: NOW, updated: NOW })
 }
 
-fn lease(id: &str, pairs: &[(&str, &str)]) -> Object {
-    Object::Lease(Lease { id: id.to_owned(), labels: labels(pairs), created: NOW })
+fn lease(id: &str, pairs: &[(&str, &str)]) -> O {
+    O::Lease(Lease { id: id.to_owned(), labels: labels(pairs), created: NOW })
 }
 
-fn leased(lease: &str, resource: Resource) -> Object {
-    Object::Leased { lease: lease.to_owned(), resource }
+fn leased(lease: &str, resource: Resource) -> O {
+    O::Leased { lease: lease.to_owned(), resource }
 }
 
-fn container(id: &str, snapshot: &str, pairs: &[(&str, &str)]) -> Object {
-    Object::Container(Container {
+fn container(id: &str, snapshot: &str, pairs: &[(&str, &str)]) -> O {
+    O::Container(Container {
         id: id.to_owned(),
         labels: labels(pairs),
         image: String::new(),
@@ -55,8 +56,8 @@ fn container(id: &str, snapshot: &str, pairs: &[(&str, &str)]) -> Object {
     })
 }
 
-fn sandbox(id: &str, pairs: &[(&str, &str)]) -> Object {
-    Object::Sandbox(Sandbox {
+fn sandbox(id: &str, pairs: &[(&str, &str)]) -> O {
+    O::Sandbox(Sandbox {
         id: id.to_owned(),
         labels: labels(pairs),
         runtime: Runtime::default(),
@@ -81,7 +82,7 @@ fn snapshot(name: &str, parent: &str, pairs: &[(&str, &str)]) -> Info {
 }
 
 /// The names of what goes: content by its text, the rest by name.
-fn gone(objects: Vec<Object>, snapshots: Vec<Info>) -> Vec<String> {
+fn gone(objects: Vec<O>, snapshots: Vec<Info>) -> Vec<String> {
     let mut graph = Graph::new(NOW + Duration::from_secs(100));
     let mut texts = HashMap::new();
     for name in ["index", "manifest", "layer", "other"] {
@@ -93,7 +94,7 @@ fn gone(objects: Vec<Object>, snapshots: Vec<Info>) -> Vec<String> {
     let mut gone: Vec<String> = Vec::new();
     gone.extend(plan.leases.into_iter().map(|(_, id)| id));
     gone.extend(plan.images.into_iter().map(|(_, name)| name));
-    gone.extend(plan.content.into_iter().map(|(_, digest)| texts[&digest].to_owned()));
+    gone.extend(plan.content.into_iter().map(|(_, digest, _)| texts[&digest].to_owned()));
     gone.extend(plan.snapshots.into_iter().map(|(_, key)| key.name().to_owned()));
     gone
 }
@@ -233,8 +234,106 @@ fn snapshots() {
             vec![snapshot("1", "", &[("containerd.io/gc.bref.container.x", "c")])],
             vec![],
         ),
+        (
+            "an image keeps what was used lately",
+            vec![
+                image(
+                    "i",
+                    "index",
+                    &[("containerd.io/gc.cond.snapshot.s", "usedat<1m,usedat>1h|1")],
+                ),
+                content("index", &[("containerd.io/gc.cond.snapshot.s/x", "usedat>1m|2")]),
+            ],
+            vec![
+                snapshot(
+                    "1",
+                    "",
+                    &[("containerd.io/gc.cond.value-usedat", "1970-01-01T00:01:00Z")],
+                ),
+                snapshot(
+                    "2",
+                    "",
+                    &[("containerd.io/gc.cond.value-usedat", "1970-01-01T00:01:00Z")],
+                ),
+                snapshot("3", "", &[]),
+            ],
+            vec!["2", "3"],
+        ),
     ];
     for (case, objects, snapshots, want) in cases {
         assert_eq!(gone(objects, snapshots), want, "{case}");
     }
+}
+
+#[test]
+fn chains() {
+    let to = |name| digest(name).to_string();
+    let (manifest, layer) = (to("manifest"), to("layer"));
+    let objects = vec![
+        lease("l", &[]),
+        leased("l", Resource::image("gone by time")),
+        image("gone by time", "manifest", &[(EXPIRE, PAST)]),
+        content("manifest", &[("containerd.io/gc.ref.content.l.0", &layer)]),
+        content("layer", &[]),
+        content("index", &[("containerd.io/gc.ref.content", &to("other"))]),
+        content("other", &[]),
+        container("c", "2", &[]),
+    ];
+    let snapshots = vec![
+        snapshot("1", "", &[]),
+        snapshot("2", "1", &[]),
+        snapshot("3", "", &[("containerd.io/gc.bref.content.x", &manifest)]),
+        snapshot("4", "", &[(ROOT, "x")]),
+    ];
+    let mut graph = Graph::new(NOW + Duration::from_secs(100));
+    objects.into_iter().for_each(|object| graph.add(namespace(), object));
+    snapshots.into_iter().for_each(|info| graph.add_snapshot("s", info));
+    let object =
+        |kind: Kind, name: &str| Object { namespace: namespace(), kind, name: name.to_owned() };
+    let snapshot = |name| object(Kind::Snapshot("s".to_owned()), name);
+    let mut shown = |object: Object| {
+        let chain = graph.chain(&object)?;
+        let short =
+            |object: &Object| object.to_string().replace(&manifest, "m").replace(&layer, "l");
+        Some(
+            chain
+                .iter()
+                .map(|(object, by)| format!("{} {by:?}", short(object)))
+                .collect::<Vec<_>>(),
+        )
+    };
+    let cases = [
+        (
+            object(Kind::Content, &layer),
+            Some(vec![
+                "image/gone by time Lease(\"l\")",
+                "content/m Target",
+                "content/l Label(\"containerd.io/gc.ref.content.l.0\")",
+            ]),
+        ),
+        (object(Kind::Content, &to("other")), None),
+        (object(Kind::Content, "no such"), None),
+        (
+            snapshot("1"),
+            Some(vec!["container/c Itself", "snapshot/s/2 Rootfs", "snapshot/s/1 Parent"]),
+        ),
+        (
+            snapshot("3"),
+            Some(vec![
+                "image/gone by time Lease(\"l\")",
+                "content/m Target",
+                "snapshot/s/3 Back(\"containerd.io/gc.bref.content.x\")",
+            ]),
+        ),
+        (snapshot("4"), Some(vec!["snapshot/s/4 Label(\"containerd.io/gc.root\")"])),
+    ];
+    for (object, want) in cases {
+        let case = object.to_string();
+        let want = want.map(|want| want.into_iter().map(str::to_owned).collect::<Vec<_>>());
+        assert_eq!(shown(object), want, "{case}");
+    }
+    let other = object(Kind::Content, &to("other"));
+    let index = object(Kind::Content, &to("index"));
+    let label = By::Label("containerd.io/gc.ref.content".into());
+    assert_eq!(graph.referrers(&other), [(index, label)]);
 }

@@ -1,0 +1,228 @@
+use std::{
+    fs,
+    path::Path,
+    sync::{Mutex, mpsc},
+    thread,
+    time::Duration,
+};
+
+use snapshotter::{Copies, EditLabels, Fill, Info, Labels, Mount, Native, Usage};
+
+use super::*;
+use crate::{
+    content::NewWrite,
+    metadata::{Container, Runtime},
+    namespace::Scope,
+};
+
+/// How long something may take that nobody is to hold up.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Fixture {
+    folder: tempfile::TempDir,
+    content: content::Store,
+    scope: Scope,
+}
+
+fn fixture() -> Fixture {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let metadata = metadata::Store::open(&folder.path().join("m.redb")).expect("opens");
+    let content = content::Store::open(&folder.path().join("content"), metadata).expect("opens");
+    let scope = Scope::new("default".parse().expect("a namespace"));
+    Fixture { folder, content, scope }
+}
+
+impl Fixture {
+    fn native(&self) -> Arc<dyn Snapshotter> {
+        let metadata = Arc::new(self.content.metadata().clone());
+        Arc::new(Native::open(&self.folder.path().join("native"), metadata, Copies).expect("opens"))
+    }
+
+    fn collector(&self, snapshotter: &Arc<dyn Snapshotter>) -> Collector {
+        let snapshotters = Snapshotters::from([("s".to_owned(), Arc::clone(snapshotter))]);
+        Collector::new(self.content.clone(), Arc::new(snapshotters), |_| {})
+    }
+}
+
+fn container(snapshot: &str) -> Container {
+    Container {
+        id: "c".to_owned(),
+        labels: Labels::new(),
+        image: String::new(),
+        runtime: Runtime { name: "r".to_owned(), ..Runtime::default() },
+        spec: Some(prost_types::Any::default()),
+        snapshotter: "s".to_owned(),
+        snapshot_key: snapshot.to_owned(),
+        created: SystemTime::UNIX_EPOCH,
+        updated: SystemTime::UNIX_EPOCH,
+        extensions: BTreeMap::new(),
+        sandbox: String::new(),
+    }
+}
+
+fn count(folder: &Path) -> usize {
+    fs::read_dir(folder).expect("a folder").count()
+}
+
+#[test]
+fn snapshots_go_with_their_directories() {
+    let f = fixture();
+    let native = f.native();
+    let key = |name| Key::new("default", name).expect("a key");
+    let mut parent = None;
+    for name in ["1", "2", "3"] {
+        native.prepare(&key("temporary"), parent.as_ref(), Labels::new()).expect("prepares");
+        native.commit(&key(name), &key("temporary"), Labels::new()).expect("commits");
+        parent = Some(key(name));
+    }
+    native.prepare(&key("active"), Some(&key("2")), Labels::new()).expect("prepares");
+    let metadata = f.content.metadata();
+    metadata.create_container(&f.scope.namespace, container("active")).expect("creates");
+    let collected = f.collector(&native).collect(true).expect("collects");
+    assert_eq!(collected.snapshots, [("s".to_owned(), key("3"))]);
+    assert_eq!(count(&f.folder.path().join("native/snapshots")), 3);
+    metadata.delete_container(&f.scope.namespace, "c").expect("deletes");
+    let collected = f.collector(&native).collect(true).expect("collects");
+    let gone = ["active", "2", "1"].map(|name| ("s".to_owned(), key(name)));
+    assert_eq!(collected.snapshots, gone, "children before their parents");
+    assert_eq!(count(&f.folder.path().join("native/snapshots")), 0);
+}
+
+#[test]
+fn a_crash_before_the_files_go_leaves_nothing_for_long() {
+    let f = fixture();
+    let digest = f.content.put(&f.scope, b"hello", Labels::new()).expect("writes");
+    // The records went, and the program with them.
+    f.content.metadata().delete_content(&f.scope, &digest).expect("deletes");
+    let gone = f.folder.path().join("content/gone");
+    fs::create_dir(gone.join("7")).expect("creates");
+    fs::write(gone.join("7/data"), b"x").expect("writes");
+    let content =
+        content::Store::open(&f.folder.path().join("content"), f.content.metadata().clone())
+            .expect("opens");
+    assert_eq!(count(&gone), 0);
+    let collector = Collector::new(content, Arc::default(), |_| {});
+    let collected = collector.collect(true).expect("collects");
+    assert!(collected.content.is_empty(), "it had no record");
+    assert_eq!(count(&f.folder.path().join("content/blobs/sha256")), 0);
+}
+
+/// A snapshotter without snapshots, which does something when it deletes files.
+struct Busy(Mutex<Box<dyn FnMut() + Send>>);
+
+impl Snapshotter for Busy {
+    fn prepare(
+        &self,
+        _: &Key,
+        _: Option<&Key>,
+        _: Labels,
+    ) -> Result<Vec<Mount>, snapshotter::Error> {
+        unreachable!("nothing is prepared")
+    }
+    fn view(&self, _: &Key, _: Option<&Key>, _: Labels) -> Result<Vec<Mount>, snapshotter::Error> {
+        unreachable!("nothing is looked at")
+    }
+    fn mounts(&self, _: &Key) -> Result<Vec<Mount>, snapshotter::Error> {
+        unreachable!("nothing is mounted")
+    }
+    fn commit(&self, _: &Key, _: &Key, _: Labels) -> Result<(), snapshotter::Error> {
+        unreachable!("nothing is committed")
+    }
+    fn rebase(&self, _: &Key, _: &Key, _: &Key, _: Labels) -> Result<(), snapshotter::Error> {
+        unreachable!("nothing is committed")
+    }
+    fn can_rebase(&self) -> bool {
+        false
+    }
+    fn remove(&self, _: &Key) -> Result<(), snapshotter::Error> {
+        unreachable!("nothing is there")
+    }
+    fn remove_within(
+        &self,
+        _: &redb::WriteTransaction,
+        _: &[Key],
+    ) -> Result<Vec<Key>, snapshotter::Error> {
+        unreachable!("nothing is there")
+    }
+    fn stat(&self, _: &Key) -> Result<Info, snapshotter::Error> {
+        unreachable!("nothing is there")
+    }
+    fn update(&self, _: &Key, _: &mut EditLabels<'_>) -> Result<Info, snapshotter::Error> {
+        unreachable!("nothing is there")
+    }
+    fn walk(
+        &self,
+        _: Option<&str>,
+        _: &mut dyn FnMut(Info) -> ControlFlow<()>,
+    ) -> Result<(), snapshotter::Error> {
+        Ok(())
+    }
+    fn usage(&self, _: &Key) -> Result<Usage, snapshotter::Error> {
+        unreachable!("nothing is there")
+    }
+    fn sync(&self) -> Result<(), snapshotter::Error> {
+        unreachable!("nothing is synced")
+    }
+    fn suspects(&self) -> Result<Vec<Info>, snapshotter::Error> {
+        unreachable!("nothing is there")
+    }
+    fn renew(&self, _: &Key, _: &mut Fill<'_>) -> Result<(), snapshotter::Error> {
+        unreachable!("nothing is there")
+    }
+    fn cleanup(&self) -> Result<(), snapshotter::Error> {
+        (self.0.lock().expect("one at a time"))();
+        Ok(())
+    }
+}
+
+#[test]
+fn writers_do_not_wait_for_files_to_be_deleted() {
+    let f = fixture();
+    let (written, wait) = mpsc::channel();
+    let (store, namespace) = (f.content.metadata().clone(), f.scope.namespace.clone());
+    let cleanup = move || {
+        let (store, namespace, written) = (store.clone(), namespace.clone(), written.clone());
+        let writer = thread::spawn(move || {
+            store.create_lease(&namespace, "l", Labels::new()).expect("creates");
+            written.send(()).expect("the test waits");
+        });
+        // Files are deleted for as long as this takes.
+        wait.recv_timeout(DEADLINE)
+            .expect("a writer is held up by a collection that deletes files");
+        writer.join().expect("writes");
+    };
+    let busy: Arc<dyn Snapshotter> = Arc::new(Busy(Mutex::new(Box::new(cleanup))));
+    f.collector(&busy).collect(true).expect("collects");
+}
+
+#[test]
+fn a_collection_does_not_wait_for_a_write_to_be_hashed_again() {
+    let f = fixture();
+    let mut writer = f.content.writer(&f.scope, NewWrite::new("r")).expect("opens");
+    writer.write(b"x").expect("writes");
+    drop(writer);
+    // Who hashes a pipe waits until somebody has written to it.
+    let status = f.content.ingests().expect("lists").remove(0);
+    let data = status.0.join("data");
+    fs::remove_file(&data).expect("removes");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &data, 0o600.into()).expect("creates");
+    let (content, scope) = (f.content.clone(), f.scope.clone());
+    let hashing = thread::spawn(move || drop(content.writer(&scope, NewWrite::new("r"))));
+    let pipe = fs::OpenOptions::new().write(true).open(&data).expect("once it is read");
+    let (done, wait) = mpsc::channel();
+    let native = f.native();
+    let collector = f.collector(&native);
+    let collecting = thread::spawn(move || {
+        collector.collect(true).expect("collects");
+        done.send(()).expect("the test waits");
+    });
+    wait.recv_timeout(DEADLINE).expect("a collection waits for a write to be hashed");
+    assert!(data.exists(), "it is being written");
+    // It goes on, to find that what it has hashed is no file.
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+    let reader = rustix::fs::open(&data, flags, rustix::fs::Mode::empty()).expect("opens");
+    drop(pipe);
+    hashing.join().expect("ends");
+    drop(reader);
+    collecting.join().expect("ends");
+}
