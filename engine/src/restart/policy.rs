@@ -8,7 +8,8 @@
 //! | `containerd.io/restart.explicitly-stopped` | whether a client has stopped the container       |
 //! | `containerd.io/restart.loguri`             | where a restarted container's output goes        |
 //! | `containerd.io/restart.logpath`            | the same, as a path; of containerd before 2.0    |
-//! | `containerd.io/restart.pending`            | `true` while a failed task is being replaced     |
+//! | `containerd.io/restart.pending`            | `true` while a failed task is being replaced,    |
+//! |                                            | `failed` when that failed and is to be tried again |
 //!
 //! An explicit stop holds under every policy. `always` alone starts such a container again when the
 //! daemon starts, as Docker's does. containerd heeds an explicit stop for `unless-stopped` only, so
@@ -16,7 +17,8 @@
 //!
 //! How a task ended is lost with the task. So before one that failed is deleted under `on-failure`, it
 //! is noted that another is to take its place: a daemon that is killed in between is followed by one
-//! that knows, and that does not count the same restart twice. containerd has no such label.
+//! that knows, and that does not count the same restart twice. When the start fails, it is noted that
+//! another try is due, which counts. containerd has no such label.
 //!
 //! Source: containerd, `core/runtime/restart`, `plugins/restart`.
 
@@ -33,6 +35,11 @@ const COUNT: &str = "containerd.io/restart.count";
 const EXPLICITLY_STOPPED: &str = "containerd.io/restart.explicitly-stopped";
 const LOG_URI: &str = "containerd.io/restart.loguri";
 const PENDING: &str = "containerd.io/restart.pending";
+
+/// The values of [`PENDING`].
+const REPLACING: &str = "true";
+const TO_RETRY: &str = "failed";
+
 const LOG_PATH: &str = "containerd.io/restart.logpath";
 
 /// The policies that clients may name.
@@ -153,7 +160,10 @@ fn is_wanted(labels: &Labels, seen: Seen, memory: Memory) -> Result<bool, LabelE
             let cut_short = was_cut_short(labels, memory);
             let failed = match seen {
                 Seen::Stopped { exit_status } => exit_status != 0,
-                _ => cut_short || memory.exit.is_some_and(|status| status != 0),
+                _ => {
+                    let tried = memory.booting && text(labels, PENDING) == TO_RETRY;
+                    cut_short || tried || memory.exit.is_some_and(|status| status != 0)
+                }
             };
             !stopped && failed && (max == 0 || cut_short || count(labels)? < max)
         }
@@ -176,7 +186,7 @@ pub(super) fn at_start(labels: &Labels, memory: Memory) -> Result<Labels, LabelE
         changed.insert(COUNT.to_owned(), count(labels)?.saturating_add(1).to_string());
     }
     if matches!(text(labels, POLICY).parse()?, Policy::OnFailure { .. }) {
-        changed.insert(PENDING.to_owned(), "true".to_owned());
+        changed.insert(PENDING.to_owned(), REPLACING.to_owned());
     }
     if is_explicitly_stopped(labels) {
         changed.insert(EXPLICITLY_STOPPED.to_owned(), "false".to_owned());
@@ -184,22 +194,26 @@ pub(super) fn at_start(labels: &Labels, memory: Memory) -> Result<Labels, LabelE
     Ok(changed)
 }
 
-/// The labels that change when that start is over, however it went, if `at_start` changed `changed`.
-pub(super) fn after_start(changed: &Labels) -> Labels {
+/// The labels that change when that start is over, if `at_start` changed `changed`.
+pub(super) fn after_start(changed: &Labels, succeeded: bool) -> Labels {
+    let value = if succeeded { "" } else { TO_RETRY };
     let pending = changed.keys().filter(|key| *key == PENDING);
-    pending.map(|key| (key.clone(), String::new())).collect()
+    pending.map(|key| (key.clone(), value.to_owned())).collect()
 }
 
-/// The labels that change when nothing is to be done, although an earlier daemon was killed in a start:
-/// that one has succeeded, and a later end is not its failure.
-pub(super) fn after_no_start(labels: &Labels, memory: Memory) -> Labels {
-    let stale = was_cut_short(labels, memory).then(|| (PENDING.to_owned(), String::new()));
-    stale.into_iter().collect()
+/// The labels that change when nothing is to be done, although an earlier daemon was killed in a start
+/// or before its next try: there are no tries left, or a task was started, and a later end is not the
+/// earlier one's failure.
+pub(super) fn after_no_start(labels: &Labels, seen: Seen, memory: Memory) -> Labels {
+    let pending = text(labels, PENDING);
+    let started = pending == TO_RETRY && seen == Seen::Running;
+    let stale = started || (memory.booting && [REPLACING, TO_RETRY].contains(&pending));
+    stale.then(|| (PENDING.to_owned(), String::new())).into_iter().collect()
 }
 
 /// Whether an earlier daemon was killed while it put a new task in the place of a failed one.
 fn was_cut_short(labels: &Labels, memory: Memory) -> bool {
-    memory.booting && text(labels, PENDING) == "true"
+    memory.booting && text(labels, PENDING) == REPLACING
 }
 
 /// Where output goes: a URI, or empty for nowhere.
@@ -350,52 +364,24 @@ mod tests {
 
         let boot = Memory { booting: true, exit: None };
         let failed = Memory { booting: false, exit: Some(1) };
+        let once = "on-failure:1 count=1 pending=true";
+        let (twice, last) =
+            ("on-failure:2 count=1 pending=failed", "on-failure:1 count=1 pending=failed");
+        let stopped = "on-failure pending=true explicitly-stopped=true";
         let cases = [
-            (
-                "killed while it was replaced",
-                "status=running policy=on-failure:1 count=1 pending=true",
-                Seen::Absent,
-                boot,
-                Start,
-            ),
-            (
-                "killed before it was deleted",
-                "status=running policy=on-failure:1 count=1 pending=true",
-                FAILED,
-                boot,
-                Start,
-            ),
-            (
-                "killed before its place was started",
-                "status=running policy=on-failure:1 count=1 pending=true",
-                Seen::Created,
-                boot,
-                Start,
-            ),
-            (
-                "its place ended well",
-                "status=running policy=on-failure:1 count=1 pending=true",
-                ENDED,
-                boot,
-                Leave,
-            ),
-            (
-                "not killed",
-                "status=running policy=on-failure:1 count=1 pending=true",
-                Seen::Absent,
-                failed,
-                Leave,
-            ),
-            (
-                "stopped while it was replaced",
-                "status=running policy=on-failure pending=true explicitly-stopped=true",
-                Seen::Absent,
-                boot,
-                Leave,
-            ),
+            ("killed while it was replaced", once, Seen::Absent, boot, Start),
+            ("killed before it was deleted", once, FAILED, boot, Start),
+            ("killed before its place was started", once, Seen::Created, boot, Start),
+            ("its place ended well", once, ENDED, boot, Leave),
+            ("not killed", once, Seen::Absent, failed, Leave),
+            ("killed before the next try", twice, Seen::Absent, boot, Start),
+            ("killed after the last try", last, Seen::Absent, boot, Leave),
+            ("killed after a client's task ended well", twice, ENDED, boot, Leave),
+            ("stopped while it was replaced", stopped, Seen::Absent, boot, Leave),
         ];
-        for (case, text, seen, memory, want) in cases {
-            assert_eq!(decide(&labels(text), seen, memory), Ok(want), "{case}");
+        for (case, policy, seen, memory, want) in cases {
+            let labels = labels(&format!("status=running policy={policy}"));
+            assert_eq!(decide(&labels, seen, memory), Ok(want), "{case}");
         }
     }
 
@@ -441,11 +427,37 @@ mod tests {
                 "pending=true",
                 "pending=",
             ),
+            (
+                "after a try that failed",
+                "policy=on-failure count=1 pending=failed",
+                boot,
+                "count=2 pending=true",
+                "pending=",
+            ),
         ];
         for (case, text, memory, want, after) in cases {
             let changed = at_start(&labels(text), memory).expect(case);
             assert_eq!(changed, labels(want), "{case}");
-            assert_eq!(after_start(&changed), labels(after), "{case}");
+            assert_eq!(after_start(&changed, true), labels(after), "{case}");
+            let failed = if after.is_empty() { "" } else { "pending=failed" };
+            assert_eq!(after_start(&changed, false), labels(failed), "{case}");
+        }
+    }
+
+    #[test]
+    fn changes_without_a_start() {
+        let none = Memory::default();
+        let boot = Memory { booting: true, ..none };
+        let cases = [
+            ("killed in a start", "pending=true", Seen::Running, boot, "pending="),
+            ("no tries left", "pending=failed", Seen::Absent, boot, "pending="),
+            ("nothing to forget", "pending=", Seen::Running, boot, ""),
+            ("in a start", "pending=true", Seen::Running, none, ""),
+            ("before the next try", "pending=failed", Seen::Absent, none, ""),
+            ("a client has started it", "pending=failed", Seen::Running, none, "pending="),
+        ];
+        for (case, text, seen, memory, want) in cases {
+            assert_eq!(after_no_start(&labels(text), seen, memory), labels(want), "{case}");
         }
     }
 

@@ -163,7 +163,7 @@ impl Parts {
             return Ok(Outcome::Later);
         }
         if policy::decide(&container.labels, seen, memory)? == Verdict::Leave {
-            let stale = policy::after_no_start(&container.labels, memory);
+            let stale = policy::after_no_start(&container.labels, seen, memory);
             if !stale.is_empty() {
                 self.change_labels(&name.0, &name.1, stale).await?;
             }
@@ -183,8 +183,13 @@ impl Parts {
             Verdict::Stop => self.end(name).await?,
             Verdict::Start => {
                 let changed = policy::at_start(&container.labels, memory)?;
-                let after = policy::after_start(&changed);
+                let begun = changed.clone();
                 let result = self.start(name, container, changed, started).await;
+                if let Err(Error::Stopping | Error::Task(runtime::Error::Stopping)) = result {
+                    // For the next daemon that is a start that was cut short, not one that failed.
+                    return result.map(|()| Outcome::Done);
+                }
+                let after = policy::after_start(&begun, result.is_ok());
                 if !after.is_empty() {
                     self.change_labels(&name.0, &name.1, after).await?;
                 }

@@ -264,6 +264,39 @@ async fn a_restart_that_a_daemon_was_killed_in_is_done_by_the_next() {
 }
 
 #[tokio::test]
+async fn a_restart_that_failed_is_tried_again_by_the_next_daemon() {
+    let cases = [("c1", "on-failure", 1), ("c2", "on-failure:1", 0)];
+    let stage = Stage::new();
+    let records = records(&stage);
+    let watched = Watched::start(&stage, &records, NEVER);
+    for (id, policy, _) in cases {
+        watched.container(id, &format!("status=running policy={policy}"));
+        let shim = watched.run(id).await;
+        shim.behave(Manner::CreateFails);
+        watched.exit(id, &shim, 1).await;
+        let pending = || watched.record(id).labels.remove("containerd.io/restart.pending");
+        let failed = async {
+            while pending().is_none_or(|pending| pending != "failed") {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon("the failure", failed).await;
+    }
+    watched.close().await;
+    let shims = cases.map(|(id, _, _)| stage.shim(id, Manner::Good));
+    let watched = Watched::start(&stage, &records, NEVER);
+    watched.made(&shims[0], 1).await;
+    watched.barrier().await;
+    for ((id, _, want), shim) in cases.iter().zip(&shims) {
+        assert_eq!(shim.made(), *want, "{id}");
+        let labels = watched.record(id).labels;
+        assert!(!labels.contains_key("containerd.io/restart.pending"), "{id}: {labels:?}");
+    }
+    assert_eq!(watched.count("c2"), "1");
+    watched.close().await;
+}
+
+#[tokio::test]
 async fn a_stop_over_starts_of_the_daemon() {
     let cases = [
         ("always", "status=running policy=always", 2),
