@@ -425,9 +425,7 @@ impl Actor {
             let id = self.task.id().to_owned();
             Err(Error::Unending { id, address: address.clone(), reason })
         };
-        let others = self.context.others(&self.task);
-        let sharing = others.iter().find(|other| other.is_served_at(&address));
-        if let Some(other) = sharing {
+        if let Some(other) = self.context.sharing(&self.task, &address) {
             return refused(format!("task {} shares it", other.id()));
         }
         let (at, program) = (address.clone(), self.binary.clone());

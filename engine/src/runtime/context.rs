@@ -15,7 +15,7 @@ use super::{
     bundle::{Bundle, FOLDER},
     launch::{Daemon, Dialects},
     sandbox::Sandbox,
-    task::{Exit, Task},
+    task::{Exit, Place, Task},
     told::Told,
 };
 use crate::{events::Exchange, namespace::Namespace};
@@ -53,11 +53,19 @@ impl Context {
         self.root.join(FOLDER).join(task.namespace().as_str()).join(task.id())
     }
 
-    /// The other tasks of the namespace, of which some may share a shim.
-    pub(super) fn others(&self, task: &Task) -> Vec<Arc<Task>> {
-        let tasks = self.tasks();
-        let Some(tasks) = tasks.get(task.namespace()) else { return Vec::new() };
-        tasks.values().filter(|other| other.id() != task.id()).cloned().collect()
+    /// Another task that the shim at `address` serves or is about to serve. Of one that the shim has
+    /// not been asked about, the bundle says where it is.
+    pub(super) fn sharing(&self, task: &Task, address: &str) -> Option<Arc<Task>> {
+        let in_namespace = self.tasks().get(task.namespace()).cloned().unwrap_or_default();
+        let mut others = in_namespace.into_values().filter(|other| other.id() != task.id());
+        others.find(|other| match other.place() {
+            Place::At(its) => its == address,
+            Place::InBundle => {
+                let bundle = Bundle::at(&self.state, other.namespace(), other.id());
+                bundle.bootstrap().is_some_and(|bootstrap| bootstrap.address == address)
+            }
+            Place::Nowhere => false,
+        })
     }
 
     /// Takes a task out of the map, if it is the one in there.
@@ -139,6 +147,54 @@ impl Context {
             stop: CancellationToken::new(),
             tasks: Mutex::default(),
             sandboxes: Mutex::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::runtime::{bootstrap::Bootstrap, shim::Shim, task::Phase};
+
+    #[tokio::test]
+    async fn who_shares_a_shim() {
+        let state = tempfile::tempdir().expect("a temporary directory");
+        let context = Context { state: state.path().to_owned(), ..Context::for_tests() };
+        let namespace: Namespace = "default".parse().expect("a namespace");
+        let other: Namespace = "other".parse().expect("a namespace");
+        let path = state.path().join("sock");
+        let _listener = tokio::net::UnixListener::bind(&path).expect("bound");
+        let address = format!("unix://{}", path.display());
+        let at = |address: &str| Bootstrap {
+            version: 3,
+            address: address.to_owned(),
+            protocol: "ttrpc".to_owned(),
+        };
+        let shim = Shim::connect(&namespace, "c2", &at(&address)).await.expect("connected");
+        let task = |namespace: &Namespace, id: &str, phase| {
+            let (commands, _) = mpsc::channel(1);
+            Arc::new(Task::new(namespace.clone(), id.to_owned(), phase, commands))
+        };
+        let this = task(&namespace, "c1", Phase::Live(shim.clone()));
+        let elsewhere = "unix:///elsewhere";
+        let cases = [
+            ("lives", &namespace, Phase::Live(shim.clone()), elsewhere, true),
+            ("is looked for", &namespace, Phase::Adopting, &address, true),
+            ("is being made", &namespace, Phase::Creating, &address, true),
+            ("is looked for elsewhere", &namespace, Phase::Adopting, elsewhere, false),
+            ("is being made, nobody knows where", &namespace, Phase::Creating, "", false),
+            ("is deleted too", &namespace, Phase::Ending, &address, false),
+            ("of another namespace", &other, Phase::Live(shim.clone()), &address, false),
+        ];
+        for (case, namespace, phase, written, want) in cases {
+            let bundle = Bundle::at(&context.state, namespace, "c2");
+            std::fs::create_dir_all(bundle.path()).expect("made");
+            bundle.keep_bootstrap(&at(written)).expect("written");
+            let in_namespace = HashMap::from([("c2".to_owned(), task(namespace, "c2", phase))]);
+            *context.tasks() = HashMap::from([(namespace.clone(), in_namespace)]);
+            assert_eq!(context.sharing(&this, &address).is_some(), want, "{case}");
         }
     }
 }

@@ -82,6 +82,17 @@ pub(super) enum Phase {
     Gone(Option<Exit>),
 }
 
+/// Where the shim is that a task needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// At this address.
+    At(String),
+    /// Where the bundle says, if it says so yet.
+    InBundle,
+    /// It needs none any more.
+    Nowhere,
+}
+
 /// How a process ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Exit {
@@ -442,9 +453,13 @@ impl Task {
         self.phase.send_replace(phase);
     }
 
-    /// Whether the shim at `address` is this task's.
-    pub(super) fn is_served_at(&self, address: &str) -> bool {
-        matches!(&*self.phase.borrow(), Phase::Live(shim) if shim.address() == address)
+    /// Where the shim is that this task needs.
+    pub(super) fn place(&self) -> Place {
+        match &*self.phase.borrow() {
+            Phase::Live(shim) => Place::At(shim.address().to_owned()),
+            Phase::Creating | Phase::Adopting => Place::InBundle,
+            Phase::Ending | Phase::Gone(_) => Place::Nowhere,
+        }
     }
 
     /// Whether what the task leaves is being removed.

@@ -275,8 +275,7 @@ impl Actor {
 
     /// Whether the shim at `address` serves others too.
     fn is_shared(&self, address: &str) -> bool {
-        self.bundle.is_in_sandbox()
-            || self.context.others(&self.task).iter().any(|other| other.is_served_at(address))
+        self.bundle.is_in_sandbox() || self.context.sharing(&self.task, address).is_some()
     }
 
     pub(super) async fn remove_bundle(&mut self) {
