@@ -9,6 +9,8 @@ mod rubbish;
 
 use std::{
     fs,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -16,11 +18,13 @@ use engine::{events::Subscription, runtime::Error};
 use prost::Message;
 use prost_types::Timestamp;
 use proto::{
+    SHIM_FAREWELL_MAX,
     any::{pack, unpack},
     containerd::{
         events::{TaskDelete, TaskExit},
         task::v3,
         types::Envelope,
+        v1::types::Status,
     },
 };
 
@@ -606,6 +610,70 @@ async fn tasks_outlive_the_daemon() {
 }
 
 #[tokio::test]
+async fn a_shim_may_hand_on_its_last_events() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Lingers);
+    runtime.create(&stage.namespace, stage.request("c1")).await.expect("made");
+    let task = runtime.task(&stage.namespace, "c1").expect("is there");
+    shim.exit(0);
+    let slow = async {
+        while !shim.asked().contains(&"Shutdown".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        tokio::time::sleep(SHIM_FAREWELL_MAX).await;
+        shim.end()
+    };
+    let (deleted, by_itself) = soon("delete", async { tokio::join!(task.delete(), slow) }).await;
+    deleted.expect("ended");
+    assert!(by_itself, "it was killed while it may have told of the end");
+    stage.assert_nothing_left();
+    runtime.close().await;
+}
+
+/// A socket at `path` that has no room for another client, and the client that has the room.
+fn full_socket(path: &Path) -> (OwnedFd, UnixStream) {
+    let (family, kind) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM);
+    let listener = rustix::net::socket(family, kind, None).expect("a socket");
+    let address = rustix::net::SocketAddrUnix::new(path).expect("short");
+    rustix::net::bind(&listener, &address).expect("bound");
+    rustix::net::listen(&listener, 0).expect("listens");
+    (listener, UnixStream::connect(path).expect("fits"))
+}
+
+/// What is said of a socket without room is said of a lack of descriptors too.
+#[tokio::test]
+async fn a_shim_that_cannot_be_reached_again_is_not_taken_for_dead() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Good);
+    runtime.create(&stage.namespace, stage.request("c1")).await.expect("made");
+    let task = runtime.task(&stage.namespace, "c1").expect("is there");
+    let path = stage.folder().join("c1.sock");
+    let away = stage.folder().join("away.sock");
+    fs::rename(&path, &away).expect("renamed");
+    let full = full_socket(&path);
+    shim.behave(Manner::Garbage);
+    task.state("").await.expect_err("nonsense, after which the connection is given up");
+    shim.behave(Manner::Good);
+    let is = async |status: Status| {
+        while task.state_or_last().await.is_none_or(|state| state.status() != status) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("no state", is(Status::Unknown)).await;
+    drop(full);
+    fs::rename(&away, &path).expect("renamed");
+    soon("the state", is(Status::Running)).await;
+    assert_eq!(stage.calls(), ["start c1"], "nothing was cleaned up");
+    assert!(!shim.is_dead());
+    shim.exit(0);
+    soon("delete", task.delete()).await.expect("ended");
+    stage.assert_nothing_left();
+    runtime.close().await;
+}
+
+#[tokio::test]
 async fn a_shim_that_cannot_be_reached_is_not_taken_for_dead() {
     let stage = Stage::new();
     let runtime = stage.runtime();
@@ -616,16 +684,7 @@ async fn a_shim_that_cannot_be_reached_is_not_taken_for_dead() {
     // From here on the shim's address is that of a socket with no room.
     let folder = tempfile::tempdir().expect("a temporary directory");
     let path = folder.path().join("full.sock");
-    let listener = rustix::net::socket(
-        rustix::net::AddressFamily::UNIX,
-        rustix::net::SocketType::STREAM,
-        None,
-    );
-    let listener = listener.expect("a socket");
-    let address = rustix::net::SocketAddrUnix::new(&path).expect("short");
-    rustix::net::bind(&listener, &address).expect("bound");
-    rustix::net::listen(&listener, 0).expect("listens");
-    let _first = std::os::unix::net::UnixStream::connect(&path).expect("fits");
+    let _full = full_socket(&path);
     let text = format!("unix://{}", path.display());
     fs::write(stage.bundle("c1").join("bootstrap.json"), text).expect("written");
 

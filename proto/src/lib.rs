@@ -4,6 +4,12 @@
 //! packages, names, numbers and types are those of containerd 2.3 and CRI v1; a test compares
 //! them with two crates that were not written here.
 
+use std::time::Duration;
+
+/// How long a shim that ends waits until its events and replies have arrived. Whoever kills shims that
+/// do not end gives them longer.
+pub const SHIM_FAREWELL_MAX: Duration = Duration::from_secs(5);
+
 pub mod any;
 pub mod ttrpc;
 

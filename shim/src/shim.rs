@@ -12,7 +12,7 @@ use std::{
 };
 
 use prost::Message;
-use proto::{containerd::task::v3 as api, ttrpc::Request};
+use proto::{SHIM_FAREWELL_MAX, containerd::task::v3 as api, ttrpc::Request};
 use rustix::process::Pid;
 use sys::signal::SignalFd;
 
@@ -27,9 +27,6 @@ use crate::{
     stdio::Copies,
     task::{Container, Job, LoggerWait, Watched},
 };
-
-/// How long a shim that ends waits until its events and replies have arrived.
-const FAREWELL_MAX: Duration = Duration::from_secs(5);
 
 /// How long nothing must happen before the shim counts as idle.
 const IDLE_MIN: Duration = Duration::from_secs(2);
@@ -142,7 +139,7 @@ impl Shim {
 
     /// Ends the loop as soon as everybody has been told what is to be told.
     pub(crate) fn end(&mut self) {
-        self.ends_by.get_or_insert_with(|| Instant::now() + FAREWELL_MAX);
+        self.ends_by.get_or_insert_with(|| Instant::now() + SHIM_FAREWELL_MAX);
     }
 
     /// Answers a call.

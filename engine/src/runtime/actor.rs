@@ -13,7 +13,8 @@
 //! | shim dies           | runs `shim delete`, removes the bundle, tells of exit and delete once |
 //! | `shim delete` fails | tries again; then tells of the exit, and leaves the bundle for the    |
 //! |                     | next create or the next daemon, which try again                       |
-//! | connection is lost  | connects again; if that fails, the shim is killed and counts as dead  |
+//! | connection is lost  | connects again; if nobody listens, the shim is killed and counts as    |
+//! |                     | dead                                                                  |
 //! | shim is suspect     | asks it whether it is there; if not, it is in quarantine, and asked   |
 //! |                     | again; nothing is killed on a suspicion                               |
 //! | SIGKILL for init of | kills the shim, which then counts as dead                             |
@@ -50,14 +51,14 @@ use proto::{
 use snapshotter::Mount;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use self::cleaning::Left;
+pub(super) use self::cleaning::{EXIT_LIMIT, Left};
 use super::{
     Checkpoint, Create, Error, adopted_binary,
     bootstrap::Bootstrap,
     bundle::Bundle,
     context::Context,
     health::probe,
-    held::Held,
+    held::{Held, REACH_PAUSE, Reached, reach_again},
     launch::Launch,
     log::ShimLog,
     process::Process,
@@ -71,14 +72,8 @@ use crate::{
     namespace::Namespace,
 };
 
-/// How long after its connection broke a shim may take to be dead.
-const DEATH_LIMIT: Duration = Duration::from_millis(500);
-
 /// How long a shim may take to answer when the daemon finds it again.
 const ADOPT_LIMIT: Duration = Duration::from_secs(5);
-
-/// How long to wait until a shim is tried again that could not be reached.
-const REACH_PAUSE: Duration = Duration::from_secs(1);
 
 /// How often a shim is asked whether it has created the task now that it was asked for when the
 /// daemon went away, and the pause between.
@@ -497,19 +492,33 @@ impl Actor {
 
     /// Decides what the end of a connection or of a process means.
     async fn lose(&mut self, held: &mut Held) -> Turn {
-        if let Some(process) = &held.process
-            && tokio::time::timeout(DEATH_LIMIT, process.exited()).await.is_err()
-            && let Some(bootstrap) = self.bundle.bootstrap()
-            && let Ok(shim) = Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await
-        {
-            tracing::warn!(id = self.task.id(), "connection to the shim was lost, and made again");
-            self.task.enter(Phase::Live(shim.clone()));
-            held.shim = shim;
-            return Turn::Stay;
+        // Not by the bundle's: to read it takes a descriptor.
+        let at = held.shim.bootstrap();
+        let connect = || Shim::connect(self.task.namespace(), self.task.id(), &at);
+        let waits = || self.task.enter(Phase::Adopting);
+        let process = held.process.as_ref();
+        let reached = reach_again(process, &self.context.stop, connect, waits).await;
+        if let (Reached::Shim(shim), None) = (&reached, &held.process) {
+            held.process = identify(shim, self.task.id()).await;
         }
-        let exit = self.bury(held.process.as_ref()).await;
-        self.leave(Some(exit)).await;
-        Turn::Leave
+        match reached {
+            // One that does not say who it is, and drops connections, is none.
+            Reached::Shim(shim) if held.process.is_some() => {
+                tracing::warn!(
+                    id = self.task.id(),
+                    "connection to the shim was lost, and made again"
+                );
+                self.task.enter(Phase::Live(shim.clone()));
+                held.shim = shim;
+                Turn::Stay
+            }
+            Reached::Shim(_) | Reached::Nobody => {
+                let exit = self.bury(held.process.as_ref()).await;
+                self.leave(Some(exit)).await;
+                Turn::Leave
+            }
+            Reached::Stop => Turn::Leave,
+        }
     }
 
     /// Tells subscribers how init ended, if they were not told.

@@ -51,7 +51,7 @@ const END_WAIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// The protocol between this program and shims.
-const PROTOCOL: &str = "ttrpc";
+pub(super) const PROTOCOL: &str = "ttrpc";
 
 /// Assigns the methods of the sandbox API to their requests.
 macro_rules! calls {
@@ -246,9 +246,7 @@ impl Membership {
         if self.address.is_empty() {
             let sandbox = context.sandbox(namespace, &self.id);
             let sandbox = sandbox.ok_or_else(|| Error::NoSandbox { id: self.id.clone() })?;
-            let shim = sandbox.shim().await?;
-            let (version, address) = (shim.version(), shim.address().to_owned());
-            return Ok(Bootstrap { version, address, protocol: PROTOCOL.to_owned() });
+            return Ok(sandbox.shim().await?.bootstrap());
         }
         let Some((protocol, address)) = self.address.split_once('+') else {
             return Err(Error::Invalid(format!(
@@ -343,7 +341,8 @@ impl Runtime {
         });
         in_namespace.insert(id.to_owned(), Arc::clone(&sandbox));
         let bundle = Bundle::of_sandbox(&self.context.state, namespace, id);
-        Some(Actor { sandbox, context: Arc::clone(&self.context), commands, bundle, binary })
+        let context = Arc::clone(&self.context);
+        Some(Actor { sandbox, context, commands, bundle, binary, left: None })
     }
 
     /// Begins to take over the sandboxes that an earlier daemon left.

@@ -25,7 +25,7 @@ use proto::{
 use sys::sockets::{connect_now, lock_directory};
 use tokio::net::UnixStream;
 
-use super::{Error, actor::blocking, bootstrap::Bootstrap, error::Attempt};
+use super::{Error, actor::blocking, bootstrap::Bootstrap, error::Attempt, sandbox::PROTOCOL};
 use crate::namespace::Namespace;
 
 /// How long connecting may take, with the wait for a socket that is not there yet.
@@ -209,6 +209,12 @@ impl Shim {
     /// The version of the task API that the shim is asked in.
     pub(super) fn version(&self) -> u8 {
         self.reach.version.load(Ordering::Relaxed)
+    }
+
+    /// How to reach it again.
+    pub(super) fn bootstrap(&self) -> Bootstrap {
+        let (version, address) = (self.version(), self.reach.address.clone());
+        Bootstrap { version, address, protocol: PROTOCOL.to_owned() }
     }
 
     /// Where the shim serves. Containers that share a shim have the same.

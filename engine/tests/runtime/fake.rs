@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fs,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex},
@@ -21,6 +21,7 @@ use proto::{
     containerd::task::v3,
     ttrpc::{self, Code, Frame, Kind, Request, Response, frame},
 };
+use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{UnixListener, UnixStream},
@@ -49,6 +50,8 @@ pub(crate) enum Manner {
     Cut,
     /// Answers with a frame whose message is not the one that was asked for.
     OddMessage,
+    /// Runs on when it is shut down, until [`FakeShim::end`].
+    Lingers,
 }
 
 /// A folder with a shim's binary, the sockets of shims, and the directories of a runtime.
@@ -233,6 +236,15 @@ impl FakeShim {
         self.down.notify_one();
     }
 
+    /// Ends its process as one that ends by itself does; `false` when somebody has killed it before.
+    pub(crate) fn end(&self) -> bool {
+        let mut process = self.process.lock().expect("no panic");
+        let pid = i32::try_from(process.id()).ok().and_then(Pid::from_raw).expect("a number");
+        kill_process(pid, Signal::TERM).expect("it was not reaped");
+        let status = process.wait().expect("reaped");
+        status.signal() == Some(Signal::TERM.as_raw())
+    }
+
     /// Whether its process has ended.
     pub(crate) fn is_dead(&self) -> bool {
         self.process.lock().expect("no panic").try_wait().is_ok_and(|status| status.is_some())
@@ -274,7 +286,7 @@ impl FakeShim {
             Manner::Garbage | Manner::Oversized | Manner::Cut | Manner::OddMessage => {
                 return Err(manner);
             }
-            Manner::Good | Manner::CreateFails => {}
+            Manner::Good | Manner::CreateFails | Manner::Lingers => {}
         }
         let result = match request.method.as_str() {
             "Create" if manner == Manner::CreateFails => {
@@ -304,6 +316,7 @@ impl FakeShim {
                 *self.made_with.lock().expect("no panic") = made.expect("a request");
                 self.look("Create")
             }
+            "Shutdown" if manner == Manner::Lingers => Ok(vec![]),
             method => self.look(method),
         };
         Ok(match result {

@@ -8,23 +8,28 @@ use std::time::{Duration, Instant};
 
 use prost_types::Timestamp;
 use proto::{
+    SHIM_FAREWELL_MAX,
     containerd::task::v3::{self, DeleteResponse},
     ttrpc::CallError,
 };
 
-use super::{Actor, REACH_PAUSE, STATUS_UNKNOWN, blocking, identify};
+use super::{Actor, STATUS_UNKNOWN, blocking, identify};
 use crate::runtime::{
     Error,
     bootstrap::Bootstrap,
-    held::Held,
+    held::{Held, REACH_PAUSE},
     log::ShimLog,
     process::Process,
     shim::{Call, Shim, remove_dead_socket},
     task::{Exit, Phase},
 };
 
-/// How long a shim may take to exit after it was shut down, before it is killed.
-const EXIT_LIMIT: Duration = Duration::from_secs(3);
+/// How long a shim may take to exit after it was shut down, before it is killed: more than shims take
+/// that hand on their last events.
+pub(in crate::runtime) const EXIT_LIMIT: Duration = SHIM_FAREWELL_MAX.saturating_mul(2);
+
+/// How long a shim that was killed may take to be gone.
+const DEATH_LIMIT: Duration = Duration::from_secs(3);
 
 /// How often `shim delete` is tried, the pause between, and for how long it is tried at all.
 const CLEAN_TRIES: usize = 3;
@@ -119,7 +124,7 @@ impl Actor {
         };
         if let Some(process) = process.or(found.as_ref()) {
             process.kill();
-            let _ = tokio::time::timeout(EXIT_LIMIT, process.exited()).await;
+            let _ = tokio::time::timeout(DEATH_LIMIT, process.exited()).await;
         }
     }
 
@@ -290,6 +295,10 @@ impl Actor {
 
     /// Ends the task, when nothing is left of it: whoever looks for it from now on finds none.
     pub(super) async fn leave(&mut self, exit: Option<Exit>) {
+        // Nobody has to wait for what is tried again: whoever asked for something is told that there
+        // is no task, as those are who ask from now on.
+        self.commands.close();
+        while self.commands.try_recv().is_ok() {}
         while let Some(left) = self.left.take() {
             tokio::select! {
                 () = tokio::time::sleep(REACH_PAUSE) => {}

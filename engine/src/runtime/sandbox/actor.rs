@@ -5,7 +5,11 @@
 //! | create fails        | ends the shim, removes the bundle                               |
 //! | shutdown            | asks the shim, waits for its end, removes the bundle            |
 //! | shim dies           | runs `shim delete`, removes the bundle                          |
-//! | connection is lost  | connects again; if that fails, the shim is killed               |
+//! | connection is lost  | connects again; if nobody listens, the shim is killed           |
+//! | no way to a shim    | tries again: descriptors may be short                           |
+//! | something cannot be | tries again until nothing is left; the name stays taken         |
+//! | removed for want of |                                                                 |
+//! | descriptors or room |                                                                 |
 //! | daemon stops        | leaves everything as it is                                      |
 //!
 //! The tasks of a sandbox whose shim dies have actors of their own, which clean up after them.
@@ -21,28 +25,19 @@ use tokio::sync::{mpsc, oneshot};
 use super::{CreateSandbox, Phase, Sandbox};
 use crate::runtime::{
     Error,
-    actor::{blocking, identify},
+    actor::{EXIT_LIMIT, Left, blocking, identify},
     bootstrap::Bootstrap,
     bundle::{Bundle, SANDBOX_FOLDER},
     context::Context,
-    held::Held,
+    held::{Held, REACH_PAUSE, Reached, reach_again},
     launch::Launch,
     log::ShimLog,
     process::Process,
     shim::{Shim, remove_dead_socket},
 };
 
-/// How long a shim may take to exit after its sandbox was shut down, before it is killed.
-const EXIT_LIMIT: Duration = Duration::from_secs(3);
-
-/// How long after its connection broke a shim may take to be dead.
-const DEATH_LIMIT: Duration = Duration::from_millis(500);
-
 /// How long a shim that is about to be killed may take for an answer.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(5);
-
-/// The pause before a shim is tried again that could not be reached.
-const REACH_PAUSE: Duration = Duration::from_secs(1);
 
 /// What an actor is asked to do.
 pub(super) enum Command {
@@ -57,12 +52,13 @@ pub(super) struct Actor {
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) bundle: Bundle,
     pub(super) binary: PathBuf,
+    pub(super) left: Option<Left>,
 }
 
 impl Actor {
     /// Makes the sandbox, answers, and serves it to its end.
     pub(super) async fn create(
-        self,
+        mut self,
         request: CreateSandbox,
         reply: oneshot::Sender<Result<(), Error>>,
     ) {
@@ -74,13 +70,19 @@ impl Actor {
                 self.run(held).await;
             }
             Err(error) => {
-                self.leave();
-                let _ = reply.send(Err(error));
+                // Nobody waits for what is tried again.
+                if self.left.is_some() {
+                    let _ = reply.send(Err(error));
+                    self.leave().await;
+                } else {
+                    self.leave().await;
+                    let _ = reply.send(Err(error));
+                }
             }
         }
     }
 
-    async fn make(&self, request: CreateSandbox) -> Result<Held, Error> {
+    async fn make(&mut self, request: CreateSandbox) -> Result<Held, Error> {
         let folder = self.context.root.join(SANDBOX_FOLDER);
         let work = folder.join(self.sandbox.namespace.as_str()).join(&self.sandbox.id);
         let (bundle, binary, spec) = (self.bundle.clone(), self.binary.clone(), request.spec);
@@ -133,7 +135,7 @@ impl Actor {
     }
 
     /// Ends the shim that may run at `at` although its start did not succeed.
-    async fn end_unstarted(&self, at: Option<Bootstrap>) {
+    async fn end_unstarted(&mut self, at: Option<Bootstrap>) {
         let Some(at) = at else { return self.remove_bundle().await };
         match Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &at).await {
             Ok(shim) => {
@@ -141,18 +143,19 @@ impl Actor {
                 let log = ShimLog::open(&self.bundle, &self.sandbox.id);
                 self.end_unused(&Held { shim, process, _log: log }).await;
             }
+            Err(error) if error.is_shortage() => self.left = Some(Left::Shim(Some(at))),
             Err(_) => self.clean_up().await,
         }
     }
 
     /// Takes over the sandbox that an earlier daemon left, and serves it to its end.
-    pub(super) async fn adopt(self) {
+    pub(super) async fn adopt(mut self) {
         if let Some(held) = Box::pin(self.find()).await {
             self.run(held).await;
         }
     }
 
-    async fn find(&self) -> Option<Held> {
+    async fn find(&mut self) -> Option<Held> {
         let log = ShimLog::open(&self.bundle, &self.sandbox.id);
         let shim = loop {
             let shim = match self.bundle.bootstrap() {
@@ -191,7 +194,7 @@ impl Actor {
             Err(error) if error.is_unknown_to_shim() => {
                 tracing::warn!(id = self.sandbox.id, "shim without a sandbox is shut down");
                 self.end_unused(&held).await;
-                self.leave();
+                self.leave().await;
                 return None;
             }
             Err(error) => self.report("ask for the sandbox, and keep its shim", &error),
@@ -209,11 +212,14 @@ impl Actor {
                     Some(Command::Shutdown(reply)) => {
                         let result = Box::pin(self.shutdown(&held)).await;
                         let is_over = result.is_ok();
-                        if is_over {
-                            self.leave();
-                        }
-                        let _ = reply.send(result);
-                        if is_over {
+                        if self.left.is_some() || !is_over {
+                            let _ = reply.send(result);
+                            if is_over {
+                                return self.leave().await;
+                            }
+                        } else {
+                            self.leave().await;
+                            let _ = reply.send(result);
                             return;
                         }
                     }
@@ -229,7 +235,7 @@ impl Actor {
         }
     }
 
-    async fn shutdown(&self, held: &Held) -> Result<(), Error> {
+    async fn shutdown(&mut self, held: &Held) -> Result<(), Error> {
         let request = api::ShutdownSandboxRequest { sandbox_id: self.sandbox.id.clone() };
         match held.shim.call(&request).await {
             // The shim may be gone before its answer.
@@ -239,29 +245,40 @@ impl Actor {
         }
         self.enter(Phase::Ending);
         self.await_exit(held).await;
+        remove_dead_socket(held.shim.address()).await;
         self.remove_bundle().await;
         Ok(())
     }
 
-    /// Decides what the end of a connection or of a process means; `false` for the end of the
-    /// sandbox.
-    async fn lose(&self, held: &mut Held) -> bool {
-        if let Some(process) = &held.process
-            && tokio::time::timeout(DEATH_LIMIT, process.exited()).await.is_err()
-            && let Some(bootstrap) = self.bundle.bootstrap()
-            && let Ok(shim) =
-                Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &bootstrap).await
-        {
-            self.enter(Phase::Live(shim.clone()));
-            held.shim = shim;
-            return true;
+    /// Decides what the end of a connection or of a process means; `false` when there is nothing more to
+    /// serve.
+    async fn lose(&mut self, held: &mut Held) -> bool {
+        // Not by the bundle's: to read it takes a descriptor.
+        let at = held.shim.bootstrap();
+        let connect = || Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &at);
+        let waits = || self.enter(Phase::Adopting);
+        let process = held.process.as_ref();
+        let reached = reach_again(process, &self.context.stop, connect, waits).await;
+        if let (Reached::Shim(shim), None) = (&reached, &held.process) {
+            held.process = identify(shim, &self.sandbox.id).await;
         }
-        self.bury(held.process.as_ref()).await;
-        false
+        match reached {
+            // One that does not say who it is, and drops connections, is none.
+            Reached::Shim(shim) if held.process.is_some() => {
+                self.enter(Phase::Live(shim.clone()));
+                held.shim = shim;
+                true
+            }
+            Reached::Shim(_) | Reached::Nobody => {
+                self.bury(held.process.as_ref()).await;
+                false
+            }
+            Reached::Stop => false,
+        }
     }
 
     /// Cleans up after a shim that died.
-    async fn bury(&self, process: Option<&Process>) {
+    async fn bury(&mut self, process: Option<&Process>) {
         let (namespace, id) = (&self.sandbox.namespace, &self.sandbox.id);
         tracing::warn!(%namespace, id, "shim of a sandbox died; cleaning up");
         self.enter(Phase::Ending);
@@ -269,11 +286,11 @@ impl Actor {
             process.kill();
         }
         self.clean_up().await;
-        self.leave();
+        self.leave().await;
     }
 
     /// Ends a shim whose sandbox nobody was told of.
-    async fn end_unused(&self, held: &Held) {
+    async fn end_unused(&mut self, held: &Held) {
         let request = api::ShutdownSandboxRequest { sandbox_id: self.sandbox.id.clone() };
         let answer = held.shim.call_within(&request, Some(FAREWELL_LIMIT)).await;
         let knows_none = matches!(&answer, Err(Error::Refused { status, .. })
@@ -295,11 +312,15 @@ impl Actor {
         }
     }
 
-    async fn clean_up(&self) {
+    async fn clean_up(&mut self) {
         if self.bundle.binary().is_some()
             && let Err(error) = self.launch().delete().await
         {
             self.report("clean up after the sandbox's shim", &error);
+            if error.is_shortage() {
+                self.left = Some(Left::Shim(self.bundle.bootstrap()));
+                return;
+            }
         }
         // A shim that was killed leaves it, and containerd's binary does not look there.
         if let Some(bootstrap) = self.bundle.bootstrap() {
@@ -308,10 +329,13 @@ impl Actor {
         self.remove_bundle().await;
     }
 
-    async fn remove_bundle(&self) {
+    async fn remove_bundle(&mut self) {
         let bundle = self.bundle.clone();
         if let Err(error) = blocking(move || bundle.remove()).await {
             self.report("remove the sandbox's bundle", &error);
+            if error.is_shortage() {
+                self.left = Some(Left::Bundle);
+            }
         }
     }
 
@@ -330,8 +354,26 @@ impl Actor {
         self.sandbox.phase.send_replace(phase);
     }
 
-    /// Ends the sandbox: whoever looks for it from now on finds none.
-    fn leave(&self) {
+    /// Ends the sandbox, when nothing is left of it: whoever looks for it from now on finds none.
+    async fn leave(&mut self) {
+        // As for a task, nobody has to wait for what is tried again.
+        self.commands.close();
+        while self.commands.try_recv().is_ok() {}
+        if self.left.is_some() {
+            self.enter(Phase::Ending);
+        }
+        while let Some(left) = self.left.take() {
+            tokio::select! {
+                () = tokio::time::sleep(REACH_PAUSE) => {}
+                // The next daemon finds it.
+                () = self.context.stop.cancelled() => break,
+            }
+            match left {
+                Left::Shim(Some(at)) => Box::pin(self.end_unstarted(Some(at))).await,
+                Left::Shim(None) => self.clean_up().await,
+                Left::Bundle => self.remove_bundle().await,
+            }
+        }
         self.context.forget_sandbox(&self.sandbox);
         self.enter(Phase::Gone);
     }
