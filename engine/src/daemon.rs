@@ -129,14 +129,10 @@ impl Daemon {
         let diff = services::Diff::new(content.clone(), state::differs(&config)?, processors);
         let content = services::Content::new(content, events.clone(), gc.clone());
         let images = services::Images::new(metadata.clone(), events.clone(), gc.clone());
-        let snapshots = services::Snapshots::new(
-            Arc::clone(&snapshotters),
-            metadata.clone(),
-            events.clone(),
-            gc.clone(),
-        );
+        let snapshots =
+            services::Snapshots::new(snapshotters, metadata.clone(), events.clone(), gc.clone());
         let sandboxers = services::SandboxController::new(&metadata, &runtime, &events, &stop);
-        let namespaces = services::Namespaces::new(metadata.clone(), snapshotters, events.clone());
+        let namespaces = services::Namespaces::new(metadata.clone(), events.clone());
         let events = services::Events::new(events, Arc::clone(&runtime), stop.clone());
         let routes = Routes::default()
             .with(server!(limit, VersionServer, services::Version))

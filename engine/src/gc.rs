@@ -28,6 +28,7 @@
 //!
 //! Source: containerd, `core/metadata/gc.go`, `docs/garbage-collection.md`, `plugins/gc`.
 
+mod cleaning;
 mod collector;
 mod graph;
 mod inspect;

@@ -1,7 +1,8 @@
 //! The daemon over its socket, with generated clients.
 
 use std::{
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
@@ -9,8 +10,10 @@ use std::{
 use engine::{
     config::{Config, Layout, Paths},
     daemon::Daemon,
+    db::DATABASE,
     diff::{Processor, Processors},
     digest::Digest,
+    metadata,
 };
 use prost_types::Any;
 use proto::containerd::services::{
@@ -25,11 +28,16 @@ use proto::containerd::services::{
     diff::v1::{ApplyRequest, diff_client::DiffClient},
     images::v1::{GetImageRequest, images_client::ImagesClient},
     leases::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient},
+    namespaces::v1::{DeleteNamespaceRequest, namespaces_client::NamespacesClient},
     streaming::v1::{StreamInit, streaming_client::StreamingClient},
     version::v1::version_client::VersionClient,
 };
 use proto::containerd::types::{Descriptor, Mount};
 use proto::gantry::services::gc::v1::{ExplainRequest, RunRequest, gc_client::GcClient};
+use snapshotter::{
+    Change, Kind, Labels, Transactions,
+    records::{Record, SNAPSHOTS},
+};
 use tokio::{
     sync::{mpsc, oneshot},
     task::JoinHandle,
@@ -55,6 +63,11 @@ impl Fixture {
     }
 
     async fn start_with(config: Config) -> Self {
+        Self::start_on(config, |_| ()).await
+    }
+
+    /// Starts on what `prepare` has put into the root.
+    async fn start_on(config: Config, prepare: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let config = Config {
             root: Some(folder.path().join("root")),
@@ -62,6 +75,7 @@ impl Fixture {
             ..config
         };
         let paths: Paths = config.paths(Layout::Gantry);
+        prepare(&paths.root);
         let daemon = Daemon::build(config, &paths).expect("builds");
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(async move {
@@ -312,6 +326,43 @@ async fn layers_go_through_stream_processors() {
     let usual = std::fs::read(layer.replace("gzip", "usual")).expect("reads");
     assert_eq!(applied.applied.expect("a layer").digest, Digest::of(&usual).to_string());
     assert!(target.path().join("d/h").exists());
+    fixture.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_with_snapshots_of_a_snapshotter_that_is_not_loaded_stays() {
+    let fixture = Fixture::start_on(Config::default(), |root| {
+        fs::create_dir(root).expect("creates");
+        let store = metadata::Store::open(&root.join(DATABASE)).expect("opens");
+        let namespace = "default".parse().expect("a namespace");
+        store.create_namespace(&namespace, Labels::new()).expect("creates");
+        let record = Record {
+            id: 1,
+            kind: Kind::Active,
+            parent: None,
+            labels: Labels::new(),
+            created: 0,
+            updated: 0,
+            usage: None,
+            unsynced: None,
+            external: Some("default/1/key".to_owned()),
+        };
+        let record = record.encode().expect("encodes");
+        let put: &mut Change<'_> = &mut |transaction| {
+            let table = transaction.open_table(SNAPSHOTS).map_err(snapshotter::Error::database);
+            let put = table?.insert(("gone", "default", "key"), record.as_slice()).map(drop);
+            put.map_err(snapshotter::Error::database)
+        };
+        Transactions::write(&store, put).expect("writes");
+    });
+    let fixture = fixture.await;
+    let mut namespaces = NamespacesClient::new(fixture.channel.clone());
+    let request = DeleteNamespaceRequest { name: "default".to_owned() };
+    let error = namespaces.delete(Request::new(request)).await.expect_err("is not empty");
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    let want = "namespace \"default\" must be empty, but it still has snapshots on \"gone\" \
+                snapshotter: failed precondition";
+    assert_eq!(error.message(), want);
     fixture.stop().await;
 }
 

@@ -373,6 +373,17 @@ impl<B: Backend> External<B> {
         }
     }
 
+    /// Tells it what has changed of the labels that are its business, too.
+    fn tell(&self, there: &Key, old: &Labels, new: &Labels) -> Result<(), Refused> {
+        let names: BTreeSet<_> = old.keys().chain(new.keys()).collect();
+        let changed = names.into_iter().filter(|name| old.get(*name) != new.get(*name));
+        let changed: Vec<_> = changed.cloned().collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        self.backend.update(there, new, &changed)
+    }
+
     fn named(&self) -> Result<Named, Error> {
         let mut named = Named::default();
         for (_, (id, external)) in self.records.select(|it| Some((it.id, it.external)))? {
@@ -450,19 +461,21 @@ impl<B: Backend> Snapshotter for External<B> {
     }
 
     fn update(&self, key: &Key, edit: &mut EditLabels<'_>) -> Result<Info, Error> {
-        let mut before = Labels::new();
-        let record = self.records.update(key, &mut |labels| {
-            before.clone_from(labels);
-            edit(labels);
+        // It is told first: what it refuses is not in the record then.
+        let record = self.records.get(key)?;
+        let there = outside(key, &record);
+        let old = inherited(&record.labels);
+        let mut labels = record.labels;
+        edit(&mut labels);
+        let told = inherited(&labels);
+        self.tell(&there, &old, &told)?;
+        let updated = self.records.update(key, edit).inspect_err(|_| {
+            // It says no more than that in the record; if it cannot be told, it has labels too many.
+            let _ = self.tell(&there, &told, &old);
         })?;
-        let (old, new) = (inherited(&before), inherited(&record.labels));
-        let names: BTreeSet<_> = old.keys().chain(new.keys()).collect();
-        let changed = names.into_iter().filter(|name| old.get(*name) != new.get(*name));
-        let changed: Vec<_> = changed.cloned().collect();
-        if !changed.is_empty() {
-            self.backend.update(&outside(key, &record), &new, &changed)?;
-        }
-        Ok(record.info(key.clone()))
+        // Of two updates at once, each was told what it found; the record has both.
+        self.tell(&there, &told, &inherited(&updated.labels))?;
+        Ok(updated.info(key.clone()))
     }
 
     fn walk(
@@ -470,10 +483,11 @@ impl<B: Backend> Snapshotter for External<B> {
         namespace: Option<&str>,
         visit: &mut dyn FnMut(Info) -> ControlFlow<()>,
     ) -> Result<(), Error> {
-        let mut there: BTreeMap<_, _> =
+        let there: BTreeMap<_, _> =
             self.backend.list()?.into_iter().map(|it| (it.name, it.labels)).collect();
         self.records.walk(namespace, &mut |key, record| {
-            let labels = record.external.as_ref().and_then(|name| there.remove(name));
+            // What it has had already may be entered in several namespaces.
+            let labels = there.get(outside(&key, &record).name()).cloned();
             visit(merged(key, record, labels.unwrap_or_default()))
         })
     }

@@ -63,6 +63,37 @@ pub fn create_tables(transaction: &WriteTransaction) -> Result<(), Error> {
     Ok(())
 }
 
+/// The snapshotters that have snapshots of `namespace`, by name, whether they are in use or not.
+///
+/// # Errors
+///
+/// [`Error::Database`].
+pub fn snapshotters_of(
+    transaction: &ReadTransaction,
+    namespace: &str,
+) -> Result<Vec<String>, Error> {
+    let mut found = Vec::new();
+    let Some(table) = open_read(transaction)? else { return Ok(found) };
+    let first_from = |snapshotter: &str, namespace: &str| {
+        let first = table.range((snapshotter, namespace, "")..).map_err(Error::database)?.next();
+        let first = first.transpose().map_err(Error::database)?;
+        Ok::<_, Error>(first.map(|(key, _)| {
+            let (snapshotter, namespace, _) = key.value();
+            (snapshotter.to_owned(), namespace.to_owned())
+        }))
+    };
+    let mut next = String::new();
+    while let Some((snapshotter, _)) = first_from(&next, "")? {
+        // What comes after all that start with this one's name.
+        next = format!("{snapshotter}\0");
+        if first_from(&snapshotter, namespace)? == Some((snapshotter.clone(), namespace.to_owned()))
+        {
+            found.push(snapshotter);
+        }
+    }
+    Ok(found)
+}
+
 /// The value in [`SNAPSHOTS`], for whoever looks at the tables as such; its fields are the schema's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the schema has them")]

@@ -189,6 +189,25 @@ fn namespaces_share_no_names_and_removal_is_late() {
     }
     assert_eq!(external.stat(&key("a", "active")).expect("stat").labels, labels);
 
+    // What it has refused is not in the record; what is not its business it is not asked for.
+    program.away.store(true, Ordering::Relaxed);
+    let set = |name: &'static str| {
+        external.update(&key("a", "active"), &mut |labels: &mut Labels| {
+            labels.insert(name.to_owned(), "3".to_owned());
+        })
+    };
+    assert!(matches!(set("containerd.io/snapshot/x"), Err(Error::External { .. })));
+    let updated = set("mine").expect("is ours alone").labels;
+    program.away.store(false, Ordering::Relaxed);
+    let mut want = labels.clone();
+    want.insert("mine".to_owned(), "3".to_owned());
+    assert_eq!(updated, want);
+    assert_eq!(external.stat(&key("a", "active")).expect("stat").labels, want);
+    let updated = set("containerd.io/snapshot/x").expect("updates").labels;
+    let name = names.iter().find(|name| name.starts_with("a/") && name.ends_with("/active"));
+    let inside = program.stat(&key("any", name.expect("is there"))).expect("is there").labels;
+    assert_eq!(inside.get("containerd.io/snapshot/x"), updated.get("containerd.io/snapshot/x"));
+
     // A program that is away delays neither a removal nor what collects garbage.
     program.away.store(true, Ordering::Relaxed);
     program.calls.lock().expect("no panic").clear();
@@ -269,7 +288,24 @@ fn what_it_has_already_is_entered() {
         "{result:?}"
     );
     let info = external.stat(&key("a", "layer")).expect("is entered");
-    assert_eq!((info.kind, info.labels), (Kind::Committed, target));
+    assert_eq!((info.kind, info.labels), (Kind::Committed, target.clone()));
+    external.cleanup().expect("cleans up");
+    assert_eq!(program.names(), ["its layer"]);
+    // Another namespace may enter it, too; what the program says of it is then true of both.
+    let result = external.prepare(&key("b", "extract"), None, target.clone());
+    assert!(matches!(&result, Err(Error::AlreadyExists { .. })), "{result:?}");
+    let set = &mut |labels: &mut Labels| {
+        labels.insert("its".to_owned(), "own".to_owned());
+    };
+    program.store.update(&key("there", "its layer"), set).expect("updates");
+    let mut walked = Vec::new();
+    let walk = external.walk(None, &mut |info| {
+        walked.push((info.key.namespace().to_owned(), info.labels.contains_key("its")));
+        ControlFlow::Continue(())
+    });
+    walk.expect("walks");
+    assert_eq!(walked, [("a".to_owned(), true), ("b".to_owned(), true)]);
+    external.remove(&key("b", "layer")).expect("removes");
     external.cleanup().expect("cleans up");
     assert_eq!(program.names(), ["its layer"]);
     let other = Labels::from([(TARGET_LABEL.to_owned(), "other".to_owned())]);

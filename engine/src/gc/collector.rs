@@ -10,6 +10,7 @@ use std::{
 use snapshotter::{Key, Snapshotter};
 
 use super::{
+    cleaning::{Cleaning, PATIENCE},
     graph::{Graph, Plan},
     inspect::Doomed,
     object::{Kind, Object},
@@ -32,6 +33,7 @@ pub struct Collector {
     report: Box<dyn Fn(&Collected) + Send + Sync>,
     /// When files of which no record tells were last looked for.
     swept: Mutex<Option<Instant>>,
+    cleaning: Cleaning,
 }
 
 /// What a collection has removed.
@@ -76,8 +78,8 @@ impl Collector {
         report: impl Fn(&Collected) + Send + Sync + 'static,
     ) -> Self {
         let metadata = content.metadata().clone();
-        let swept = Mutex::default();
-        Self { metadata, content, snapshotters, report: Box::new(report), swept }
+        let (swept, cleaning) = (Mutex::default(), Cleaning::default());
+        Self { metadata, content, snapshotters, report: Box::new(report), swept, cleaning }
     }
 
     /// Has `notice` called, briefly, after every change that is not a collection's.
@@ -106,7 +108,7 @@ impl Collector {
         let is_empty = collected.content.is_empty() && collected.snapshots.is_empty();
         if self.is_sweep_due(thorough || !is_empty) {
             self.sweep(&kept);
-            self.cleanup();
+            self.cleaning.run(&self.snapshotters, PATIENCE);
         }
         Ok(collected)
     }
@@ -159,15 +161,6 @@ impl Collector {
             Err(error) => {
                 let error = sys::error::Chain(&error);
                 tracing::warn!(%error, "disk space of content is not free yet");
-            }
-        }
-    }
-
-    fn cleanup(&self) {
-        for (name, snapshotter) in self.snapshotters.iter() {
-            if let Err(error) = snapshotter.cleanup() {
-                let error = sys::error::Chain(&error);
-                tracing::warn!(%error, snapshotter = name, "disk space is not free yet");
             }
         }
     }

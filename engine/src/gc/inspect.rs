@@ -3,7 +3,11 @@
 //! Nobody is held up for it: it looks at the last commit. What a collection does a moment later
 //! may differ by what was changed in between.
 
-use std::{collections::HashMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
 
 use super::{
     Snapshotters,
@@ -19,6 +23,9 @@ use crate::{
     metadata,
     namespace::Namespace,
 };
+
+/// For how long sizes of snapshots are asked for; those of the others are not told.
+const SIZES_TIME: Duration = Duration::from_secs(10);
 
 /// How many objects that keep another one in vain are named.
 const REFERRERS_MAX: usize = 8;
@@ -128,10 +135,22 @@ impl Inspector {
             let object = object(namespace, Kind::Content, digest.to_string());
             doomed.push(Doomed { object, bytes });
         }
+        let until = Instant::now() + SIZES_TIME;
+        let mut silent = HashSet::new();
         for (snapshotter, key) in snapshots {
             let Ok(namespace) = key.namespace().parse() else { continue };
-            // One that is gone meanwhile takes no space.
-            let bytes = self.snapshotters[&snapshotter].usage(&key).map_or(0, |usage| usage.bytes);
+            let mut bytes = 0;
+            if Instant::now() < until && !silent.contains(&snapshotter) {
+                match self.snapshotters[&snapshotter].usage(&key) {
+                    Ok(usage) => bytes = usage.bytes,
+                    // Another program, which would be waited for again and again.
+                    Err(snapshotter::Error::External { .. }) => {
+                        silent.insert(snapshotter.clone());
+                    }
+                    // It is gone meanwhile, and takes no space.
+                    Err(_) => {}
+                }
+            }
             let object = object(namespace, Kind::Snapshot(snapshotter), key.name().to_owned());
             doomed.push(Doomed { object, bytes });
         }

@@ -111,7 +111,11 @@ impl Store {
     ///
     /// - `FailedPrecondition`: it is not empty.
     /// - `NotFound`.
-    pub(crate) fn delete_namespace(&self, name: &str, snapshotters: &[&str]) -> Result<(), Error> {
+    pub(crate) fn delete_namespace(
+        &self,
+        name: &str,
+        snapshotters: &[String],
+    ) -> Result<(), Error> {
         self.write_while_collecting(|changes| {
             let not_found = || Error::NotFound(format!("namespace {name:?}"));
             record(changes, name)?.ok_or_else(not_found)?;

@@ -1,7 +1,5 @@
 //! The tenants.
 
-use std::{ops::ControlFlow, sync::Arc};
-
 use proto::containerd::{
     events::{NamespaceCreate, NamespaceDelete, NamespaceUpdate},
     services::namespaces::v1::{
@@ -10,25 +8,23 @@ use proto::containerd::{
         UpdateNamespaceRequest, UpdateNamespaceResponse, namespaces_server,
     },
 };
+use snapshotter::{Transactions, records::snapshotters_of};
 use tonic::{Request, Response, Status};
 
 use super::{blocking, paths, required, status};
-use crate::{
-    error::Error, events::Exchange, gc::Snapshotters, metadata::Store, namespace::Namespace,
-};
+use crate::{error::Error, events::Exchange, metadata::Store, namespace::Namespace};
 
 /// The service.
 #[derive(Clone)]
 pub struct Namespaces {
     store: Store,
-    snapshotters: Arc<Snapshotters>,
     events: Exchange,
 }
 
 impl Namespaces {
-    /// Serves the namespaces in `store`; `snapshotters` tell whether one is empty.
-    pub fn new(store: Store, snapshotters: Arc<Snapshotters>, events: Exchange) -> Self {
-        Self { store, snapshotters, events }
+    /// Serves the namespaces in `store`.
+    pub fn new(store: Store, events: Exchange) -> Self {
+        Self { store, events }
     }
 }
 
@@ -98,18 +94,11 @@ impl namespaces_server::Namespaces for Namespaces {
         let namespace = name.parse::<Namespace>();
         let namespace =
             namespace.map_err(|_| status(Error::NotFound(format!("namespace {name:?}"))))?;
-        let (store, snapshotters) = (self.store.clone(), Arc::clone(&self.snapshotters));
+        let store = self.store.clone();
         blocking(move || {
             let _keep = store.collecting();
-            let mut holders = Vec::new();
-            for (holder, snapshotter) in snapshotters.iter() {
-                let mut found = false;
-                snapshotter.walk_records(Some(&name), &mut |_| {
-                    found = true;
-                    ControlFlow::Break(())
-                })?;
-                holders.extend(found.then_some(holder.as_str()));
-            }
+            // Also of those that are not loaded now: they may be again.
+            let holders = snapshotters_of(&Transactions::read(&store)?, &name)?;
             store.delete_namespace(&name, &holders)
         })
         .await?;

@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
-use snapshotter::{Copies, EditLabels, Fill, Info, Labels, Mount, Native, Usage};
+use snapshotter::{Copies, Labels, Native};
 
 use super::*;
 use crate::{
     content::NewWrite,
+    gc::cleaning::tests::Busy,
     metadata::{Container, Runtime},
     namespace::Scope,
 };
@@ -105,74 +106,6 @@ fn a_crash_before_the_files_go_leaves_nothing_for_long() {
     let collected = collector.collect(true).expect("collects");
     assert!(collected.content.is_empty(), "it had no record");
     assert_eq!(count(&f.folder.path().join("content/blobs/sha256")), 0);
-}
-
-/// A snapshotter without snapshots, which does something when it deletes files.
-struct Busy(Mutex<Box<dyn FnMut() + Send>>);
-
-impl Snapshotter for Busy {
-    fn prepare(
-        &self,
-        _: &Key,
-        _: Option<&Key>,
-        _: Labels,
-    ) -> Result<Vec<Mount>, snapshotter::Error> {
-        unreachable!("nothing is prepared")
-    }
-    fn view(&self, _: &Key, _: Option<&Key>, _: Labels) -> Result<Vec<Mount>, snapshotter::Error> {
-        unreachable!("nothing is looked at")
-    }
-    fn mounts(&self, _: &Key) -> Result<Vec<Mount>, snapshotter::Error> {
-        unreachable!("nothing is mounted")
-    }
-    fn commit(&self, _: &Key, _: &Key, _: Labels) -> Result<(), snapshotter::Error> {
-        unreachable!("nothing is committed")
-    }
-    fn rebase(&self, _: &Key, _: &Key, _: &Key, _: Labels) -> Result<(), snapshotter::Error> {
-        unreachable!("nothing is committed")
-    }
-    fn can_rebase(&self) -> bool {
-        false
-    }
-    fn remove(&self, _: &Key) -> Result<(), snapshotter::Error> {
-        unreachable!("nothing is there")
-    }
-    fn remove_within(
-        &self,
-        _: &redb::WriteTransaction,
-        _: &[Key],
-    ) -> Result<Vec<Key>, snapshotter::Error> {
-        unreachable!("nothing is there")
-    }
-    fn stat(&self, _: &Key) -> Result<Info, snapshotter::Error> {
-        unreachable!("nothing is there")
-    }
-    fn update(&self, _: &Key, _: &mut EditLabels<'_>) -> Result<Info, snapshotter::Error> {
-        unreachable!("nothing is there")
-    }
-    fn walk(
-        &self,
-        _: Option<&str>,
-        _: &mut dyn FnMut(Info) -> ControlFlow<()>,
-    ) -> Result<(), snapshotter::Error> {
-        Ok(())
-    }
-    fn usage(&self, _: &Key) -> Result<Usage, snapshotter::Error> {
-        unreachable!("nothing is there")
-    }
-    fn sync(&self) -> Result<(), snapshotter::Error> {
-        unreachable!("nothing is synced")
-    }
-    fn suspects(&self) -> Result<Vec<Info>, snapshotter::Error> {
-        unreachable!("nothing is there")
-    }
-    fn renew(&self, _: &Key, _: &mut Fill<'_>) -> Result<(), snapshotter::Error> {
-        unreachable!("nothing is there")
-    }
-    fn cleanup(&self) -> Result<(), snapshotter::Error> {
-        (self.0.lock().expect("one at a time"))();
-        Ok(())
-    }
 }
 
 #[test]
