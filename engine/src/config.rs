@@ -84,7 +84,7 @@ pub struct Config {
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
     /// Who applies and makes layers for clients.
     pub diff: Diff,
-    /// How the snapshotter of this name mounts.
+    /// How the snapshotters `overlayfs` and `erofs` mount.
     pub overlayfs: Overlayfs,
 }
 

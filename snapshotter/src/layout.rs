@@ -1,6 +1,7 @@
 //! How a snapshot's directory is laid out, which is all that implementations differ in.
 
 pub(crate) mod btrfs;
+pub(crate) mod images;
 pub(crate) mod native;
 pub(crate) mod overlay;
 
@@ -74,6 +75,47 @@ pub trait Layout: Send + Sync {
     /// Whether there is what [`readmit`](Self::readmit) takes away.
     fn is_marked(&self, _directory: &Path) -> bool {
         false
+    }
+
+    /// Gives what was written to an active snapshot the form in which it is kept, shortly before
+    /// that is committed, and tells how many bytes that takes, if not what the files took. Done once
+    /// more if the commit fails.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`].
+    fn seal(&self, _directory: &Path) -> Result<Option<u64>, Error> {
+        Ok(None)
+    }
+
+    /// Frees what [`seal`](Self::seal) has left over, once the snapshot is committed. What cannot be
+    /// freed now is freed when the snapshot is shown or removed.
+    fn settle(&self, _directory: &Path) {}
+
+    /// Makes the files of a committed snapshot be where [`content`](Self::content) says, for the
+    /// snapshot with the number `user`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`].
+    fn show(&self, _directory: &Path, _user: u64) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Notes that the snapshot with the number `user` needs nothing any more that was shown to it.
+    fn release(&self, _user: u64) {}
+
+    /// Hides what is shown to no snapshot any more. What cannot be hidden stays.
+    fn hide_unused(&self) {}
+
+    /// Takes back what [`show`](Self::show) did, before the directory goes. Whoever has mounted the
+    /// snapshot keeps it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`].
+    fn hide(&self, _directory: &Path) -> Result<(), Error> {
+        Ok(())
     }
 
     /// Where in a snapshot's directory its own files are.

@@ -2,7 +2,7 @@
 //!
 //! A layer of an image is a committed snapshot; the root filesystem of a container is an active
 //! snapshot on top of the image's last layer. [`Snapshotter`] is the contract, [`Overlay`],
-//! [`Native`] and [`Btrfs`] keep it, [`External`] hands it on to another program, [`testsuite`] proves it.
+//! [`Erofs`], [`Native`] and [`Btrfs`] keep it, [`External`] hands it on to another program, [`testsuite`] proves it.
 //!
 //! # Architecture invariant: one store
 //!
@@ -14,6 +14,7 @@
 //! The tables are described in [`records`].
 
 mod directories;
+mod erofs;
 mod error;
 pub mod external;
 mod key;
@@ -34,6 +35,7 @@ pub use crate::{
     layout::{
         Layout,
         btrfs::{Btrfs, Subvolumes},
+        images::{Erofs, Images},
         native::{Copies, Native},
         overlay::{Overlay, OverlayOptions, UPPERDIR_LABEL},
     },
@@ -57,7 +59,8 @@ pub type Labels = BTreeMap<String, String>;
 ///
 /// All kinds share one key space, within which a key is unique. A snapshot and its parent are of
 /// one namespace. A snapshot without a parent starts empty. Mounting is the caller's work: a
-/// snapshotter returns mounts and makes none, so it has none to leak.
+/// snapshotter returns mounts and makes none, so it has none to leak. ([`Erofs`] makes some, of
+/// committed snapshots, and says why.)
 ///
 /// # Rules for implementations
 ///

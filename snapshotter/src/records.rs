@@ -7,7 +7,7 @@
 //! | `snapshots`         | `(snapshotter, namespace, name)`, three `&str`   | a record, JSON     |
 //! | `snapshot_children` | `(snapshotter, parent's id, id)`, `&str u64 u64` | name of the child, `&str` |
 //!
-//! `snapshotter` is `overlayfs`, `native`, `btrfs` or the name of an external one, so one database serves
+//! `snapshotter` is `overlayfs`, `erofs`, `native`, `btrfs` or the name of an external one, so one database serves
 //! several. A record is a JSON object:
 //!
 //! | field     | value                                                                   |

@@ -102,6 +102,7 @@ impl<L: Layout> Store<L> {
             let Ok(chain) = self.records.parent_chain(parent.as_ref()) else { continue };
             let path = self.directories.restore(record.id)?;
             let below = chain.first().map(|id| self.directories.path(*id));
+            below.iter().try_for_each(|below| self.layout.show(below, record.id))?;
             self.layout.fill(&path, record.kind, below.as_deref(), &record.labels)?;
         }
         Ok(())
@@ -123,7 +124,10 @@ impl<L: Layout> Store<L> {
         let parents = self.paths(&chain);
         let pending = self.directories.create()?;
         let below = parents.first().map(PathBuf::as_path);
-        self.layout.fill(&pending.path(), kind, below, labels).or_else(|error| {
+        let user = ReleaseOnDrop { layout: &self.layout, id: pending.id() };
+        let shown = self.show(&parents, user.id);
+        let filled = shown.and_then(|()| self.layout.fill(&pending.path(), kind, below, labels));
+        filled.or_else(|error| {
             // Perhaps because the parent was removed meanwhile.
             self.records.parent_chain(parent).and(Err(error))
         })?;
@@ -133,6 +137,7 @@ impl<L: Layout> Store<L> {
         self.records.create(&new)?;
         let mounts = self.layout.mounts(kind, &pending.path(), &parents, labels);
         pending.keep();
+        std::mem::forget(user);
         Ok(mounts)
     }
 
@@ -149,13 +154,20 @@ impl<L: Layout> Store<L> {
             return Err(Error::WrongKind { key: key.clone(), actual, needed });
         }
         self.need_whole(key, &record)?;
+        let directory = self.directories.path(record.id);
         if let (Some(parent), None) = (parent, &record.parent) {
-            let below = self.records.get(parent)?;
-            self.layout
-                .adopt(&self.directories.path(record.id), &self.directories.path(below.id))?;
+            let below = self.directories.path(self.records.get(parent)?.id);
+            self.layout.show(&below, record.id)?;
+            self.layout.adopt(&directory, &below)?;
         }
-        let usage = Some(self.disk_usage(record.id)?);
+        let mut usage = self.disk_usage(record.id)?;
+        if let Some(bytes) = self.layout.seal(&directory)? {
+            usage.bytes = bytes;
+        }
+        let usage = Some(usage);
         self.records.commit(&Commit { name, key, parent, labels, usage, external: None })?;
+        self.layout.release(record.id);
+        self.layout.settle(&directory);
         (self.on_commit)();
         Ok(())
     }
@@ -176,6 +188,18 @@ impl<L: Layout> Store<L> {
         tree::usage(&content).map_err(Error::file("measure", content))
     }
 
+    /// Makes the files of committed snapshots be in their directories.
+    fn show(&self, parents: &[PathBuf], user: u64) -> Result<(), Error> {
+        parents.iter().try_for_each(|parent| self.layout.show(parent, user))
+    }
+
+    /// Deletes the directory of a snapshot without a record.
+    fn delete(&self, id: u64) -> Result<(), Error> {
+        self.layout.release(id);
+        self.layout.hide(&self.directories.path(id))?;
+        self.directories.delete(id)
+    }
+
     fn paths(&self, ids: &[u64]) -> Vec<PathBuf> {
         ids.iter().map(|id| self.directories.path(*id)).collect()
     }
@@ -183,6 +207,18 @@ impl<L: Layout> Store<L> {
     fn info(&self, key: Key, mut record: Record) -> Info {
         self.layout.add_labels(&self.directories.path(record.id), &mut record.labels);
         record.info(key)
+    }
+}
+
+/// A snapshot that may not come to be, and then needs nothing any more.
+struct ReleaseOnDrop<'l, L: Layout> {
+    layout: &'l L,
+    id: u64,
+}
+
+impl<L: Layout> Drop for ReleaseOnDrop<'_, L> {
+    fn drop(&mut self) {
+        self.layout.release(self.id);
     }
 }
 
@@ -206,6 +242,7 @@ impl<L: Layout> Snapshotter for Store<L> {
             return Err(Error::NotMountable { key: key.clone() });
         }
         let (directory, parents) = (self.directories.path(record.id), self.paths(&chain));
+        self.show(&parents, record.id)?;
         if record.kind == Kind::Active {
             self.need_whole(key, &record)?;
             if record.unsynced.is_none() && self.layout.is_volatile(record.kind, &parents) {
@@ -233,10 +270,12 @@ impl<L: Layout> Snapshotter for Store<L> {
 
     fn remove(&self, key: &Key) -> Result<(), Error> {
         let record = self.records.remove(key)?;
+        self.layout.release(record.id);
+        self.layout.hide_unused();
         if !self.layout.defers_removal() {
             // The snapshot is gone already. What cannot be deleted now is an orphan, and the next
             // cleanup reports it.
-            let _ = self.directories.delete(record.id);
+            let _ = self.delete(record.id);
         }
         Ok(())
     }
@@ -310,11 +349,16 @@ impl<L: Layout> Snapshotter for Store<L> {
         }
         let parents = self.paths(&chain);
         let pending = self.directories.create()?;
+        let user = ReleaseOnDrop { layout: &self.layout, id: pending.id() };
+        self.show(&parents, user.id)?;
         let below = parents.first().map(PathBuf::as_path);
         let labels = Labels::new();
         self.layout.fill(&pending.path(), Kind::Active, below, &labels)?;
         fill(&self.layout.mounts(Kind::Active, &pending.path(), &parents, &labels))
             .map_err(|source| Error::Fill { key: name.clone(), source })?;
+        self.layout.seal(&pending.path())?;
+        self.layout.settle(&pending.path());
+        self.layout.hide(&self.directories.path(record.id))?;
         self.directories.replace(record.id, pending)?;
         self.records.note_synced(&[(name.clone(), record.id)])?;
         self.restore_lost()
@@ -323,8 +367,9 @@ impl<L: Layout> Snapshotter for Store<L> {
     fn cleanup(&self) -> Result<(), Error> {
         let mut result = Ok(());
         for id in self.directories.orphans(&self.records)? {
-            result = result.and(self.directories.delete(id));
+            result = result.and(self.delete(id));
         }
+        self.layout.hide_unused();
         result
     }
 }

@@ -10,7 +10,7 @@ use rustix::{
 };
 use sys::tree::{Visit, open_root, walk};
 
-pub(crate) use copy::copy;
+pub(crate) use copy::{copy, copy_extents};
 
 use crate::Usage;
 

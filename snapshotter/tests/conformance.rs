@@ -8,7 +8,7 @@ use std::{
 };
 
 use snapshotter::{
-    Copies, Layout, OverlayOptions, Snapshotter, Store, Subvolumes, Transactions, testsuite,
+    Copies, Images, Layout, OverlayOptions, Snapshotter, Store, Subvolumes, Transactions, testsuite,
 };
 
 fn open<L: Layout + 'static>(root: &Path, layout: L) -> Box<dyn Snapshotter> {
@@ -28,6 +28,16 @@ fn overlay_with_late_removal() {
     let scratch = tempfile::tempdir().unwrap();
     let options = OverlayOptions { async_remove: true, ..OverlayOptions::default() };
     testsuite::run(scratch.path(), &|root| open(root, options.clone()));
+}
+
+#[test]
+fn needs_erofs() {
+    let scratch = tempfile::tempdir().unwrap();
+    testsuite::run(scratch.path(), &|root| open(root, Images::new(OverlayOptions::default())));
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let left: Vec<_> =
+        table.lines().filter(|line| line.contains(scratch.path().to_str().unwrap())).collect();
+    assert!(left.is_empty(), "no image is mounted any more: {left:?}");
 }
 
 #[test]

@@ -3,7 +3,8 @@
 use std::{fs, path::Path, sync::Arc};
 
 use snapshotter::{
-    Copies, Error, Key, Labels, Layout, Mount, OverlayOptions, Snapshotter, Store, Transactions,
+    Copies, Error, Images, Key, Labels, Layout, Mount, OverlayOptions, Snapshotter, Store,
+    Transactions,
 };
 
 const FIRST: &str = "first boot";
@@ -41,7 +42,7 @@ fn renew(store: &dyn Snapshotter, name: &str, file: &str) -> Result<(), Error> {
     store.renew(&key(name), &mut |mounts| Ok(fs::write(files(mounts).join(file), file)?))
 }
 
-fn suspects_are_what_was_not_synced<L: Layout + Clone + 'static>(layout: L) {
+fn suspects_are_what_was_not_synced<L: Layout + 'static>(layout: fn() -> L) {
     let cases: [(&str, bool, &str, &[&str]); 4] = [
         ("same boot", false, FIRST, &[]),
         ("same boot, synced", true, FIRST, &[]),
@@ -50,23 +51,23 @@ fn suspects_are_what_was_not_synced<L: Layout + Clone + 'static>(layout: L) {
     ];
     for (case, synced, boot, want) in cases {
         let scratch = tempfile::tempdir().expect("scratch");
-        let store = open(scratch.path(), layout.clone(), FIRST);
+        let store = open(scratch.path(), layout(), FIRST);
         layer(&store, "lower", None);
         layer(&store, "upper", Some("lower"));
         if synced {
             store.sync().expect("syncs");
         }
         drop(store);
-        let store = open(scratch.path(), layout.clone(), boot);
+        let store = open(scratch.path(), layout(), boot);
         assert_eq!(suspects(&store), want, "{case}");
         let usable = store.prepare(&key("container"), Some(&key("upper")), Labels::new());
         assert_eq!(usable.is_ok(), want.is_empty(), "{case}: {usable:?}");
     }
 }
 
-fn suspects_are_renewed<L: Layout + Clone + 'static>(layout: L) {
+fn suspects_are_renewed<L: Layout + 'static>(layout: fn() -> L) {
     let scratch = tempfile::tempdir().expect("scratch");
-    let store = open(scratch.path(), layout.clone(), FIRST);
+    let store = open(scratch.path(), layout(), FIRST);
     layer(&store, "lower", None);
     layer(&store, "upper", Some("lower"));
     let container = key("container");
@@ -76,7 +77,7 @@ fn suspects_are_renewed<L: Layout + Clone + 'static>(layout: L) {
     let lost = if lost.ends_with("fs") { lost.parent().expect("has one").to_owned() } else { lost };
     fs::remove_dir_all(&lost).expect("loses a directory");
 
-    let store = open(scratch.path(), layout.clone(), SECOND);
+    let store = open(scratch.path(), layout(), SECOND);
     let refused = store.mounts(&container);
     assert!(
         matches!(&refused, Err(Error::Suspect { key: of }) if *of == key("upper")),
@@ -92,7 +93,7 @@ fn suspects_are_renewed<L: Layout + Clone + 'static>(layout: L) {
     assert_eq!(suspects(&store), [""; 0]);
     drop(store);
 
-    let store = open(scratch.path(), layout, SECOND);
+    let store = open(scratch.path(), layout(), SECOND);
     assert_eq!(suspects(&store), [""; 0], "that was noted");
     let mounts = store.mounts(&container).expect("what is on top can be mounted again");
     assert!(files(&mounts).is_dir(), "its directory is there again");
@@ -105,14 +106,20 @@ fn suspects_are_renewed<L: Layout + Clone + 'static>(layout: L) {
 
 #[test]
 fn overlay() {
-    suspects_are_what_was_not_synced(OverlayOptions::default());
-    suspects_are_renewed(OverlayOptions::default());
+    suspects_are_what_was_not_synced(OverlayOptions::default);
+    suspects_are_renewed(OverlayOptions::default);
+}
+
+#[test]
+fn needs_erofs() {
+    suspects_are_what_was_not_synced(|| Images::new(OverlayOptions::default()));
+    suspects_are_renewed(|| Images::new(OverlayOptions::default()));
 }
 
 #[test]
 fn native() {
-    suspects_are_what_was_not_synced(Copies);
-    suspects_are_renewed(Copies);
+    suspects_are_what_was_not_synced(|| Copies);
+    suspects_are_renewed(|| Copies);
 }
 
 #[test]

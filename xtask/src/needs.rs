@@ -16,6 +16,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("dbus", "/usr/bin/dbus-daemon"),
     ("docker-registry", "/usr/bin/docker-registry"),
     ("docker.io", "/usr/sbin/dockerd"),
+    ("erofs-utils", "/usr/bin/fsck.erofs"),
     ("iproute2", "/sbin/ip"),
     ("jq", "/usr/bin/jq"),
     ("netavark", "/usr/lib/podman/netavark"),

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use snapshotter::Images;
+
 use crate::{
     config::{Config, OWN_DIFFER, Paths, ProxyKind},
     restart::POLICIES,
@@ -114,6 +116,9 @@ fn built_in(root: &Path) -> Vec<Plugin> {
         part(LEASE, "manager", &[METADATA]),
         differ,
     ];
+    if Images::is_supported() {
+        plugins.push(snapshotter("erofs", &overlayfs));
+    }
     if super::state::has_btrfs(root) {
         plugins.push(snapshotter("btrfs", &[]));
     }

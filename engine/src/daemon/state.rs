@@ -16,7 +16,8 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use proto::containerd::{events::SnapshotRemove, services::images::v1::ImageDelete};
 use snapshotter::{
-    Btrfs, Copies, External, Native, Overlay, OverlayOptions, Snapshotter, Subvolumes, Transactions,
+    Btrfs, Copies, Erofs, External, Images, Native, Overlay, OverlayOptions, Snapshotter,
+    Subvolumes, Transactions,
 };
 
 use crate::{
@@ -76,14 +77,20 @@ fn snapshotters(
         ..OverlayOptions::default()
     };
     let options = options.with_mount_options(&overlayfs.mount_options);
-    let overlay =
-        Overlay::open(&root.join("overlayfs"), Arc::clone(&records), options)?.on_commit(notice());
+    let overlay = Overlay::open(&root.join("overlayfs"), Arc::clone(&records), options.clone())?
+        .on_commit(notice());
     let native =
         Native::open(&root.join("native"), Arc::clone(&records), Copies)?.on_commit(notice());
     let mut snapshotters = Snapshotters::from([
         ("overlayfs".to_owned(), Arc::new(overlay) as Arc<dyn Snapshotter>),
         ("native".to_owned(), Arc::new(native)),
     ]);
+    if Images::is_supported() {
+        let images = Images::new(options);
+        let erofs =
+            Erofs::open(&root.join("erofs"), Arc::clone(&records), images)?.on_commit(notice());
+        snapshotters.insert("erofs".to_owned(), Arc::new(erofs));
+    }
     if has_btrfs(root) {
         let btrfs = Btrfs::open(&root.join("btrfs"), records, Subvolumes)?.on_commit(notice());
         snapshotters.insert("btrfs".to_owned(), Arc::new(btrfs));

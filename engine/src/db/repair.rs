@@ -11,7 +11,7 @@ use std::{
 
 use redb::{ReadableTable, WriteTransaction};
 use snapshotter::{
-    Btrfs, Copies, Native, Overlay, OverlayOptions, Subvolumes, Transactions,
+    Btrfs, Copies, Erofs, Images, Native, Overlay, OverlayOptions, Subvolumes, Transactions,
     records::{CHILDREN, Record, SNAPSHOTS},
 };
 
@@ -181,6 +181,10 @@ impl Root {
         let options = OverlayOptions::default();
         Overlay::open(&folder.join("overlayfs"), Arc::clone(&records), options)?;
         Native::open(&folder.join("native"), Arc::clone(&records), Copies)?;
+        if folder.join("erofs").is_dir() {
+            let images = Images::new(OverlayOptions::default());
+            Erofs::open(&folder.join("erofs"), Arc::clone(&records), images)?;
+        }
         if folder.join("btrfs").is_dir() {
             Btrfs::open(&folder.join("btrfs"), records, Subvolumes)?;
         }

@@ -5,6 +5,7 @@ use std::{
     ffi::{CStr, CString},
     fs::File,
     io,
+    ops::Range,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
@@ -131,7 +132,9 @@ fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &Stat)
     let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let to = openat(to, name, write, Mode::RUSR | Mode::WUSR)?;
     if ioctl_ficlone(&to, &from).is_err() {
-        copy_data(&from, &to, stat)?;
+        let size = u64::try_from(stat.st_size).unwrap_or_default();
+        ftruncate(&to, size)?;
+        copy_extents(from.as_fd(), to.as_fd(), size, 0)?;
     }
     set_owner_mode(to.as_fd(), stat)?;
     // After the owner, because a change of owner drops file capabilities.
@@ -139,32 +142,44 @@ fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &Stat)
     Ok(futimens(&to, &times(stat))?)
 }
 
-/// Copies what is between the holes.
-fn copy_data(from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> io::Result<()> {
-    let size = u64::try_from(stat.st_size).unwrap_or_default();
-    ftruncate(to, size)?;
+/// Copies what is between the holes of the first `size` bytes of a file to where `base` is in
+/// another, which has holes there. Where the file ends before that, the holes stay.
+pub(crate) fn copy_extents(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    size: u64,
+    base: u64,
+) -> io::Result<()> {
     let mut at = 0;
     while at < size {
         let start = match seek(from, SeekFrom::Data(at)) {
             Err(Errno::NXIO) => return Ok(()),
             start => start?,
         };
-        let end = seek(from, SeekFrom::Hole(start))?;
-        copy_range(from, to, start, end)?;
+        let end = seek(from, SeekFrom::Hole(start))?.min(size);
+        if start >= end {
+            return Ok(());
+        }
+        copy_range(from, to, start..end, base)?;
         at = end;
     }
     Ok(())
 }
 
-fn copy_range(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> io::Result<()> {
-    let (mut read, mut written) = (start, start);
-    while written < end {
-        let len = usize::try_from(end - written).unwrap_or(usize::MAX).min(1 << 30);
+fn copy_range(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    range: Range<u64>,
+    base: u64,
+) -> io::Result<()> {
+    let (mut read, mut written) = (range.start, base + range.start);
+    while read < range.end {
+        let len = usize::try_from(range.end - read).unwrap_or(usize::MAX).min(1 << 30);
         match copy_file_range(from, Some(&mut read), to, Some(&mut written), len) {
             Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(Errno::XDEV | Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {
-                return copy_bytes(from, to, written, end - written);
+                return copy_bytes(from, to, read..range.end, base);
             }
             Err(error) => return Err(error.into()),
         }
@@ -172,11 +187,17 @@ fn copy_range(from: &OwnedFd, to: &OwnedFd, start: u64, end: u64) -> io::Result<
     Ok(())
 }
 
-fn copy_bytes(from: &OwnedFd, to: &OwnedFd, start: u64, len: u64) -> io::Result<()> {
-    let (from, to) = (File::from(from.try_clone()?), File::from(to.try_clone()?));
-    seek(&from, SeekFrom::Start(start))?;
-    seek(&to, SeekFrom::Start(start))?;
-    io::copy(&mut io::Read::take(from, len), &mut &to)?;
+fn copy_bytes(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    range: Range<u64>,
+    base: u64,
+) -> io::Result<()> {
+    let clone = |fd: BorrowedFd<'_>| Ok::<_, io::Error>(File::from(fd.try_clone_to_owned()?));
+    let (from, to) = (clone(from)?, clone(to)?);
+    seek(&from, SeekFrom::Start(range.start))?;
+    seek(&to, SeekFrom::Start(base + range.start))?;
+    io::copy(&mut io::Read::take(from, range.end - range.start), &mut &to)?;
     Ok(())
 }
 

@@ -22,7 +22,8 @@ use std::{
 use clap::{Parser, ValueEnum};
 use proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use snapshotter::{
-    Btrfs, Copies, Native, Overlay, OverlayOptions, Snapshotter, Subvolumes, Transactions,
+    Btrfs, Copies, Erofs, Images, Native, Overlay, OverlayOptions, Snapshotter, Subvolumes,
+    Transactions,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -66,6 +67,8 @@ struct Args {
 enum Layout {
     /// Layers of overlayfs
     Overlayfs,
+    /// Layers of overlayfs, each an image of EROFS, which the kernel must have
+    Erofs,
     /// Copies
     Native,
     /// Subvolumes of btrfs, which the root has to be on
@@ -105,15 +108,19 @@ fn open(args: &Args) -> Result<Arc<dyn Snapshotter>, Error> {
     let database = redb::Database::create(&path)
         .map_err(|error| format!("open {}: {error}", path.display()))?;
     let database: Arc<dyn Transactions> = Arc::new(database);
+    let options = OverlayOptions {
+        async_remove: args.async_remove,
+        upperdir_label: args.upperdir_label,
+        remap_ids: sys::mount::can_map_ids(&args.root),
+        ..OverlayOptions::default()
+    };
     let snapshotter: Arc<dyn Snapshotter> = match args.snapshotter {
         Layout::Overlayfs => {
-            let options = OverlayOptions {
-                async_remove: args.async_remove,
-                upperdir_label: args.upperdir_label,
-                remap_ids: sys::mount::can_map_ids(&args.root),
-                ..OverlayOptions::default()
-            };
             Arc::new(Overlay::open(&args.root.join("overlayfs"), database, options)?)
+        }
+        Layout::Erofs => {
+            let images = Images::new(options);
+            Arc::new(Erofs::open(&args.root.join("erofs"), database, images)?)
         }
         Layout::Btrfs => Arc::new(Btrfs::open(&args.root.join("btrfs"), database, Subvolumes)?),
         Layout::Native => Arc::new(Native::open(&args.root.join("native"), database, Copies)?),

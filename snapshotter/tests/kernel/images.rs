@@ -1,0 +1,194 @@
+//! Layers that are images.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use snapshotter::{Erofs, Images, Key, Labels, OverlayOptions, Snapshotter, Transactions};
+
+use crate::mounted::{Mounted, database, key};
+
+/// The directories of a snapshotter that is not closed, as after a crash, when this is dropped.
+struct Unmount(PathBuf);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        for entry in fs::read_dir(self.0.join("snapshots")).into_iter().flatten().flatten() {
+            let _ = sys::mount::unmount_all(&entry.path().join("fs"));
+        }
+    }
+}
+
+fn open(root: &Path, database: &Arc<dyn Transactions>) -> Erofs {
+    let options = OverlayOptions { remap_ids: true, ..OverlayOptions::default() };
+    Erofs::open(root, Arc::clone(database), Images::new(options)).expect("opens")
+}
+
+/// Commits a layer with a file of its own and one that all have, and gives its directory.
+fn layer(erofs: &Erofs, name: &str, parent: Option<&str>) -> PathBuf {
+    let mounts = erofs.prepare(&key("active"), parent.map(key).as_ref(), Labels::new());
+    let mounts = mounts.expect("prepares");
+    let at = Mounted::new(&mounts);
+    fs::write(at.path().join(name), name).expect("writes");
+    fs::write(at.path().join("top"), name).expect("writes");
+    let upper = mounts[0].option("upperdir").unwrap_or(&mounts[0].source);
+    let directory = Path::new(upper).parent().expect("has one").to_owned();
+    drop(at);
+    erofs.commit(&key(name), &key("active"), Labels::new()).expect("commits");
+    directory
+}
+
+fn is_mounted(path: &Path) -> bool {
+    let (own, above) = (fs::metadata(path), fs::metadata(path.join("..")));
+    own.expect("is there").dev() != above.expect("is there").dev()
+}
+
+fn container(erofs: &Erofs, name: &str, parent: &str, labels: Labels) -> Mounted {
+    let made: Result<_, snapshotter::Error> = erofs.prepare(&key(name), Some(&key(parent)), labels);
+    Mounted::new(&made.expect("prepares"))
+}
+
+fn read(at: &Mounted, name: &str) -> String {
+    fs::read_to_string(at.path().join(name)).unwrap_or_default()
+}
+
+#[test]
+fn needs_erofs_layers_are_files() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let database = database();
+    let erofs = open(scratch.path(), &database);
+    let one = layer(&erofs, "one", None);
+    let names = |directory: &Path| {
+        let entries = fs::read_dir(directory).expect("lists");
+        let mut names: Vec<_> =
+            entries.map(|entry| entry.expect("lists").file_name().into_string()).collect();
+        names.sort();
+        names.into_iter().collect::<Result<Vec<_>, _>>().expect("UTF-8")
+    };
+    assert_eq!(names(&one), ["fs", "layer.erofs"]);
+    assert_eq!(names(&one.join("fs")), [""; 0], "what the image was made from is gone");
+    let usage = erofs.usage(&key("one")).expect("is known");
+    let image = fs::metadata(one.join("layer.erofs")).expect("is there");
+    assert_eq!((usage.inodes, usage.bytes), (3, image.blocks() * 512));
+
+    layer(&erofs, "two", Some("one"));
+    assert!(is_mounted(&one.join("fs")), "by what is on top of it");
+    let rw = container(&erofs, "rw", "two", Labels::new());
+    assert_eq!(["one", "two", "top"].map(|name| read(&rw, name)), ["one", "two", "two"]);
+    fs::write(rw.path().join("top"), "container").expect("is writable");
+    let refused = fs::write(one.join("fs/one"), "changed");
+    assert!(refused.is_err(), "nobody can write to a layer");
+    let view = erofs.view(&key("ro"), Some(&key("two")), Labels::new()).expect("makes a view");
+    let view = Mounted::new(&view);
+    assert_eq!(read(&view, "top"), "two");
+    assert!(fs::write(view.path().join("top"), "").is_err(), "a view is read-only");
+    let alone = erofs.view(&key("alone"), Some(&key("one")), Labels::new()).expect("makes a view");
+    assert_eq!(alone[0].kind, "bind", "whatever the caller is, it can mount that");
+    assert_eq!(read(&Mounted::new(&alone), "top"), "one");
+
+    erofs.cleanup().expect("cleans up");
+    for name in ["ro", "alone"] {
+        erofs.remove(&key(name)).expect("removes");
+        assert!(is_mounted(&one.join("fs")), "for the other container");
+    }
+    drop(erofs);
+    assert!(!is_mounted(&one.join("fs")), "closed");
+    assert_eq!(read(&rw, "one"), "one", "a container does not notice");
+    let erofs = open(scratch.path(), &database);
+    let again = Mounted::new(&erofs.mounts(&key("rw")).expect("has mounts"));
+    assert_eq!([read(&again, "one"), read(&again, "top")], ["one", "container"]);
+    erofs.remove(&key("rw")).expect("removes");
+    assert!(!is_mounted(&one.join("fs")), "nobody needs it");
+}
+
+/// After a crash images are mounted still, files that became one are there still, and an image
+/// may be half.
+#[test]
+fn needs_erofs_after_a_crash() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let _unmount = Unmount(scratch.path().to_owned());
+    let database = database();
+    let erofs = open(scratch.path(), &database);
+    let (one, two) = (layer(&erofs, "one", None), layer(&erofs, "two", Some("one")));
+    drop(container(&erofs, "first", "two", Labels::new()));
+    std::mem::forget(erofs);
+    assert!(is_mounted(&one.join("fs")) && is_mounted(&two.join("fs")));
+    sys::mount::unmount_all(&two.join("fs")).expect("unmounts");
+    fs::write(two.join("fs/left over"), "").expect("writes");
+    fs::write(two.join("layer.erofs.new"), "half").expect("writes");
+
+    let erofs = open(scratch.path(), &database);
+    let at = container(&erofs, "second", "two", Labels::new());
+    assert_eq!(["one", "two", "left over"].map(|name| read(&at, name)), ["one", "two", ""]);
+    drop(at);
+    let directories = [one, two];
+    for name in ["second", "first", "two", "one"] {
+        erofs.remove(&key(name)).expect("removes");
+    }
+    assert!(directories.iter().all(|directory| !directory.exists()), "no mount holds them");
+    erofs.cleanup().expect("cleans up");
+}
+
+#[test]
+fn needs_erofs_other_owners() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let erofs = open(scratch.path(), &database());
+    layer(&erofs, "one", None);
+    layer(&erofs, "two", Some("one"));
+    let map = |kind| (format!("containerd.io/snapshot/{kind}mapping"), "0:100000:65536".to_owned());
+    let labels = Labels::from(["uid", "gid"].map(map));
+    for (case, parent) in [("one layer", "one"), ("two layers", "two")] {
+        let at = container(&erofs, case, parent, labels.clone());
+        let owner = fs::metadata(at.path().join("one")).expect("is there").uid();
+        assert_eq!(owner, 100_000, "{case}");
+    }
+}
+
+/// What was unpacked without its parent becomes a layer on top of it.
+#[test]
+fn needs_erofs_many_layers() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let erofs = open(scratch.path(), &database());
+    let mut parent: Option<Key> = None;
+    for number in 0..130 {
+        let (active, name) = (key("active"), key(&number.to_string()));
+        let mounts = erofs.prepare(&active, None, Labels::new()).expect("prepares");
+        fs::write(Path::new(&mounts[0].source).join(number.to_string()), "").expect("writes");
+        match &parent {
+            None => erofs.commit(&name, &active, Labels::new()).expect("commits"),
+            Some(parent) => erofs.rebase(&name, &active, parent, Labels::new()).expect("rebases"),
+        }
+        parent = Some(name);
+    }
+    let at = container(&erofs, "container", "129", Labels::new());
+    assert_eq!(fs::read_dir(at.path()).expect("lists").count(), 130);
+}
+
+/// What one container no longer needs, another one may need at that moment.
+#[test]
+fn needs_erofs_containers_that_come_and_go() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let erofs = open(scratch.path(), &database());
+    let one = layer(&erofs, "one", None);
+    let two = layer(&erofs, "two", Some("one"));
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let erofs = &erofs;
+            scope.spawn(move || {
+                for round in 0..20 {
+                    let name = format!("{thread} {round}");
+                    let at = container(erofs, &name, "two", Labels::new());
+                    assert_eq!([read(&at, "one"), read(&at, "two")], ["one", "two"], "{name}");
+                    drop(at);
+                    erofs.remove(&key(&name)).expect("removes");
+                }
+            });
+        }
+    });
+    for directory in [one, two] {
+        assert!(!is_mounted(&directory.join("fs")), "nobody needs it");
+    }
+}
