@@ -212,7 +212,8 @@ impl Running {
             .stdin(Stdio::from(stdin))
             .stdout(Stdio::from(stdout.try_clone()?))
             .stderr(Stdio::from(stderr.try_clone()?))
-            .spawn()?;
+            .spawn()
+            .map_err(sys::spawn::name_shortage)?;
         Ok(Self { child, timeout: hook.timeout, stdout, stderr })
     }
 

@@ -538,3 +538,107 @@ fn killed_runtime() {
         delete(&bundle, &case);
     }
 }
+
+/// A group above the container's, as a pod has one, which is what runs out.
+struct Parent {
+    name: String,
+    tops: Vec<PathBuf>,
+}
+
+impl Parent {
+    fn new(bundle: &mut Bundle) -> Self {
+        let top = PathBuf::from("/sys/fs/cgroup");
+        let tops = match top.join("cgroup.controllers").exists() {
+            true => vec![top],
+            false => {
+                let found = fs::read_dir(top).expect("read cgroups");
+                found.map(|entry| entry.expect("read entry").path()).collect()
+            }
+        };
+        let parent = Self { name: format!("{}-parent", bundle.id), tops };
+        bundle.config["linux"]["cgroupsPath"] = json!(format!("/{}/{}", parent.name, bundle.id));
+        parent
+    }
+
+    /// Sets a limit, which has one name on v1 and another on v2.
+    fn limit(&self, controller: &str, names: [&str; 2], value: &str) {
+        let (folder, name) = match self.tops.as_slice() {
+            [top] => {
+                let enabled =
+                    fs::write(top.join("cgroup.subtree_control"), format!("+{controller}"));
+                enabled.expect("enable the controller");
+                (top.join(&self.name), names[1])
+            }
+            tops => {
+                let top = tops.iter().find(|top| top.ends_with(controller));
+                (top.expect("the controller").join(&self.name), names[0])
+            }
+        };
+        fs::create_dir_all(&folder).expect("make the group");
+        fs::write(folder.join(name), value).expect("set the limit");
+    }
+}
+
+impl Drop for Parent {
+    fn drop(&mut self) {
+        for top in &self.tops {
+            let _ = fs::remove_dir(top.join(&self.name));
+        }
+    }
+}
+
+/// Creates a container, and gives what was said if it could not be.
+fn create_below(bundle: &Bundle) -> Option<String> {
+    let log = bundle.path().join("log");
+    let _ = fs::remove_file(&log);
+    let log_text = log.to_str().expect("plain name");
+    let words = ["--log", log_text, "create", "-b", bundle.path_text(), &bundle.id];
+    let mut command = bundle.command(&words);
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status().expect("run");
+    (!status.success()).then(|| fs::read_to_string(log).unwrap_or_default())
+}
+
+/// Tries limits, of which the first is too low and the last is not: each create works or says what
+/// has run out, and leaves nothing.
+fn try_limits(bundle: &Bundle, words: &[&str], limits: &[&str], set: impl Fn(&str)) {
+    let mut made = Vec::new();
+    for limit in limits {
+        set(limit);
+        let failure = create_below(bundle);
+        if let Some(said) = &failure {
+            assert!(words.iter().any(|word| said.contains(word)), "with {limit}: {said}");
+            assert_clean(bundle, limit);
+            assert_eq!(bundle.on("state", &[]).status, 1, "with {limit}");
+        } else {
+            delete(bundle, limit);
+        }
+        made.push(failure.is_none());
+    }
+    assert_eq!((made.first(), made.last()), (Some(&false), Some(&true)), "{limits:?}: {made:?}");
+}
+
+#[test]
+fn memory_of_the_group_above_runs_out() {
+    let mut bundle = Bundle::new("sleep 1000");
+    let parent = Parent::new(&mut bundle);
+    bundle.write_config();
+    let limits = ["4096", "65536", "131072", "262144", "524288", "33554432"];
+    // The group itself is memory, too.
+    let words = ["memory limit too low?", "cannot allocate memory"];
+    try_limits(&bundle, &words, &limits, |limit| {
+        parent.limit("memory", ["memory.limit_in_bytes", "memory.max"], limit);
+    });
+}
+
+#[test]
+fn processes_of_the_group_above_run_out() {
+    let mut bundle = Bundle::new("sleep 1000");
+    // On v1 a process may come into a group that is full; there it may not make another one.
+    bundle.config["hooks"] = json!({"createContainer": [{"path": "/bin/true"}]});
+    let parent = Parent::new(&mut bundle);
+    bundle.write_config();
+    let limits = ["0", "1", "2", "3", "16"];
+    try_limits(&bundle, &["the limit of processes is reached"], &limits, |limit| {
+        parent.limit("pids", ["pids.max"; 2], limit);
+    });
+}

@@ -27,6 +27,7 @@ pub(crate) const CASES: &[Case] = &[
     ("engine_descriptors", engine_descriptors),
     ("shim_descriptors", shim_descriptors),
     ("processes", processes),
+    ("memory_above_a_container", memory_above),
 ];
 
 /// How the kernel, glibc and musl say that a disk is full; in small letters, as what is looked for.
@@ -38,18 +39,26 @@ const NO_DESCRIPTORS: &[&str] = &["too many open files", "no file descriptors av
 /// What is said when no process can be started.
 const NO_PROCESSES: &[&str] = &["the limit of processes is reached"];
 
+/// What is said when a group of processes may have no more memory.
+const NO_MEMORY: &[&str] = &["memory limit too low?", "cannot allocate memory", "out of memory"];
+
 /// Makes a container, runs it to its end and removes it.
 ///
 /// Gives whether it ran. If not, it must have been said why, in one of these `words`.
 fn attempt(cell: &Cell, with: &str, words: &[&str]) -> Result<bool> {
     let id = cell.id();
-    let said = cell.run(&["--rm"], &id, &["echo", "fine"])?;
+    attempt_as(cell, &id, &["--rm"], with, words)
+}
+
+/// The same with a name and flags.
+fn attempt_as(cell: &Cell, id: &str, flags: &[&str], with: &str, words: &[&str]) -> Result<bool> {
+    let said = cell.run(flags, id, &["echo", "fine"])?;
     if said.code == 0 {
         ensure!(said.stdout == "fine\n", "with {with}: {said}");
         return Ok(true);
     }
     ensure!(names(&said.stderr, words), "with {with}: {said}");
-    gone(cell, &id).with_context(|| format!("with {with}"))?;
+    gone(cell, id).with_context(|| format!("with {with}"))?;
     Ok(false)
 }
 
@@ -251,6 +260,66 @@ fn processes(cell: &Cell) -> Result<()> {
         limited.limit(&(limited.current()? + more).to_string())
     })?;
     limited.limit("max")?;
+    works(cell)
+}
+
+/// A group above those of containers, as a pod has one, until this value goes.
+struct Above {
+    path: PathBuf,
+    tops: Vec<PathBuf>,
+}
+
+impl Above {
+    fn new(name: &str) -> Result<Self> {
+        let top = Path::new("/sys/fs/cgroup");
+        let tops = if top.join("cgroup.controllers").exists() {
+            fs::write(top.join("cgroup.subtree_control"), "+memory")?;
+            vec![top.to_owned()]
+        } else {
+            fs::read_dir(top)?.map(|entry| Ok(entry?.path())).collect::<Result<_>>()?
+        };
+        // One of the namespace's, as for `Limited`.
+        let above = Self { path: Path::new(name).join("above"), tops };
+        fs::create_dir_all(above.memory().join(&above.path))?;
+        Ok(above)
+    }
+
+    fn memory(&self) -> &Path {
+        let named = self.tops.iter().find(|top| top.ends_with("memory"));
+        named.unwrap_or(&self.tops[0])
+    }
+
+    fn limit(&self, bytes: u64) -> Result<()> {
+        let v1 = self.tops.len() > 1;
+        if !v1 {
+            let parent = self.memory().join(self.path.parent().unwrap_or(Path::new("")));
+            fs::write(parent.join("cgroup.subtree_control"), "+memory")?;
+        }
+        let name = if v1 { "memory.limit_in_bytes" } else { "memory.max" };
+        Ok(fs::write(self.memory().join(&self.path).join(name), bytes.to_string())?)
+    }
+}
+
+impl Drop for Above {
+    fn drop(&mut self) {
+        for top in &self.tops {
+            let _ = fs::remove_dir(top.join(&self.path));
+        }
+    }
+}
+
+fn memory_above(cell: &Cell) -> Result<()> {
+    let above = Above::new(cell.namespace())?;
+    let mut ran = Vec::new();
+    for bytes in [4 << 10, 64 << 10, 64 << 20] {
+        above.limit(bytes)?;
+        let id = cell.id();
+        let cgroup = format!("/{}/{id}", above.path.display());
+        let flags = ["--rm", "--cgroup", &cgroup];
+        ran.push(attempt_as(cell, &id, &flags, &format!("{bytes} bytes"), NO_MEMORY)?);
+    }
+    ensure!(ran.first() == Some(&false) && ran.last() == Some(&true), "{ran:?}");
+    drop(above);
     works(cell)
 }
 
