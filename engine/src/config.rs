@@ -15,7 +15,7 @@ use std::{
 
 use serde::Deserialize;
 
-use crate::{diff::Processors, runtime::RuntimeTable};
+use crate::{diff::Processors, error::Error, runtime::RuntimeTable};
 
 pub use self::proxy_plugins::{ProxyKind, ProxyPlugin};
 
@@ -303,6 +303,21 @@ impl Config {
         self.state = state.or(self.state.take());
         self.log.level = log_level.unwrap_or(self.log.level);
         self.log.format = log_format.unwrap_or(self.log.format);
+    }
+
+    /// The program that keeps the bytes of blobs, with its name, unless this one does.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidArgument`: there are two.
+    pub fn content_plugin(&self) -> Result<Option<(&str, &ProxyPlugin)>, Error> {
+        let mut found = self.proxy_plugins.iter().filter(|(_, it)| it.kind == ProxyKind::Content);
+        match (found.next(), found.next()) {
+            (Some((one, _)), Some((other, _))) => Err(Error::InvalidArgument(format!(
+                "proxy plugins {one:?} and {other:?} are both of type \"content\", of which there can be one"
+            ))),
+            (one, _) => Ok(one.map(|(name, proxy)| (name.as_str(), proxy))),
+        }
     }
 
     /// Decides where things are.

@@ -22,25 +22,32 @@
 //! An unfinished write is kept while it has a writer, for [`INGEST_KEPT`] after its last change, or
 //! as long as its lease exists.
 //!
+//! All bytes may also be kept by [another program](external); then only what there is to say of unfinished
+//! writes is in their folders.
+//!
 //! Source: containerd, `plugins/content/local`, `core/metadata/content.go`.
 
+pub mod external;
 mod ingest;
+mod reader;
 mod sweep;
 mod writer;
 
 use std::{
     borrow::Cow,
     collections::{HashMap, HashSet},
-    fs::{self, File},
-    io,
-    os::unix::fs::FileExt,
+    fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, atomic::AtomicU64},
     time::{Duration, SystemTime},
 };
 
+use self::external::{Backend, External};
 pub(crate) use self::sweep::Kept;
-pub use self::writer::{Committed, Hashing, NewWrite, Writer};
+pub use self::{
+    reader::{Blob, BlobReader},
+    writer::{Committed, Hashing, NewWrite, Writer},
+};
 use crate::{
     digest::Digest,
     error::Error,
@@ -61,6 +68,8 @@ pub struct Store {
 struct Inner {
     root: PathBuf,
     metadata: metadata::Store,
+    /// Who keeps the bytes, if that is another program.
+    external: Option<External>,
     /// The refs, with their namespaces, that have a writer.
     open: Mutex<HashSet<String>>,
     /// The blobs to which somebody is about to refer, and how many do.
@@ -86,14 +95,6 @@ pub struct WriteStatus {
     pub updated: SystemTime,
 }
 
-/// The bytes of a blob.
-#[derive(Debug)]
-pub struct Blob {
-    file: File,
-    path: PathBuf,
-    size: u64,
-}
-
 impl Store {
     /// Keeps blobs below `root`, and their records in `metadata`.
     ///
@@ -101,6 +102,28 @@ impl Store {
     ///
     /// `File`.
     pub fn open(root: &Path, metadata: metadata::Store) -> Result<Self, Error> {
+        Self::open_over(root, metadata, None)
+    }
+
+    /// Keeps the records of blobs in `metadata`, and what is known of unfinished writes below `root`; all bytes
+    /// are kept by `backend`.
+    ///
+    /// # Errors
+    ///
+    /// `File`.
+    pub fn open_external(
+        root: &Path,
+        metadata: metadata::Store,
+        backend: impl Backend + 'static,
+    ) -> Result<Self, Error> {
+        Self::open_over(root, metadata, Some(External::new(Box::new(backend))))
+    }
+
+    fn open_over(
+        root: &Path,
+        metadata: metadata::Store,
+        external: Option<External>,
+    ) -> Result<Self, Error> {
         for folder in ["blobs/sha256", "ingest", "gone"] {
             let folder = root.join(folder);
             fs::create_dir_all(&folder).map_err(Error::file("create", folder))?;
@@ -108,6 +131,7 @@ impl Store {
         let inner = Inner {
             root: root.to_owned(),
             metadata,
+            external,
             open: Mutex::default(),
             claims: Mutex::default(),
             gone: AtomicU64::new(0),
@@ -131,22 +155,15 @@ impl Store {
         self.metadata().content(namespace, digest)
     }
 
-    /// Opens a blob for reading; it stays readable when it is deleted meanwhile.
+    /// Opens a blob for reading; a file of our own stays readable when it is deleted meanwhile.
     ///
     /// # Errors
     ///
-    /// `NotFound`: the namespace does not have it.
+    /// - `NotFound`: the namespace does not have it, or the program that keeps it.
+    /// - `Unavailable`: the program that keeps it is away.
     pub fn blob(&self, namespace: &Namespace, digest: &Digest) -> Result<Blob, Error> {
         let size = self.info(namespace, digest)?.size;
-        let path = self.path(digest);
-        match File::open(&path) {
-            Ok(file) => Ok(Blob { file, path, size }),
-            // Deleted since: then it says so.
-            Err(error) => Err(self
-                .info(namespace, digest)
-                .err()
-                .unwrap_or_else(|| Error::file("open", &path)(error))),
-        }
+        Blob::open(self, namespace, digest, size)
     }
 
     /// Where a blob is or would be.
@@ -200,6 +217,24 @@ impl Store {
         }
     }
 
+    /// Lets the namespace forget a blob; its bytes go when no namespace has it.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`: the namespace does not have it.
+    pub fn delete(&self, scope: &Scope, digest: &Digest) -> Result<(), Error> {
+        self.metadata().delete_content(scope, digest)?;
+        self.note_removal();
+        Ok(())
+    }
+
+    /// Notes that there are blobs without a record, or unfinished writes of which nothing is noted.
+    pub(crate) fn note_removal(&self) {
+        if let Some(external) = &self.inner.external {
+            external.note_removal();
+        }
+    }
+
     /// How far the write `reference` has come.
     ///
     /// # Errors
@@ -208,6 +243,9 @@ impl Store {
     pub fn status(&self, namespace: &Namespace, reference: &str) -> Result<WriteStatus, Error> {
         let folder = self.ingest_folder(namespace, reference);
         let mut status = ingest::status(&folder)?.ok_or_else(|| no_write(reference))?;
+        if !self.ask_progress(namespace, &mut status)? {
+            return Err(no_write(reference));
+        }
         status.reference = reference.to_owned();
         Ok(status)
     }
@@ -226,12 +264,28 @@ impl Store {
         for (_, mut status) in self.ingests()? {
             let name = status.reference.strip_prefix(namespace.as_str());
             let Some(name) = name.and_then(|name| name.strip_prefix('/')) else { continue };
-            status.reference = name.to_owned();
+            let name = name.to_owned();
+            if !self.ask_progress(namespace, &mut status)? {
+                continue;
+            }
+            status.reference = name;
             if filter.matches(&status) {
                 found.push(status);
             }
         }
         Ok(found)
+    }
+
+    /// Enters how far a write, under its whole name, has come where another program keeps its bytes.
+    /// Returns whether it is there.
+    fn ask_progress(&self, namespace: &Namespace, status: &mut WriteStatus) -> Result<bool, Error> {
+        let Some(external) = &self.inner.external else { return Ok(true) };
+        let Some(progress) = external.backend.progress(namespace, &status.reference)? else {
+            return Ok(false);
+        };
+        status.offset = progress.offset;
+        status.updated = status.updated.max(progress.updated);
+        Ok(true)
     }
 
     /// Gives up a write; an open writer of it fails when it commits.
@@ -241,6 +295,12 @@ impl Store {
     /// `NotFound`.
     pub fn abort(&self, namespace: &Namespace, reference: &str) -> Result<(), Error> {
         let folder = self.ingest_folder(namespace, reference);
+        if let Some(external) = &self.inner.external
+            && folder.exists()
+        {
+            // While its folder is there it can be given up again when this fails.
+            external.backend.abort(Some(namespace), &full_reference(namespace, reference))?;
+        }
         match self.set_aside(&folder) {
             Ok(None) => Err(no_write(reference)),
             Ok(gone) => {
@@ -265,60 +325,16 @@ impl Store {
     }
 
     fn ingest_folder(&self, namespace: &Namespace, reference: &str) -> PathBuf {
-        let name = folder_name(&full_reference(namespace, reference));
-        self.inner.root.join("ingest").join(name)
+        self.folder_of(&full_reference(namespace, reference))
+    }
+
+    /// The folder of a write, by its whole name.
+    fn folder_of(&self, reference: &str) -> PathBuf {
+        self.inner.root.join("ingest").join(folder_name(reference))
     }
 
     fn lock_open(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
         self.inner.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Blob {
-    /// Its size, in bytes.
-    pub fn size(&self) -> u64 {
-        self.size
-    }
-
-    /// Fills `buffer` from `offset` on; less is read only at the end.
-    ///
-    /// # Errors
-    ///
-    /// `File`.
-    pub fn read_at(&self, buffer: &mut [u8], offset: u64) -> Result<usize, Error> {
-        let mut filled = 0;
-        while filled < buffer.len() {
-            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(len) => filled += len,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::file("read", &self.path)(error)),
-            }
-        }
-        Ok(filled)
-    }
-
-    /// Reads everything, if that is at most `limit` bytes.
-    ///
-    /// # Errors
-    ///
-    /// - `InvalidArgument`: it is larger.
-    /// - `File`.
-    pub fn read_all(&self, limit: u64) -> Result<Vec<u8>, Error> {
-        if self.size > limit {
-            let size = self.size;
-            let message = format!("blob of {size} bytes is larger than {limit}");
-            return Err(Error::InvalidArgument(message));
-        }
-        let mut bytes = vec![0; usize::try_from(self.size).expect("below the limit")];
-        let len = self.read_at(&mut bytes, 0)?;
-        bytes.truncate(len);
-        Ok(bytes)
-    }
-
-    /// The open file, positioned at its start, for whoever reads it in order.
-    pub fn into_file(self) -> File {
-        self.file
     }
 }
 

@@ -41,6 +41,8 @@ pub const DATABASE: &str = "metadata.redb";
 /// The root of a daemon, which none uses while this exists.
 pub struct Root {
     path: PathBuf,
+    /// Whether blobs are files below it, and not another program's.
+    has_blobs: bool,
     _lock: File,
 }
 
@@ -103,7 +105,13 @@ impl Root {
     /// - `Unavailable`: a daemon uses it.
     /// - `File`: there is none.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Ok(Self { path: path.to_owned(), _lock: lock(path)? })
+        Ok(Self { path: path.to_owned(), has_blobs: true, _lock: lock(path)? })
+    }
+
+    /// The same, but the bytes of its blobs are kept by another program, which is not asked.
+    #[must_use]
+    pub fn without_blobs(self) -> Self {
+        Self { has_blobs: false, ..self }
     }
 
     fn database(&self) -> PathBuf {

@@ -154,6 +154,11 @@ fn import(args: Args, from: &Path) -> Result<(), Box<dyn std::error::Error>> {
     let layout = args.compat;
     let config = configuration(args)?;
     log_to_stderr(&config.log);
+    if let Some((name, _)) = config.content_plugin()? {
+        return Err(
+            format!("blobs are kept by proxy plugin {name:?}: they cannot be copied").into()
+        );
+    }
     let done = engine::import::import_into(&config.paths(layout).root, from)?;
     for left in &done.left {
         tracing::warn!("left: {left}");
@@ -173,7 +178,11 @@ fn db(args: Args, command: &Db) -> Result<bool, Box<dyn std::error::Error>> {
     let config = configuration(args)?;
     log_to_stderr(&config.log);
     let folder = config.paths(layout).root;
-    let root = db::Root::open(&folder)?;
+    let mut root = db::Root::open(&folder)?;
+    if let Some((name, _)) = config.content_plugin()? {
+        tracing::warn!(name, "blobs are kept by a proxy plugin, and are not looked at");
+        root = root.without_blobs();
+    }
     if !matches!(command, Db::Repair { .. }) {
         db::end_on_damage(&folder.join(db::DATABASE));
     }

@@ -7,6 +7,7 @@
 //!
 //! Source: containerd, `cmd/containerd/server/server.go` (`LoadPlugins`); its calls have no deadline.
 
+mod contents;
 mod diffs;
 mod snapshots;
 
@@ -22,7 +23,13 @@ use tonic::{
 
 use crate::{error::Error, services::NAMESPACE_HEADER};
 
-pub use self::snapshots::Remote;
+pub use self::{contents::RemoteContent, snapshots::Remote};
+
+/// The largest message that a plugin may send, in bytes.
+const MESSAGE_LEN_MAX: usize = 16 << 20;
+
+/// How much a plugin may list.
+const LIST_LEN_MAX: usize = 1 << 20;
 
 /// How long a plugin may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);

@@ -480,8 +480,8 @@ impl Work {
         Ok(())
     }
 
-    fn blob(&self, digest: &Digest) -> Result<std::fs::File, Error> {
-        Ok(self.content.blob(&self.scope.namespace, digest)?.into_file())
+    fn blob(&self, digest: &Digest) -> Result<content::Blob, Error> {
+        Ok(self.content.blob(&self.scope.namespace, digest)?)
     }
 
     /// Whether the namespace has the layer, or another one, which then shares it.

@@ -3,14 +3,15 @@
 use std::{
     io::{Read, Write},
     os::unix::net::UnixListener,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
 use engine::{
     config::{Config, Layout, ProxyKind, ProxyPlugin},
+    content::external::Backend as _,
     daemon::Daemon,
-    proxy::{Deadlines, Plugin, Remote},
+    proxy::{Deadlines, Plugin, Remote, RemoteContent},
 };
 use proto::containerd::services::{
     introspection::v1::{PluginsRequest, introspection_client::IntrospectionClient},
@@ -67,13 +68,21 @@ async fn each_call_ends_and_names_plugin_and_address() {
     for name in ["silent", "garbage", "closes", "file", "absent"] {
         let address = path(name).display().to_string();
         let plugin = Plugin::new("remote", &address, SHORT).expect("is a path");
-        let remote = Remote::new(plugin);
-        let refused = tokio::task::spawn_blocking(move || remote.list().expect_err("says nothing"));
-        let refused = refused.await.expect("no panic");
-        assert_eq!(refused.reason, Reason::Unavailable, "{name}: {refused}");
-        let start = format!("proxy plugin \"remote\" at {address}: ");
-        assert!(refused.message.starts_with(&start), "{name}: {refused}");
-        assert!(refused.message.len() > start.len(), "{name}: {refused}");
+        let (remote, content) = (Remote::new(plugin.clone()), RemoteContent::new(plugin));
+        let refused = tokio::task::spawn_blocking(move || {
+            let namespace = "default".parse().expect("a namespace");
+            [
+                remote.list().expect_err("says nothing"),
+                content.blobs(None).expect_err("says nothing"),
+                content.write(&namespace, "r", 0).map(drop).expect_err("says nothing"),
+            ]
+        });
+        for refused in refused.await.expect("no panic") {
+            assert_eq!(refused.reason, Reason::Unavailable, "{name}: {refused}");
+            let start = format!("proxy plugin \"remote\" at {address}: ");
+            assert!(refused.message.starts_with(&start), "{name}: {refused}");
+            assert!(refused.message.len() > start.len(), "{name}: {refused}");
+        }
     }
 }
 
@@ -92,18 +101,21 @@ async fn addresses() {
     }
 }
 
-fn configuration(folder: &Path, name: &str, address: PathBuf) -> Config {
-    let proxy = ProxyPlugin {
-        kind: ProxyKind::Snapshot,
+fn proxy(kind: ProxyKind, address: &Path) -> ProxyPlugin {
+    ProxyPlugin {
+        kind,
         address: address.display().to_string(),
         platform: None,
         exports: [("root".to_owned(), "/var/lib/remote".to_owned())].into(),
         capabilities: vec!["rebase".to_owned()],
-    };
+    }
+}
+
+fn configuration(folder: &Path, name: &str, address: &Path) -> Config {
     Config {
         root: Some(folder.join("root")),
         state: Some(folder.join("state")),
-        proxy_plugins: [(name.to_owned(), proxy)].into(),
+        proxy_plugins: [(name.to_owned(), proxy(ProxyKind::Snapshot, address))].into(),
         ..Config::default()
     }
 }
@@ -111,10 +123,23 @@ fn configuration(folder: &Path, name: &str, address: PathBuf) -> Config {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_is_taken_is_refused_at_the_start() {
     let folder = tempfile::tempdir().expect("scratch");
-    let config = configuration(folder.path(), "overlayfs", "/run/x.sock".into());
+    let config = configuration(folder.path(), "overlayfs", Path::new("/run/x.sock"));
     let paths = config.paths(Layout::Gantry);
     let error = Daemon::build(config, &paths).map(drop).expect_err("is refused").to_string();
     assert!(error.contains("\"overlayfs\""), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_plugin_keeps_blobs() {
+    let folder = tempfile::tempdir().expect("scratch");
+    let mut config = configuration(folder.path(), "remote", Path::new("/run/x.sock"));
+    for name in ["one", "other"] {
+        let content = proxy(ProxyKind::Content, Path::new("/run/x.sock"));
+        config.proxy_plugins.insert(name.to_owned(), content);
+    }
+    let paths = config.paths(Layout::Gantry);
+    let error = Daemon::build(config, &paths).map(drop).expect_err("is refused").to_string();
+    assert!(error.contains("\"one\" and \"other\""), "{error}");
 }
 
 /// With a plugin that takes every call and never answers.
@@ -123,7 +148,9 @@ async fn a_daemon_starts_serves_and_collects_without_its_plugin() {
     let folder = tempfile::tempdir().expect("scratch");
     let socket = folder.path().join("plugin.sock");
     serve(&socket, silence);
-    let config = configuration(folder.path(), "remote", socket.clone());
+    let mut config = configuration(folder.path(), "remote", &socket);
+    let absent = folder.path().join("absent.sock");
+    config.proxy_plugins.insert("blobs".to_owned(), proxy(ProxyKind::Content, &absent));
     let paths = config.paths(Layout::Gantry);
     let started = Instant::now();
     let daemon = Daemon::build(config, &paths).expect("builds");
@@ -144,6 +171,11 @@ async fn a_daemon_starts_serves_and_collects_without_its_plugin() {
     assert_eq!(plugin.exports["root"], "/var/lib/remote");
     assert_eq!(plugin.exports["address"], socket.display().to_string());
     assert_eq!(plugin.platforms.len(), 1);
+
+    let filters = vec!["type==io.containerd.content.v1".to_owned()];
+    let shown = introspection.plugins(PluginsRequest { filters }).await.expect("answers");
+    let [plugin] = &shown.into_inner().plugins[..] else { panic!("one plugin") };
+    assert_eq!(plugin.id, "blobs");
 
     // Collections go on while a call waits for the plugin.
     let mut snapshots = SnapshotsClient::new(channel.clone());

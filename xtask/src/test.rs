@@ -31,7 +31,7 @@ pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Re
         let mut peers = test(&["--package", "integration", "--test", "peers"]);
         step(&mut sum, "podman and dockerd on the runtime", &mut peers)?;
         let mut plugins = test(&["--package", "integration", "--test", "plugins"]);
-        step(&mut sum, "snapshotters that are programs of their own", &mut plugins)?;
+        step(&mut sum, "parts of engines that are programs of their own", &mut plugins)?;
         let mut soak = test(&["--package", "integration", "--test", "soak"]);
         step(&mut sum, "the same again and again", &mut soak)?;
         let mut exhaustion = test(&["--package", "integration", "--test", "exhaustion"]);

@@ -35,6 +35,9 @@ pub enum ProxyKind {
     /// It applies and makes layers.
     #[serde(rename = "diff", alias = "io.containerd.differ.v1")]
     Diff,
+    /// It keeps the bytes of blobs, instead of the folder below the root.
+    #[serde(rename = "content", alias = "io.containerd.content.v1")]
+    Content,
 }
 
 fn platform<'de, D: Deserializer<'de>>(text: D) -> Result<Option<Platform>, D::Error> {

@@ -75,7 +75,9 @@ impl Store {
     /// logged and left for the next time.
     pub(crate) fn sweep(&self, known: &HashSet<Digest>) -> Result<Vec<Digest>, Error> {
         let mut removed = Vec::new();
-        for algorithm in Algorithm::ALL {
+        // Where another program keeps blobs, no file here is known to the records.
+        let own = if self.inner.external.is_none() { Algorithm::ALL.as_slice() } else { &[] };
+        for algorithm in own {
             let folder = self.inner.root.join("blobs").join(algorithm.name());
             for name in names(&folder)? {
                 let digest = format!("{}:{name}", algorithm.name()).parse::<Digest>();
@@ -118,6 +120,7 @@ impl Store {
             if let Some(gone) = gone {
                 let reference = status.map(|status| status.reference).unwrap_or_default();
                 tracing::debug!(reference, "removing unfinished write");
+                self.note_removal();
                 delete(gone, "unfinished write stays");
             }
         }

@@ -8,7 +8,12 @@ use std::{
     time::SystemTime,
 };
 
-use super::{Store, WriteStatus, full_reference, ingest, sweep::Claim};
+use super::{
+    Blob, Store, WriteStatus,
+    external::{External, Session},
+    full_reference, ingest,
+    sweep::Claim,
+};
 use crate::{
     digest::{Algorithm, Digest, Hasher},
     error::Error,
@@ -66,6 +71,8 @@ pub struct Committed {
 ///  open ─────┤                                                │ write, truncate
 ///            └─ otherwise ──────────────────────────────> writing ──> commit: verify, sync, rename
 /// ```
+///
+/// Where another program keeps the bytes, it hashes, verifies and places them.
 pub struct Writer {
     store: Store,
     scope: Scope,
@@ -84,6 +91,8 @@ enum State {
     Shared { blob: Committed, _claim: Claim },
     /// Bytes come.
     Writing { file: File, offset: u64, hasher: Option<Box<Hasher>> },
+    /// Bytes come, and go to another program.
+    Sending(Box<dyn Session>),
 }
 
 impl Writer {
@@ -129,34 +138,27 @@ impl Writer {
     fn find_shared(&self, expected: Option<&Digest>) -> Option<(Committed, Claim)> {
         let digest = expected?;
         let claim = self.store.claim(digest);
-        let size = fs::metadata(self.store.path(digest)).ok()?.len();
+        let size = match &self.store.inner.external {
+            None => fs::metadata(self.store.path(digest)).ok()?.len(),
+            // When it is away, the write says so.
+            Some(external) => external.backend.size(&self.scope.namespace, digest).ok()??,
+        };
         // Of another size than the client says: it has to find out by sending it.
         let is_it = self.total == 0 || self.total == size;
         is_it.then(|| (Committed { digest: digest.clone(), size }, claim))
     }
 
     fn resume(&mut self, expected: Option<&Digest>, hashing: Hashing) -> Result<State, Error> {
+        let found = self.note()?;
+        if self.store.inner.external.is_some() {
+            return self.send(found.is_some());
+        }
         let algorithm = expected.map_or(Algorithm::Sha256, Digest::algorithm);
         let mut hasher = Hasher::new(algorithm);
-        let found = ingest::status(&self.folder)?.filter(|found| {
-            found.reference == self.reference
-                && (self.total == 0 || found.total == 0 || found.total == self.total)
-        });
         let offset = match found {
-            Some(found) => {
-                self.started = found.started;
-                self.updated = found.updated;
-                self.total = found.total;
-                if let Some(lease) = &self.scope.lease {
-                    ingest::add_lease(&self.folder, lease)?;
-                }
-                if hashing == Hashing::Writer { self.hash(&mut hasher)? } else { found.offset }
-            }
-            None => {
-                let lease = self.scope.lease.as_deref();
-                ingest::create(&self.folder, &self.reference, self.total, lease)?;
-                0
-            }
+            Some(_) if hashing == Hashing::Writer => self.hash(&mut hasher)?,
+            Some(offset) => offset,
+            None => 0,
         };
         let path = self.folder.join("data");
         let mut file = OpenOptions::new()
@@ -169,6 +171,37 @@ impl Writer {
         file.seek(SeekFrom::Start(offset)).map_err(Error::file("seek", path))?;
         let hasher = (hashing == Hashing::Writer).then(|| Box::new(hasher));
         Ok(State::Writing { file, offset, hasher })
+    }
+
+    /// Has a folder tell of the write. Gives the length of the data there, if it told of it before.
+    fn note(&mut self) -> Result<Option<u64>, Error> {
+        let found = ingest::status(&self.folder)?.filter(|found| {
+            found.reference == self.reference
+                && (self.total == 0 || found.total == 0 || found.total == self.total)
+        });
+        if let Some(found) = found {
+            self.started = found.started;
+            self.updated = found.updated;
+            self.total = found.total;
+            if let Some(lease) = &self.scope.lease {
+                ingest::add_lease(&self.folder, lease)?;
+            }
+            return Ok(Some(found.offset));
+        }
+        let lease = self.scope.lease.as_deref();
+        ingest::create(&self.folder, &self.reference, self.total, lease)?;
+        Ok(None)
+    }
+
+    /// Goes on with a write at another program, or begins one.
+    fn send(&self, resumed: bool) -> Result<State, Error> {
+        let external = self.store.inner.external.as_ref().expect("asked before");
+        let namespace = &self.scope.namespace;
+        let mut session = external.backend.write(namespace, &self.reference, self.total)?;
+        if !resumed {
+            session.rewind();
+        }
+        Ok(State::Sending(session))
     }
 
     /// Hashes what is written, and says how much that is.
@@ -185,7 +218,7 @@ impl Writer {
         let (offset, total, expected) = match &self.state {
             State::New => (0, self.total, None),
             State::Shared { blob, .. } => (blob.size, blob.size, Some(blob.digest.clone())),
-            State::Writing { offset, .. } => (*offset, self.total, None),
+            State::Writing { .. } | State::Sending(_) => (self.offset(), self.total, None),
         };
         let name = &self.reference[self.scope.namespace.as_str().len() + 1..];
         WriteStatus {
@@ -204,6 +237,7 @@ impl Writer {
             State::New => 0,
             State::Shared { blob, .. } => blob.size,
             State::Writing { offset, .. } => *offset,
+            State::Sending(session) => session.offset(),
         }
     }
 
@@ -212,7 +246,8 @@ impl Writer {
         matches!(self.state, State::Shared { .. })
     }
 
-    /// The digest of what is written; nothing when the caller hashes.
+    /// The digest of what is written; nothing when the caller hashes, or another program that does not
+    /// tell.
     pub fn digest(&self) -> Option<Digest> {
         match &self.state {
             State::New => None,
@@ -220,6 +255,7 @@ impl Writer {
             State::Writing { hasher, .. } => {
                 hasher.as_ref().map(|hasher| Hasher::clone(hasher).finish())
             }
+            State::Sending(session) => session.digest(),
         }
     }
 
@@ -227,20 +263,24 @@ impl Writer {
     ///
     /// # Errors
     ///
-    /// `File`; how much of `bytes` was written is not known then.
+    /// `File`, or what the program says that keeps blobs; how much of `bytes` was written is not known
+    /// then.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         if bytes.is_empty() {
             return Ok(());
         }
         self.unshare(true)?;
-        let State::Writing { file, offset, hasher } = &mut self.state else {
-            unreachable!("unshared")
-        };
-        file.write_all(bytes).map_err(Error::file("write", self.folder.join("data")))?;
-        if let Some(hasher) = hasher {
-            hasher.update(bytes);
+        match &mut self.state {
+            State::New | State::Shared { .. } => unreachable!("unshared"),
+            State::Sending(session) => session.append(bytes)?,
+            State::Writing { file, offset, hasher } => {
+                file.write_all(bytes).map_err(Error::file("write", self.folder.join("data")))?;
+                if let Some(hasher) = hasher {
+                    hasher.update(bytes);
+                }
+                *offset += bytes.len() as u64;
+            }
         }
-        *offset += bytes.len() as u64;
         self.updated = SystemTime::now();
         Ok(())
     }
@@ -249,11 +289,16 @@ impl Writer {
     ///
     /// # Errors
     ///
-    /// `File`.
+    /// `File`, or what the program says that keeps blobs.
     pub fn truncate(&mut self) -> Result<(), Error> {
         self.unshare(false)?;
-        let State::Writing { file, offset, hasher } = &mut self.state else {
-            unreachable!("unshared")
+        let (file, offset, hasher) = match &mut self.state {
+            State::New | State::Shared { .. } => unreachable!("unshared"),
+            State::Sending(session) => {
+                session.rewind();
+                return Ok(());
+            }
+            State::Writing { file, offset, hasher } => (file, offset, hasher),
         };
         let path = self.folder.join("data");
         file.set_len(0).map_err(Error::file("truncate", &path))?;
@@ -268,20 +313,22 @@ impl Writer {
     /// Gives the write bytes of its own, instead of those of another namespace's blob.
     fn unshare(&mut self, copy: bool) -> Result<(), Error> {
         let State::Shared { blob, .. } = &self.state else { return Ok(()) };
-        let digest = blob.digest.clone();
+        let Committed { digest, size } = blob.clone();
         let _claim = self.store.claim(&digest);
         self.state = self.resume(Some(&digest), Hashing::Writer)?;
         self.truncate()?;
         if copy {
-            let path = self.store.path(&digest);
-            let mut blob = File::open(&path).map_err(Error::file("open", &path))?;
+            // That of another namespace, for which there is no record in this one.
+            let blob = Blob::open(&self.store, &self.scope.namespace, &digest, size)?;
             let mut buffer = vec![0; BUFFER_LEN];
+            let mut at = 0;
             loop {
-                let len = blob.read(&mut buffer).map_err(Error::file("read", &path))?;
+                let len = blob.read_at(&mut buffer, at)?;
                 if len == 0 {
                     break;
                 }
                 self.write(&buffer[..len])?;
+                at += len as u64;
             }
         }
         Ok(())
@@ -318,32 +365,65 @@ impl Writer {
             // Before anything is locked: this takes as long as the disk does.
             file.sync_data().map_err(Error::file("sync", self.folder.join("data")))?;
         }
-        let (digest, _claim) = match &mut self.state {
-            State::New => unreachable!("open"),
+        if let State::Shared { blob, .. } = &self.state
+            && expected.is_some_and(|expected| *expected != blob.digest)
+        {
+            return Err(Error::FailedPrecondition(format!("{name:?} unexpected digest")));
+        }
+        let external = store.inner.external.as_ref();
+        let _there = external.map(External::committing);
+        let (digest, _claim) = match external {
+            Some(external) => (self.finish_there(external, expected)?, None),
+            None => self.finish_here(expected)?,
+        };
+        let committed = Committed { digest, size: written };
+        let entered =
+            store.metadata().insert_content(&self.scope, &committed.digest, written, labels);
+        // Perhaps nobody has it then.
+        entered.inspect_err(|_| store.note_removal())?;
+        Ok(committed)
+    }
+
+    /// Has another program make a blob of what is written.
+    fn finish_there(
+        &mut self,
+        external: &External,
+        expected: Option<&Digest>,
+    ) -> Result<Digest, Error> {
+        match &mut self.state {
             State::Shared { blob, .. } => {
-                if expected.is_some_and(|expected| *expected != blob.digest) {
-                    return Err(Error::FailedPrecondition(format!("{name:?} unexpected digest")));
+                let found = external.backend.size(&self.scope.namespace, &blob.digest)?;
+                found.map(|_| blob.digest.clone()).ok_or_else(|| gone(&blob.digest))
+            }
+            State::Sending(session) => {
+                let digest = session.commit(expected)?;
+                self.clear();
+                Ok(digest)
+            }
+            State::New | State::Writing { .. } => unreachable!("where a program keeps the bytes"),
+        }
+    }
+
+    /// Makes a blob of what is written. It is claimed until the record is there, which says that it is
+    /// somebody's.
+    fn finish_here(&mut self, expected: Option<&Digest>) -> Result<(Digest, Option<Claim>), Error> {
+        match &mut self.state {
+            State::Shared { blob, .. } => {
+                let path = self.store.path(&blob.digest);
+                match path.try_exists().map_err(Error::file("stat", path))? {
+                    true => Ok((blob.digest.clone(), None)),
+                    false => Err(gone(&blob.digest)),
                 }
-                let path = store.path(&blob.digest);
-                if !path.try_exists().map_err(Error::file("stat", path))? {
-                    // Whoever had it has deleted it since the write was opened.
-                    let message = format!("blob {} was removed; it has to be sent", blob.digest);
-                    return Err(Error::Unavailable(message));
-                }
-                (blob.digest.clone(), None)
             }
             State::Writing { hasher, .. } => {
                 let hasher = hasher.take().map(|hasher| *hasher);
                 let digest = self.verify(hasher, expected)?;
-                // Until the record is there, which says that it is somebody's.
-                let claim = store.claim(&digest);
+                let claim = self.store.claim(&digest);
                 self.place(&digest)?;
-                (digest, Some(claim))
+                Ok((digest, Some(claim)))
             }
-        };
-        let committed = Committed { digest, size: written };
-        store.metadata().insert_content(&self.scope, &committed.digest, written, labels)?;
-        Ok(committed)
+            State::New | State::Sending(_) => unreachable!("where files are written"),
+        }
     }
 
     /// The digest of what is written, which is the expected one if there is one.
@@ -386,17 +466,27 @@ impl Writer {
                 .and_then(|folder| folder.sync_all())
                 .map_err(Error::file("sync", folder))?;
         }
+        self.clear();
+        Ok(())
+    }
+
+    /// Removes what tells of the write.
+    fn clear(&self) {
         if let Err(error) = fs::remove_dir_all(&self.folder) {
             // The next collection takes it.
             tracing::warn!(%error, folder = %self.folder.display(), "remains of a write stay");
         }
-        Ok(())
     }
+}
+
+/// Whoever had the blob has deleted it since the write was opened.
+fn gone(digest: &Digest) -> Error {
+    Error::Unavailable(format!("blob {digest} was removed; it has to be sent"))
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        if matches!(self.state, State::Writing { .. }) && self.folder.exists() {
+        if matches!(self.state, State::Writing { .. } | State::Sending(_)) && self.folder.exists() {
             // Only the time of the last change is lost, and the data's own stands in for it.
             let _ = ingest::touch(&self.folder);
         }

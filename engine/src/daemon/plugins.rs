@@ -61,6 +61,10 @@ const GRPC_SERVICES: &[&str] = &[
 /// Everything that is served, by this program and by others.
 pub(super) fn list(config: &Config, paths: &Paths) -> Vec<Plugin> {
     let mut plugins = built_in(&paths.root);
+    if config.proxy_plugins.values().any(|proxy| proxy.kind == ProxyKind::Content) {
+        // It has the place of our own.
+        plugins.retain(|plugin| plugin.kind != CONTENT);
+    }
     plugins.extend(config.proxy_plugins.iter().map(|(name, proxy)| {
         let mut exports = proxy.exports.clone();
         exports.insert("address".to_owned(), proxy.address.clone());
@@ -68,6 +72,7 @@ pub(super) fn list(config: &Config, paths: &Paths) -> Vec<Plugin> {
             kind: match proxy.kind {
                 ProxyKind::Snapshot => SNAPSHOTTER,
                 ProxyKind::Diff => DIFFER,
+                ProxyKind::Content => CONTENT,
             },
             id: name.clone(),
             has_platform: true,

@@ -45,7 +45,7 @@ impl State {
     pub(super) fn open(paths: &Paths, config: &Config, events: Exchange) -> Result<Self, Error> {
         db::refuse_lost(&paths.root)?;
         let metadata = metadata::Store::open(&paths.root.join(db::DATABASE))?;
-        let content = content::Store::open(&paths.root.join("content"), metadata.clone())?;
+        let content = content(&paths.root.join("content"), config, metadata.clone())?;
         let syncer = Syncer::default();
         let root = paths.root.join("snapshots");
         let mut snapshotters = snapshotters(&root, &config.overlayfs, &metadata, &syncer)?;
@@ -57,6 +57,26 @@ impl State {
         let collector = Collector::new(content.clone(), Arc::clone(&snapshotters), report);
         let gc = Scheduler::start(config.gc.clone(), collector);
         Ok(Self { metadata, content, snapshotters, gc, syncer })
+    }
+}
+
+/// The blobs, below `root` or, as the configuration says, at another program, which is not asked for
+/// anything yet.
+///
+/// # Errors
+///
+/// `InvalidArgument`: the configuration names two programs.
+fn content(
+    root: &Path,
+    config: &Config,
+    metadata: metadata::Store,
+) -> Result<content::Store, Error> {
+    match config.content_plugin()? {
+        None => content::Store::open(root, metadata),
+        Some((name, proxy)) => {
+            let plugin = proxy::Plugin::new(name, &proxy.address, Deadlines::default())?;
+            content::Store::open_external(root, metadata, proxy::RemoteContent::new(plugin))
+        }
     }
 }
 

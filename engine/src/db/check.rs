@@ -38,7 +38,7 @@ impl Root {
             check_table(&transaction, table, &mut facts, &mut report)?;
         }
         facts.check(&mut report);
-        for (digest, holders) in facts.blobs() {
+        for (digest, holders) in facts.blobs().filter(|_| self.has_blobs) {
             self.check_blob(digest, holders, deep, &mut report)?;
         }
         snapshots::check(self, &transaction, facts.namespaces(), &mut report)?;

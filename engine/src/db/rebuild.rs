@@ -86,6 +86,9 @@ impl Root {
         labels: &Labels,
         done: &mut Vec<String>,
     ) -> Result<(), Error> {
+        if !self.has_blobs {
+            return Ok(());
+        }
         let mut known = BTreeSet::new();
         store.read(|view| {
             metadata::each(view, &mut |_, object| {

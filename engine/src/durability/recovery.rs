@@ -111,8 +111,8 @@ fn unpack(
     (namespace, diff_id, blob): (&Namespace, &Digest, &Digest),
 ) -> Result<(), Error> {
     let fill = &mut |mounts: &[snapshotter::Mount]| {
-        let file = content.blob(namespace, blob)?.into_file();
-        let applied = diff::apply(file, mounts, &Limits::default())?;
+        let layer = content.blob(namespace, blob)?.into_reader();
+        let applied = diff::apply(layer, mounts, &Limits::default())?;
         if applied.diff_id != *diff_id {
             return Err(format!("{blob} is not the layer {diff_id}").into());
         }

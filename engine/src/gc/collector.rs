@@ -46,7 +46,7 @@ pub struct Collected {
     pub snapshots: Vec<(String, Key)>,
     /// How long nobody else could change anything.
     pub pause: Duration,
-    /// When the next lease or image expires.
+    /// When the next lease or image expires, or another program is to be asked again.
     pub next_expiry: Option<SystemTime>,
 }
 
@@ -103,13 +103,19 @@ impl Collector {
         let pause = begun.elapsed();
         drop(alone);
         let Plan { leases, images, content, kept, next_expiry, .. } = plan;
-        let collected = Collected { leases, images, content, snapshots, pause, next_expiry };
+        if !content.is_empty() {
+            self.content.note_removal();
+        }
+        let mut collected = Collected { leases, images, content, snapshots, pause, next_expiry };
         (self.report)(&collected);
         let is_empty = collected.content.is_empty() && collected.snapshots.is_empty();
         if self.is_sweep_due(thorough || !is_empty) {
             self.sweep(&kept);
             self.cleaning.run(&self.snapshotters, PATIENCE);
         }
+        self.sweep_external();
+        let next_sweep = self.content.next_sweep();
+        collected.next_expiry = collected.next_expiry.into_iter().chain(next_sweep).min();
         Ok(collected)
     }
 
@@ -161,6 +167,17 @@ impl Collector {
             Err(error) => {
                 let error = sys::error::Chain(&error);
                 tracing::warn!(%error, "disk space of content is not free yet");
+            }
+        }
+    }
+
+    fn sweep_external(&self) {
+        match self.content.sweep_external() {
+            Ok(removed) if removed.is_empty() => {}
+            Ok(removed) => tracing::debug!(count = removed.len(), "had blobs removed"),
+            Err(error) => {
+                let error = sys::error::Chain(&error);
+                tracing::warn!(%error, "blobs are kept until the next collection");
             }
         }
     }

@@ -11,14 +11,8 @@ use snapshotter::{
 };
 use tonic::{Status, transport::Channel};
 
-use super::Plugin;
+use super::{LIST_LEN_MAX, MESSAGE_LEN_MAX, Plugin};
 use crate::services::mounts_from_wire;
-
-/// The largest message that a plugin may send, in bytes.
-const MESSAGE_LEN_MAX: usize = 16 << 20;
-
-/// How many snapshots a plugin may list.
-const LIST_LEN_MAX: usize = 1 << 20;
 
 /// The snapshots of a plugin.
 #[derive(Clone, Debug)]

@@ -60,7 +60,7 @@ pub(super) fn find(
         let text = &descriptor.digest;
         Error::InvalidArgument(format!("checkpoint.Digest {text:?} invalid: {error}"))
     })?;
-    Ok(content.blob(namespace, &digest)?.into_file())
+    content.blob(namespace, &digest)?.into_file()
 }
 
 #[cfg(test)]

@@ -97,9 +97,9 @@ impl content_server::Content for Content {
         let scope = scope(&request)?;
         let digest: Result<Digest, _> = request.into_inner().digest.parse();
         let digest = digest.map_err(|error| refused(error.to_string()))?;
-        let (store, namespace) = (self.store.metadata().clone(), scope.namespace.clone());
+        let (store, namespace) = (self.store.clone(), scope.namespace.clone());
         let event = ContentDelete { digest: digest.to_string() };
-        blocking(move || store.delete_content(&scope, &digest)).await?;
+        blocking(move || store.delete(&scope, &digest)).await?;
         self.events.publish(&namespace, "/content/delete", proto::any::pack(&event));
         after_removal(&self.gc, false).await?;
         Ok(Response::new(()))

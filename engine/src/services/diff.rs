@@ -167,12 +167,12 @@ fn apply(
             "failed to get stream processor for {kind}: no processor for media-type"
         ))
     })?;
-    let blob = content.blob(&scope.namespace, &layer.digest)?.into_file();
+    let blob = content.blob(&scope.namespace, &layer.digest)?;
     let applied = if chain.is_empty() {
-        let reader = BufReader::with_capacity(BUFFER_LEN, blob);
+        let reader = BufReader::with_capacity(BUFFER_LEN, blob.into_reader());
         diff::apply(reader, mounts, &Limits::default())?
     } else {
-        let mut running = chain.start(blob, &source.payloads)?;
+        let mut running = chain.start(blob.into_file()?, &source.payloads)?;
         let reader = BufReader::with_capacity(BUFFER_LEN, &mut running);
         let applied = diff::apply(reader, mounts, &Limits::default());
         running.finish(applied)?

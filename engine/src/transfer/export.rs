@@ -235,13 +235,14 @@ impl Work {
         descriptor: &Descriptor,
         tar: &mut Writer<Parts>,
     ) -> Result<(), Error> {
-        let mut file = self.blob(&descriptor.digest)?;
-        let size = file.metadata().map_err(Error::Write)?.len();
+        let blob = self.blob(&descriptor.digest)?;
+        let size = blob.size();
+        let mut blob = blob.into_reader();
         tar.entry(&entry(path, Kind::Regular, 0o444, size)).map_err(Error::Write)?;
         let mut buffer = vec![0; PART_LEN];
         let mut rest = size;
         while rest > 0 {
-            let len = file.read(&mut buffer).map_err(Error::Write)?;
+            let len = blob.read(&mut buffer).map_err(Error::Write)?;
             if len == 0 {
                 return Err(Error::Missing { digest: descriptor.digest.clone() });
             }

@@ -1,7 +1,6 @@
 //! One pass over a layer, on a blocking thread.
 
 use std::{
-    fs::File,
     io::{self, Read},
     sync::Arc,
 };
@@ -120,7 +119,7 @@ impl Worker {
         let Self { work, layer, feed, mut extraction, diff_id } = self;
         let applied = match feed {
             Feed::Stored => {
-                let blob = Stored { file: work.blob(&layer.digest)?, work: &work };
+                let blob = Stored { blob: work.blob(&layer.digest)?.into_reader(), work: &work };
                 let applied = extraction.as_ref().map(|to| apply(blob, &to.mounts)).transpose()?;
                 if let (Some(got), Some(want)) = (&applied, &diff_id)
                     && got.diff_id == *want
@@ -163,7 +162,7 @@ fn apply(source: impl Read, mounts: &[Mount]) -> Result<Applied, Error> {
 
 /// Reads a stored layer, unless the transfer stops.
 struct Stored<'w> {
-    file: File,
+    blob: content::BlobReader,
     work: &'w Work,
 }
 
@@ -172,7 +171,7 @@ impl Read for Stored<'_> {
         if self.work.stop.is_cancelled() {
             return Err(io::Error::other("the transfer has failed"));
         }
-        self.file.read(buffer)
+        self.blob.read(buffer)
     }
 }
 

@@ -206,7 +206,7 @@ impl Sink for Blobs {
         self.settle(0)?;
         let mut head = Vec::new();
         let limit = u64::try_from(len).unwrap_or(u64::MAX);
-        let read = self.work.blob(&blob.digest)?.take(limit).read_to_end(&mut head);
+        let read = self.work.blob(&blob.digest)?.into_reader().take(limit).read_to_end(&mut head);
         read.map_err(crate::error::Error::file("read", blob.digest.to_string()))?;
         Ok(head)
     }

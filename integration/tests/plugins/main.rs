@@ -1,30 +1,23 @@
-//! Snapshotters that are programs of their own, both ways: `gantry-snapshotter` under Debian's
-//! containerd and under gantryd.
+//! Parts of an engine that are programs of their own, by its proxy plugins: snapshotters and content
+//! stores.
 //!
-//! Each engine imports an image into snapshots of the plugin's, runs a container on them, and removes
-//! it all; and what is removed is gone from the plugin's disk. Then the plugin goes away and comes
-//! back.
+//! Each of them goes away in the middle, and comes back.
 
 #![expect(clippy::print_stdout, reason = "a report is what it is for")]
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::{Child, Command, ExitCode, Stdio},
-};
+mod content;
+mod snapshots;
 
-use anyhow::{Context, Result, ensure};
+use std::{fs, path::Path, process::ExitCode};
+
+use anyhow::{Result, ensure};
 use integration::{
     cell::{Cell, Choice, Client, Runtime, Shim},
     daemon::Kind,
-    image::{self, Flavour},
-    leaks::Inventory,
-    programs,
     stage::{self, Stage},
     sum::Sum,
-    wait,
 };
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 /// The plugin's name in the engines' configurations.
 const PLUGIN: &str = "gantry";
@@ -32,164 +25,55 @@ const PLUGIN: &str = "gantry";
 /// The image, of several layers.
 const IMAGE: &str = "registry.test/layered:1";
 
+/// Debian's containerd with what belongs to it.
+const CONTAINERD: Choice = Choice {
+    daemon: Kind::Containerd,
+    shim: Shim::Go,
+    runtime: Runtime::Runc,
+    client: Client::Debian,
+};
+
 fn main() -> ExitCode {
     stage::program("plugins", inside)
 }
 
 fn inside(stage: &Stage) -> Result<()> {
-    let engines = [
-        Choice {
-            daemon: Kind::Containerd,
-            shim: Shim::Go,
-            runtime: Runtime::Runc,
-            client: Client::Debian,
-        },
-        Choice::OWN,
-    ];
     stage.enter(Choice::OWN.view())?;
     let mut sum = Sum::default();
-    for choice in engines {
+    let mut report = |name: String, result: Result<()>| {
+        let said = result.as_ref().err().map_or("ok".to_owned(), |error| format!("{error:#}"));
+        println!("test {name} ... {said}");
+        *(if result.is_ok() { &mut sum.passed } else { &mut sum.failed }) += 1;
+    };
+    for choice in [CONTAINERD, Choice::OWN] {
         let missing = choice.missing();
         ensure!(missing.is_empty(), "{}", missing.join(", "));
+    }
+    for choice in [CONTAINERD, Choice::OWN] {
         for layout in ["overlayfs", "native"] {
-            let name = format!("{choice} on {layout}");
-            let result = with_plugin(stage, choice, layout);
-            let said = result.as_ref().err().map_or("ok".to_owned(), |error| format!("{error:#}"));
-            println!("test {name} ... {said}");
-            *(if result.is_ok() { &mut sum.passed } else { &mut sum.failed }) += 1;
+            let result = snapshots::with_plugin(stage, choice, layout);
+            report(format!("{choice} on {layout}"), result);
         }
+    }
+    for kind in [Kind::Containerd, Kind::Gantryd] {
+        report(
+            format!("{} with content of {kind:?}", Choice::OWN),
+            content::with_plugin(stage, kind),
+        );
     }
     println!("\n{sum}");
     ensure!(sum.failed == 0, "there were failures");
     Ok(())
 }
 
-fn with_plugin(stage: &Stage, choice: Choice, layout: &str) -> Result<()> {
-    let directory = stage.directory().join(format!("plugin-{:?}-{layout}", choice.daemon));
-    fs::create_dir_all(&directory)?;
-    let mut plugin = Plugin::start(&directory, layout)?;
-    let mut cell = Cell::bare(choice, stage)?;
-    configure(&mut cell, &plugin)?;
-    let before = Inventory::take(cell.namespace());
-    let imported = use_it(&cell, &plugin).and_then(|()| come_back(&cell, &mut plugin));
-    imported.with_context(|| format!("the engine's log:\n{}", cell.running_daemon().log()))?;
-    before.wait_restored(cell.namespace())?;
-    drop(cell);
-    let root = stage.directory().join(choice.to_string().replace('/', "-"));
-    fs::remove_dir_all(root).context("remove what the engine kept")
-}
-
-/// Tells the engine of the plugin.
-fn configure(cell: &mut Cell, plugin: &Plugin) -> Result<()> {
+/// Tells the engine of the plugin at `address`, which is of the `kind`.
+fn configure(cell: &mut Cell, kind: &str, address: &Path) -> Result<()> {
     cell.daemon().stop(Signal::TERM)?;
     let file = cell.file("config.toml");
     let text = fs::read_to_string(&file)?;
-    let address = plugin.address.display();
+    let address = address.display();
     let section =
-        format!("\n[proxy_plugins.{PLUGIN}]\ntype = \"snapshot\"\naddress = \"{address}\"\n");
+        format!("\n[proxy_plugins.{PLUGIN}]\ntype = \"{kind}\"\naddress = \"{address}\"\n");
     fs::write(&file, text + &section)?;
     cell.daemon().launch_again()
-}
-
-/// Imports an image, runs a container, and removes both.
-fn use_it(cell: &Cell, plugin: &Plugin) -> Result<()> {
-    let archive = cell.file("image.tar");
-    fs::write(&archive, image::oci_archive(&image::layered(Flavour::Oci, "plugin")?, IMAGE))?;
-    let archive = archive.display().to_string();
-    cell.ok(&["images", "import", "--snapshotter", PLUGIN, &archive])?;
-    ensure!(plugin.directories()? >= 3, "the layers are not the plugin's");
-    let run =
-        ["run", "--rm", "--snapshotter", PLUGIN, IMAGE, "p1", "/bin/busybox", "echo", "hello"];
-    let said = cell.ok(&run)?;
-    ensure!(said == "hello\n", "the container said {said:?}");
-    let listed = cell.ok(&["snapshots", "--snapshotter", PLUGIN, "ls"])?;
-    ensure!(listed.matches("Committed").count() >= 3, "snapshots are missing: {listed}");
-    let list = ["snapshots", "--snapshotter", PLUGIN, "ls"];
-    let mut other = cell.command_at(cell.running_daemon(), "other", &list);
-    let elsewhere = integration::process::run(&mut other)?.ok()?;
-    ensure!(!elsewhere.contains("Committed"), "another namespace sees {elsewhere}");
-    cell.ok(&["images", "rm", "--sync", IMAGE])?;
-    wait::until("the plugin's disk to be free", || Ok((plugin.directories()? == 0).then_some(())))
-}
-
-/// Has the plugin die, and asks for it; then it is there again.
-fn come_back(cell: &Cell, plugin: &mut Plugin) -> Result<()> {
-    let flags = ["snapshots", "--snapshotter", PLUGIN];
-    cell.ok(&[&flags[..], &["prepare", "key"]].concat())?;
-    plugin.stop(Signal::KILL)?;
-    let said = cell.refused(&[&flags[..], &["mounts", "/mnt", "key"]].concat())?;
-    if cell.choice().daemon == Kind::Gantryd {
-        let named = format!("proxy plugin {PLUGIN:?} at {}", plugin.address.display());
-        ensure!(said.contains(&named), "the plugin is not named in {said:?}");
-    }
-    // The engine goes on, and starts, without it.
-    cell.ok(&["images", "ls"])?;
-    plugin.launch_again()?;
-    wait::until("the engine to find the plugin again", || {
-        let output = cell.ctr(&[&flags[..], &["mounts", "/mnt", "key"]].concat())?;
-        Ok((output.code == 0).then_some(()))
-    })?;
-    cell.ok(&[&flags[..], &["rm", "key"]].concat()).map(drop)
-}
-
-/// A plugin that runs, and ends with this value.
-struct Plugin {
-    child: Child,
-    address: PathBuf,
-    root: PathBuf,
-    layout: String,
-}
-
-impl Plugin {
-    fn start(directory: &Path, layout: &str) -> Result<Self> {
-        let address = PathBuf::from(format!("/run/plugin-{layout}.sock"));
-        let root = directory.join("root");
-        let child = launch(&root, &address, layout)?;
-        let plugin = Self { child, address, root, layout: layout.to_owned() };
-        plugin.wait()?;
-        Ok(plugin)
-    }
-
-    fn launch_again(&mut self) -> Result<()> {
-        self.child = launch(&self.root, &self.address, &self.layout)?;
-        self.wait()
-    }
-
-    fn wait(&self) -> Result<()> {
-        wait::until("the plugin's socket", || {
-            Ok(std::os::unix::net::UnixStream::connect(&self.address).ok().map(drop))
-        })
-    }
-
-    fn stop(&mut self, signal: Signal) -> Result<()> {
-        kill_process(Pid::from_child(&self.child), signal).context("signal the plugin")?;
-        wait::until("the plugin's end", || Ok(self.child.try_wait()?)).map(drop)
-    }
-
-    /// How many snapshots are on its disk.
-    fn directories(&self) -> Result<usize> {
-        let place = self.root.join(&self.layout).join("snapshots");
-        Ok(fs::read_dir(&place).with_context(|| format!("list {}", place.display()))?.count())
-    }
-}
-
-impl Drop for Plugin {
-    fn drop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) && self.stop(Signal::TERM).is_err() {
-            let _ = self.child.kill();
-            let _ = self.child.wait();
-        }
-    }
-}
-
-fn launch(root: &Path, address: &Path, layout: &str) -> Result<Child> {
-    let program = programs::own("gantry-snapshotter")?;
-    Command::new(&program)
-        .args(["--snapshotter", layout, "--root"])
-        .arg(root)
-        .arg("--address")
-        .arg(address)
-        .stdin(Stdio::null())
-        .spawn()
-        .with_context(|| format!("start {}", program.display()))
 }
