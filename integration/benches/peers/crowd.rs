@@ -4,16 +4,13 @@
 //! beside the first. Times of a start are also those of the processors: what daemon, shims, runtimes
 //! and clients take together, counted by a control group of their own (cgroup v1).
 
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
-
 use anyhow::{Context, Result};
 use integration::cell::Cell;
 
 use crate::{
-    memory, milliseconds, side,
+    memory,
+    meter::Meter,
+    milliseconds, side,
     stacks::{delete, restart, start_many},
     table::Table,
 };
@@ -25,16 +22,14 @@ const PART: usize = 50;
 /// How often is listed. The first list may ask more than the next.
 const LISTS: usize = 5;
 
-/// The hierarchy that counts processor time.
-const HIERARCHY: &str = "/sys/fs/cgroup/cpuacct";
-
 /// Adds the rows of one side.
 pub(crate) fn measure(cell: &mut Cell, table: &mut Table) -> Result<()> {
     let name = side(cell);
     let idle = memory::daemon_kib(cell)?;
     let mut ids = Vec::new();
     {
-        let meter = Meter::of(cell).context("count the time of the processors")?;
+        let processes = [cell.daemon().id(), std::process::id()];
+        let meter = Meter::of(&processes).context("count the time of the processors")?;
         for part in 0..CROWD / PART {
             let before = meter.milliseconds()?;
             let (took, started) = start_many(cell, PART, 1)?;
@@ -71,39 +66,4 @@ pub(crate) fn measure(cell: &mut Cell, table: &mut Table) -> Result<()> {
     let row = "500 containers: daemon started after a kill, until all are known";
     table.add(row, "ms", name, took);
     delete(cell, &ids).map(drop)
-}
-
-/// A control group of the daemon and of this process, with all that they start.
-struct Meter {
-    group: PathBuf,
-    daemon: u32,
-}
-
-impl Meter {
-    fn of(cell: &mut Cell) -> io::Result<Self> {
-        let daemon = cell.daemon().id();
-        let group = Path::new(HIERARCHY).join(format!("bench-{}", std::process::id()));
-        fs::create_dir_all(&group)?;
-        let meter = Self { group, daemon };
-        for pid in [daemon, std::process::id()] {
-            fs::write(meter.group.join("cgroup.procs"), pid.to_string())?;
-        }
-        Ok(meter)
-    }
-
-    fn milliseconds(&self) -> Result<f64> {
-        let text = fs::read_to_string(self.group.join("cpuacct.usage"))?;
-        Ok(text.trim().parse::<f64>()? / 1e6)
-    }
-}
-
-impl Drop for Meter {
-    fn drop(&mut self) {
-        let parent = Path::new(HIERARCHY).join("cgroup.procs");
-        let inside = fs::read_to_string(self.group.join("cgroup.procs")).unwrap_or_default();
-        for pid in inside.lines().chain([self.daemon.to_string().as_str()]) {
-            let _ = fs::write(&parent, pid);
-        }
-        let _ = fs::remove_dir(&self.group);
-    }
 }

@@ -18,6 +18,7 @@
 mod crowd;
 mod large;
 mod memory;
+mod meter;
 mod oci;
 mod runtime;
 mod stacks;

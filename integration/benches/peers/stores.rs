@@ -9,12 +9,9 @@ mod client;
 mod objects;
 mod syncs;
 
-use std::{
-    fs,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use integration::cell::Cell;
 use tokio::runtime::{Builder, Runtime};
 
@@ -22,6 +19,7 @@ use self::client::Client;
 use crate::{
     Options,
     large::{self, Large},
+    meter::Meter,
     side,
     table::Table,
 };
@@ -103,12 +101,12 @@ fn with_a_large_image(
 async fn ingest(cell: &Cell, round: usize, table: &mut Table) -> Result<()> {
     let daemon = cell.running_daemon();
     let client = Client::connect(&daemon.address()).await?;
-    let cpu = cpu_ms(daemon.id())?;
+    let meter = Meter::of(&[daemon.id()])?;
     let begun = Instant::now();
     let digest = client.ingest(&format!("blob {round}"), BLOB_MEBIBYTES).await?;
     table.add(INGEST, "ms", side(cell), milliseconds(begun.elapsed()));
-    let cpu = cpu_ms(daemon.id())? - cpu;
-    table.add(&format!("{INGEST}: CPU of the daemon"), "ms", side(cell), cpu);
+    let row = format!("{INGEST}: CPU of the daemon");
+    table.add(&row, "ms", side(cell), meter.milliseconds()?);
     client.delete_blob(digest).await
 }
 
@@ -139,19 +137,6 @@ async fn chain(cell: &Cell, table: &mut Table) -> Result<()> {
         client.remove(&name(layer)).await?;
     }
     Ok(())
-}
-
-/// Time on a processor that a process took so far, those of its threads that ended, too.
-fn cpu_ms(pid: u32) -> Result<f64> {
-    /// A hundred ticks a second: what user programs see on every architecture that is built for.
-    const TICK_MS: f64 = 10.0;
-    let path = format!("/proc/{pid}/stat");
-    let text = fs::read_to_string(&path).with_context(|| path.clone())?;
-    // The name, in parentheses, may have anything in it.
-    let fields = text.rsplit(')').next().unwrap_or_default();
-    let ticks = fields.split_whitespace().skip(11).take(2);
-    let ticks: Vec<f64> = ticks.map(str::parse).collect::<Result<_, _>>().context(path)?;
-    Ok(ticks.iter().sum::<f64>() * TICK_MS)
 }
 
 fn milliseconds(took: Duration) -> f64 {

@@ -10,7 +10,7 @@ use super::{
     client::{Client, Kind},
     milliseconds,
 };
-use crate::{memory, side, table::Table};
+use crate::{memory, meter::Meter, side, table::Table};
 
 /// What the rows begin with.
 pub(crate) const ROW: &str = "objects";
@@ -28,20 +28,23 @@ const LISTS: usize = 5;
 /// Adds the rows of one side. What was made stays.
 pub(crate) async fn measure(cell: &Cell, table: &mut Table) -> Result<()> {
     let client = Client::connect(&cell.running_daemon().address()).await?;
+    let meter = Meter::of(&[cell.running_daemon().id()])?;
     for kind in [Kind::Images, Kind::Containers] {
         let mut made = 0;
         for (count, name) in COUNTS {
             let row = format!("{ROW}: {name} {}", kind.name());
+            let before = meter.milliseconds()?;
             let took = make(&client, kind, made, count).await?;
-            made = count;
-            let each = milliseconds(took) / count as f64;
-            table.add(&format!("{row}: create, each"), "ms", side(cell), each);
-            look(&client, kind, count, &mut |what, took| {
-                table.add(&format!("{row}: {what}"), "ms", side(cell), milliseconds(took));
-            })
-            .await?;
+            let mut add = |what: &str, value: f64| {
+                table.add(&format!("{row}: {what}"), "ms", side(cell), value);
+            };
+            let each = |all: f64| all / (count - made) as f64;
+            add("create, each", each(milliseconds(took)));
+            add("create, each: CPU of the daemon", each(meter.milliseconds()? - before));
+            look(&client, kind, count, &meter, &mut add).await?;
             let rss = memory::daemon_kib(cell)? / 1024.0;
             table.add(&format!("{row}: daemon RSS"), "MiB", side(cell), rss);
+            made = count;
         }
     }
     Ok(())
@@ -70,24 +73,29 @@ async fn look(
     client: &Client,
     kind: Kind,
     count: usize,
-    add: &mut (dyn FnMut(&str, Duration) + Send),
+    meter: &Meter,
+    add: &mut dyn FnMut(&str, f64),
 ) -> Result<()> {
     for get in 0..GETS {
         let begun = Instant::now();
         client.get(kind, get * count / GETS).await?;
-        add("get", begun.elapsed());
+        add("get", milliseconds(begun.elapsed()));
     }
     let one = vec![format!("labels.number=={}", count / 2)];
     for (what, filters, found) in [("list", vec![], count), ("filter by a label", one, 1)] {
         for _ in 0..LISTS {
-            let begun = Instant::now();
+            let (begun, before) = (Instant::now(), meter.milliseconds()?);
             let listed = client.list(kind, filters.clone()).await?;
-            add(what, begun.elapsed());
+            add(what, milliseconds(begun.elapsed()));
+            add(&format!("{what}: CPU of the daemon"), meter.milliseconds()? - before);
             ensure!(listed == found, "{what}: {listed} of {found}");
         }
     }
     for _ in 0..LISTS {
-        add("collection of garbage", client.collect().await?);
+        let before = meter.milliseconds()?;
+        add("collection of garbage", milliseconds(client.collect().await?));
+        let cpu = meter.milliseconds()? - before;
+        add("collection of garbage: CPU of the daemon", cpu);
     }
     Ok(())
 }
