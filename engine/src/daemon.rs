@@ -118,7 +118,7 @@ impl Daemon {
 
         let limit = (config.grpc.max_recv_message_size, config.grpc.max_send_message_size);
         let garbage = garbage(&state);
-        let transfer = transfer(&state, &events, &streams, paths);
+        let transfer = transfer(&state, &events, &streams, &config, paths);
         let monitor = monitor(&state, &runtime, &events, exits, config.restart.interval())?;
         let records = state.metadata.clone();
         let State { metadata, content, snapshotters, .. } = state;
@@ -243,12 +243,14 @@ fn transfer(
     state: &State,
     events: &Exchange,
     streams: &Arc<Streams>,
+    config: &Config,
     paths: &Paths,
 ) -> services::Transfer {
     let (content, snapshotters) = (state.content.clone(), Arc::clone(&state.snapshotters));
     let collector = state.gc.clone();
-    let transfer =
-        Transfer::new(content, snapshotters, events.clone(), move || collector.note_removal());
+    let processors = config.stream_processors.clone();
+    let on_release = move || collector.note_removal();
+    let transfer = Transfer::new(content, snapshotters, events.clone(), processors, on_release);
     services::Transfer::new(transfer, Arc::clone(streams), paths.hosts.clone())
 }
 

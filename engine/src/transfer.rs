@@ -45,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     content::{self, NewWrite},
+    diff::Processors,
     digest::Digest,
     events::Exchange,
     gc::Snapshotters,
@@ -113,6 +114,8 @@ struct Shared {
     content: content::Store,
     snapshotters: Arc<Snapshotters>,
     events: Exchange,
+    /// What layers of other types go through.
+    processors: Processors,
     /// Tells garbage collection that there may be some.
     on_release: Box<dyn Fn() + Send + Sync>,
     blobs: Locks<(Namespace, Digest)>,
@@ -121,12 +124,14 @@ struct Shared {
 }
 
 impl Transfer {
-    /// Transfers between `content`, with its records, and `snapshotters`.
+    /// Transfers between `content`, with its records, and `snapshotters`. Layers of types that `processors` accept go
+    /// through those when they are unpacked.
     /// When a transfer has given up what kept objects, `on_release` is called.
     pub fn new(
         content: content::Store,
         snapshotters: Arc<Snapshotters>,
         events: Exchange,
+        processors: Processors,
         on_release: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         Self {
@@ -134,6 +139,7 @@ impl Transfer {
                 content,
                 snapshotters,
                 events,
+                processors,
                 on_release: Box::new(on_release),
                 blobs: Locks::default(),
                 chains: Locks::default(),

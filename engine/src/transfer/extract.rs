@@ -1,7 +1,8 @@
 //! One pass over a layer, on a blocking thread.
 
 use std::{
-    io::{self, Read},
+    collections::BTreeMap,
+    io::{self, BufReader, Read},
     sync::Arc,
 };
 
@@ -12,7 +13,7 @@ use tokio::sync::mpsc;
 use super::{Error, InvalidImage, Work, progress::ingest_ref};
 use crate::{
     content,
-    diff::{self, Applied, Limits},
+    diff::{self, Applied, Chain, Limits},
     digest::Digest,
     labels::{LABEL_UNCOMPRESSED, Labels},
     oci::Descriptor,
@@ -119,8 +120,8 @@ impl Worker {
         let Self { work, layer, feed, mut extraction, diff_id } = self;
         let applied = match feed {
             Feed::Stored => {
-                let blob = Stored { blob: work.blob(&layer.digest)?.into_reader(), work: &work };
-                let applied = extraction.as_ref().map(|to| apply(blob, &to.mounts)).transpose()?;
+                let apply = |to: &Extraction| apply_stored(&work, &layer, &to.mounts);
+                let applied = extraction.as_ref().map(apply).transpose()?;
                 if let (Some(got), Some(want)) = (&applied, &diff_id)
                     && got.diff_id == *want
                 {
@@ -156,22 +157,45 @@ impl Worker {
     }
 }
 
+impl Work {
+    /// Whether the layer goes through other programs before it is one.
+    pub(super) fn has_processor(&self, layer: &Descriptor) -> bool {
+        Chain::find(&self.processors, &layer.media_type).is_some_and(|chain| !chain.is_empty())
+    }
+}
+
+/// Applies a layer from the content store.
+fn apply_stored(work: &Work, layer: &Descriptor, mounts: &[Mount]) -> Result<Applied, Error> {
+    let blob = work.blob(&layer.digest)?;
+    match Chain::find(&work.processors, &layer.media_type) {
+        Some(chain) if !chain.is_empty() => {
+            // Clients have no way to give a payload along.
+            let mut running = chain.start(blob.into_file()?, &BTreeMap::new())?;
+            let source = Stored { source: BufReader::new(&mut running), work };
+            let applied = diff::apply(source, mounts, &Limits::default());
+            Ok(running.finish(applied)?)
+        }
+        // What it is, its first bytes tell.
+        _ => apply(Stored { source: blob.into_reader(), work }, mounts),
+    }
+}
+
 fn apply(source: impl Read, mounts: &[Mount]) -> Result<Applied, Error> {
     Ok(diff::apply(source, mounts, &Limits::default())?)
 }
 
 /// Reads a stored layer, unless the transfer stops.
-struct Stored<'w> {
-    blob: content::BlobReader,
+struct Stored<'w, R> {
+    source: R,
     work: &'w Work,
 }
 
-impl Read for Stored<'_> {
+impl<R: Read> Read for Stored<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if self.work.stop.is_cancelled() {
             return Err(io::Error::other("the transfer has failed"));
         }
-        self.blob.read(buffer)
+        self.source.read(buffer)
     }
 }
 

@@ -17,7 +17,8 @@
 //! for slots only, and whoever has a chain ID waits for lower layers only.
 //!
 //! A snapshotter whose snapshots hold their parent's content cannot unpack out of order. For it
-//! the layer is stored first and extracted once the layer below is committed.
+//! the layer is stored first and extracted once the layer below is committed. A layer that other programs
+//! turn into one is stored before it is extracted, too: they read files.
 
 use std::sync::Arc;
 
@@ -110,6 +111,9 @@ impl Work {
             } else {
                 unpack = Some(ready);
             }
+        }
+        if unpack.is_some() && self.has_processor(&layer) {
+            self.pass(&layer, &item, None).await?;
         }
         let extraction = match &unpack {
             Some(unpack) if unpack.below.is_none() || unpack.snapshotter.can_rebase() => {

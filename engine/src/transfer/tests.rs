@@ -8,13 +8,16 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::{
     diff::{
-        CompareOptions,
+        CompareOptions, Processor,
         tar::{Entry, Kind, Time, Writer},
     },
     metadata::Store,
     oci::{ANNOTATION_REF_NAME, Index, Manifest, media_type},
     streaming::{ByteReceiver, ByteSender, Stream},
 };
+
+/// The type of layers with a word before them, which a processor takes away.
+const STAMPED: &str = "application/vnd.oci.image.layer.v1.tar+stamped";
 
 fn file(path: &str, bytes: &[u8]) -> (Entry, Vec<u8>) {
     let size = bytes.len() as u64;
@@ -64,7 +67,10 @@ fn layout_of(images: &[Parts<'_>]) -> Vec<u8> {
             "rootfs": {"type": "layers", "diff_ids": texts},
         });
         let config = config.to_string().into_bytes();
-        let describe = |layer: &Vec<u8>| Descriptor::of(media_type::OCI_LAYER, layer);
+        let describe = |layer: &Vec<u8>| {
+            let is_stamped = layer.starts_with(b"stamped");
+            Descriptor::of(if is_stamped { STAMPED } else { media_type::OCI_LAYER }, layer)
+        };
         let manifest = Manifest {
             schema_version: 2,
             media_type: media_type::OCI_MANIFEST.to_owned(),
@@ -120,8 +126,16 @@ impl Kit {
         let on_release = move || {
             count.fetch_add(1, Ordering::Relaxed);
         };
-        let transfer =
-            Transfer::new(content.clone(), snapshotters, Exchange::default(), on_release);
+        let strip = Processor {
+            accepts: vec![STAMPED.to_owned()],
+            returns: media_type::OCI_LAYER.to_owned(),
+            path: "tail".to_owned(),
+            args: vec!["--bytes=+8".to_owned()],
+            env: Vec::new(),
+        };
+        let processors = [("strip".to_owned(), strip)].into();
+        let events = Exchange::default();
+        let transfer = Transfer::new(content.clone(), snapshotters, events, processors, on_release);
         Self { folder, content, overlay, native, transfer, released }
     }
 
@@ -244,6 +258,31 @@ fn layers() -> (Vec<Vec<u8>>, Vec<Digest>) {
     ];
     let diff_ids = layers.iter().map(|layer| Digest::of(layer)).collect();
     (layers, diff_ids)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn layers_go_through_processors() {
+    let (mut layers, diff_ids) = layers();
+    for layer in &mut layers[1..] {
+        *layer = [b"stamped", layer.as_slice()].concat();
+    }
+    let top = crate::oci::chain_ids(&diff_ids).pop().unwrap();
+    for snapshotter in ["overlayfs", "native"] {
+        let kit = Kit::new();
+        kit.import(layout("v1", &layers, &diff_ids), snapshotter).await.unwrap();
+        let of = if snapshotter == "native" { &kit.native } else { &kit.overlay };
+        let shown = kit.show(of.as_ref(), &top.to_string());
+        let want = [("etc/", ""), ("etc/c", "3")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(shown, want.into(), "{snapshotter}");
+        let labels = kit.content.info(&Kit::scope().namespace, &Digest::of(&layers[1])).unwrap();
+        let noted = labels.labels.get(crate::labels::LABEL_UNCOMPRESSED).cloned();
+        assert_eq!(noted, Some(diff_ids[1].to_string()), "{snapshotter}");
+    }
+    // What a processor makes of another layer is not what the image says.
+    layers[2] = [b"stamped", layers[0].as_slice()].concat();
+    let kit = Kit::new();
+    let error = kit.import(layout("v1", &layers, &diff_ids), "overlayfs").await.unwrap_err();
+    assert!(matches!(error, Error::Invalid(InvalidImage::DiffId { .. })), "{error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
