@@ -82,6 +82,8 @@ pub struct Config {
     pub runtimes: RuntimeTable,
     /// Parts that are other programs, by name.
     pub proxy_plugins: BTreeMap<String, ProxyPlugin>,
+    /// Who has which blobs.
+    pub content: Content,
     /// Who applies and makes layers for clients.
     pub diff: Diff,
     /// How the snapshotters `overlayfs` and `erofs` mount.
@@ -96,6 +98,25 @@ pub struct Overlayfs {
     pub mount_options: Vec<String>,
     /// Whether snapshots show the path of their upper directory as a label.
     pub upperdir_label: bool,
+}
+
+/// The `[content]` section.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Content {
+    /// Whether a namespace may have a blob of another one without sending it.
+    pub sharing_policy: SharingPolicy,
+}
+
+/// containerd's `content_sharing_policy`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SharingPolicy {
+    /// Who names a blob's digest may have it.
+    #[default]
+    Shared,
+    /// It has to be sent, unless a namespace that is labelled as shareable has it.
+    Isolated,
 }
 
 /// The `[diff]` section.

@@ -15,7 +15,8 @@
 //! - **Whole or absent.** A blob appears by a rename, after its bytes were verified and are on disk.
 //! - **Shared.** Blobs are kept once. Which namespace sees which is a record
 //!   ([`ContentInfo`]); a file without any is garbage. A blob that some namespace has is not sent
-//!   again by a client that names its digest (containerd's sharing policy "shared").
+//!   again by a client that names its digest (containerd's sharing policy "shared"), unless blobs are
+//!   [isolated](Store::isolated): then only if that namespace is labelled as shareable.
 //! - **One writer.** A ref has one open writer; a second is told to try again.
 //! - **Resumable.** What was written is there for the next writer of the ref, who hears the offset.
 //!
@@ -70,6 +71,8 @@ struct Inner {
     metadata: metadata::Store,
     /// Who keeps the bytes, if that is another program.
     external: Option<External>,
+    /// Whether a namespace has to send what another one has.
+    is_isolated: bool,
     /// The refs, with their namespaces, that have a writer.
     open: Mutex<HashSet<String>>,
     /// The blobs to which somebody is about to refer, and how many do.
@@ -132,6 +135,7 @@ impl Store {
             root: root.to_owned(),
             metadata,
             external,
+            is_isolated: false,
             open: Mutex::default(),
             claims: Mutex::default(),
             gone: AtomicU64::new(0),
@@ -139,6 +143,14 @@ impl Store {
         let store = Self { inner: Arc::new(inner) };
         store.empty_gone()?;
         Ok(store)
+    }
+
+    /// The same, with containerd's sharing policy "isolated". To be called before there are clones.
+    #[must_use]
+    pub fn isolated(mut self) -> Self {
+        let inner = Arc::get_mut(&mut self.inner);
+        inner.expect("nobody else has the store yet").is_isolated = true;
+        self
     }
 
     /// The records.

@@ -101,6 +101,23 @@ fn blobs_are_shared() {
 }
 
 #[test]
+fn isolated_blobs_are_shared_by_namespaces_that_want_it() {
+    let Fixture { _folder, store, scope } = fixture();
+    let store = store.isolated();
+    let digest = store.put(&scope, b"hello", Labels::new()).expect("writes");
+    let new = NewWrite { expected: Some(digest.clone()), ..NewWrite::new("r") };
+    let mut writer = store.writer(&other(), new.clone()).expect("opens");
+    assert_eq!((writer.is_shared(), writer.offset()), (false, 0));
+    writer.write(b"hello").expect("writes");
+    writer.commit(5, Some(&digest), Labels::new()).expect("commits");
+    let labels = [("containerd.io/namespace.shareable".to_owned(), "true".to_owned())].into();
+    let mask = ["labels.containerd.io/namespace.shareable".to_owned()];
+    store.metadata().update_namespace(&scope.namespace, &labels, &mask).expect("updates");
+    let third = Scope::new("third".parse().expect("a namespace"));
+    assert!(store.writer(&third, new).expect("opens").is_shared());
+}
+
+#[test]
 fn a_shared_blob_stays_while_its_writer_is_open() {
     let f = fixture();
     let digest = f.write("r", b"hello").commit(0, None, Labels::new()).expect("commits").digest;

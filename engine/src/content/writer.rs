@@ -137,6 +137,10 @@ impl Writer {
     /// The expected blob, if some namespace has it.
     fn find_shared(&self, expected: Option<&Digest>) -> Option<(Committed, Claim)> {
         let digest = expected?;
+        let inner = &self.store.inner;
+        if inner.is_isolated && !inner.metadata.shares_content(digest).ok()? {
+            return None;
+        }
         let claim = self.store.claim(digest);
         let size = match &self.store.inner.external {
             None => fs::metadata(self.store.path(digest)).ok()?.len(),

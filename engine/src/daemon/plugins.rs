@@ -5,7 +5,7 @@ use std::path::Path;
 use snapshotter::Images;
 
 use crate::{
-    config::{Config, OWN_DIFFER, Paths, ProxyKind},
+    config::{Config, OWN_DIFFER, Paths, ProxyKind, SharingPolicy},
     restart::POLICIES,
     services::Plugin,
 };
@@ -61,6 +61,13 @@ const GRPC_SERVICES: &[&str] = &[
 /// Everything that is served, by this program and by others.
 pub(super) fn list(config: &Config, paths: &Paths) -> Vec<Plugin> {
     let mut plugins = built_in(&paths.root);
+    let policy = match config.content.sharing_policy {
+        SharingPolicy::Shared => "shared",
+        SharingPolicy::Isolated => "isolated",
+    };
+    for plugin in plugins.iter_mut().filter(|plugin| plugin.kind == METADATA) {
+        plugin.exports.insert("policy".to_owned(), policy.to_owned());
+    }
     if config.proxy_plugins.values().any(|proxy| proxy.kind == ProxyKind::Content) {
         // It has the place of our own.
         plugins.retain(|plugin| plugin.kind != CONTENT);

@@ -21,7 +21,7 @@ use snapshotter::{
 };
 
 use crate::{
-    config::{Config, OWN_DIFFER, Overlayfs, Paths, ProxyKind, ProxyPlugin},
+    config::{Config, OWN_DIFFER, Overlayfs, Paths, ProxyKind, ProxyPlugin, SharingPolicy},
     content, db,
     durability::{self, Syncer},
     error::Error,
@@ -71,13 +71,17 @@ fn content(
     config: &Config,
     metadata: metadata::Store,
 ) -> Result<content::Store, Error> {
-    match config.content_plugin()? {
-        None => content::Store::open(root, metadata),
+    let store = match config.content_plugin()? {
+        None => content::Store::open(root, metadata)?,
         Some((name, proxy)) => {
             let plugin = proxy::Plugin::new(name, &proxy.address, Deadlines::default())?;
-            content::Store::open_external(root, metadata, proxy::RemoteContent::new(plugin))
+            content::Store::open_external(root, metadata, proxy::RemoteContent::new(plugin))?
         }
-    }
+    };
+    Ok(match config.content.sharing_policy {
+        SharingPolicy::Shared => store,
+        SharingPolicy::Isolated => store.isolated(),
+    })
 }
 
 fn snapshotters(

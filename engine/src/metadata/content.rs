@@ -23,6 +23,9 @@ use crate::{
     namespace::{Namespace, Scope},
 };
 
+/// The label of a namespace whose blobs others may have without sending them.
+const SHAREABLE: &str = "containerd.io/namespace.shareable";
+
 /// A blob as one namespace sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ContentInfo {
@@ -81,6 +84,25 @@ impl Store {
                 Ok(())
             })?;
             Ok(found)
+        })
+    }
+
+    /// Whether a namespace has the blob that shares what it has with all others.
+    pub(crate) fn shares_content(&self, digest: &Digest) -> Result<bool, Error> {
+        self.read(|view| {
+            let mut names = Vec::new();
+            view.scan(Table::Namespaces, b"", &mut |key, value| {
+                let namespace = namespaces::from_row(key, value)?;
+                let shares = namespace.labels.get(SHAREABLE).is_some_and(|it| it == "true");
+                names.extend(shares.then_some(namespace.name));
+                Ok(())
+            })?;
+            for name in names {
+                if view.get(Table::Content, &content_key(&name, digest))?.is_some() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
         })
     }
 

@@ -9,8 +9,10 @@
 
 #![expect(clippy::print_stdout, reason = "a report is what it is for")]
 
+mod isolated;
 mod notes;
 mod objects;
+mod sizes;
 mod snapshots;
 mod stores;
 mod wire;
@@ -79,11 +81,16 @@ fn inside(stage: &Stage) -> Result<()> {
     let words: Vec<String> =
         std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     stage.enter(Choice::OWN.view())?;
-    let tables = [objects::rows(), stores::rows(), snapshots::rows()];
+    let tables = [objects::rows(), stores::rows(), snapshots::rows(), sizes::rows()];
     let rows: Vec<Row> = tables.into_iter().flatten().collect();
     let newer = std::env::var_os("GANTRY_CONTAINERD").is_some();
-    let wanted = answers(stage, if newer { Kind::Newer } else { Kind::Containerd }, &rows)?;
-    let got = answers(stage, Kind::Gantryd, &rows)?;
+    let stock = if newer { Kind::Newer } else { Kind::Containerd };
+    let mut wanted = answers(stage, stock, &rows, false)?;
+    let mut got = answers(stage, Kind::Gantryd, &rows, false)?;
+    let isolated = isolated::rows();
+    wanted.extend(answers(stage, stock, &isolated, true)?);
+    got.extend(answers(stage, Kind::Gantryd, &isolated, true)?);
+    let rows: Vec<Row> = rows.into_iter().chain(isolated).collect();
     let mut sum = Sum::default();
     for ((row, wanted), got) in rows.iter().zip(wanted).zip(got) {
         if !words.is_empty() && !words.iter().any(|word| row.name.contains(word.as_str())) {
@@ -109,11 +116,12 @@ fn inside(stage: &Stage) -> Result<()> {
     Ok(())
 }
 
-/// What an engine answers to all calls.
-fn answers(stage: &Stage, kind: Kind, rows: &[Row]) -> Result<Vec<String>> {
-    let directory = stage.directory().join(format!("{kind:?}"));
+/// What an engine answers to all calls; one that isolates what namespaces have, if that is wanted.
+fn answers(stage: &Stage, kind: Kind, rows: &[Row], isolated: bool) -> Result<Vec<String>> {
+    let name = format!("{kind:?}{}", if isolated { "-isolated" } else { "" });
+    let directory = stage.directory().join(name);
     let choice = Choice { daemon: kind, shim: Shim::Go, runtime: Runtime::Runc, ..Choice::OWN };
-    let daemon = Daemon::start(Options {
+    let mut daemon = Daemon::start(Options {
         kind,
         root: directory.join("root"),
         state: directory.join("state"),
@@ -121,6 +129,9 @@ fn answers(stage: &Stage, kind: Kind, rows: &[Row]) -> Result<Vec<String>> {
         runtime: choice.runtime()?,
         scratch: directory.join("scratch"),
     })?;
+    if isolated {
+        isolated::configure(&mut daemon)?;
+    }
     ensure!(programs::own("ctr").is_ok(), "our ctr is missing: run `cargo xtask dist`");
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;

@@ -70,6 +70,22 @@ const NOTES: &[(&[&str], With, &str)] = &[
         "containerd has its database say that there is no name, or looks for one that is empty",
     ),
     (
+        &["isolated: begin what it has", "isolated: commit what it has"],
+        Debian,
+        "containerd 2 lets a namespace share what it has by a label",
+    ),
+    (
+        &[
+            "size: write 17 MiB",
+            "size: write 17 MiB to what was begun",
+            "size: create a container of 17 MiB",
+            "size: list 20 MiB",
+            "size: list 20 MiB by a label",
+        ],
+        Any,
+        "the library's code and text for messages that are too large",
+    ),
+    (
         &[
             "namespace: create with a label of 4097",
             "image: create with a long label",

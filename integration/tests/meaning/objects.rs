@@ -231,7 +231,7 @@ fn with_name(name: &str, change: impl FnOnce(&mut Descriptor)) -> Image {
     Image { name: name.to_owned(), ..with_target(change) }
 }
 
-fn container(id: &str) -> Container {
+pub(crate) fn container(id: &str) -> Container {
     Container {
         id: id.to_owned(),
         labels: labels(&[("key", "one")]),

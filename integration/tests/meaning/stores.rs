@@ -22,13 +22,13 @@ use crate::{
 /// The label of what is not to be collected as garbage in the middle of the table.
 const KEPT: (&str, &str) = ("containerd.io/gc.root", "x");
 
-const WRITE: &str = "/containerd.services.content.v1.Content/Write";
+pub(crate) const WRITE: &str = "/containerd.services.content.v1.Content/Write";
 
 pub(crate) fn rows() -> Vec<Row> {
     [writes(), content(), blobs(), leases(), resources()].into_iter().flatten().collect()
 }
 
-fn write(reference: &str, action: WriteAction, data: &[u8]) -> WriteContentRequest {
+pub(crate) fn write(reference: &str, action: WriteAction, data: &[u8]) -> WriteContentRequest {
     WriteContentRequest {
         r#ref: reference.to_owned(),
         action: action.into(),
@@ -37,7 +37,12 @@ fn write(reference: &str, action: WriteAction, data: &[u8]) -> WriteContentReque
     }
 }
 
-fn commit(reference: &str, data: &[u8], total: i64, expected: &str) -> WriteContentRequest {
+pub(crate) fn commit(
+    reference: &str,
+    data: &[u8],
+    total: i64,
+    expected: &str,
+) -> WriteContentRequest {
     WriteContentRequest {
         labels: labels(&[KEPT]),
         total,
@@ -47,7 +52,7 @@ fn commit(reference: &str, data: &[u8], total: i64, expected: &str) -> WriteCont
 }
 
 /// The action, the offset and the digest.
-fn written(bytes: &[u8]) -> String {
+pub(crate) fn written(bytes: &[u8]) -> String {
     let it = WriteContentResponse::decode(bytes).expect("an answer to a write");
     format!("{} {} {} {}", it.action, it.offset, it.total, it.digest)
 }
