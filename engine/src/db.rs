@@ -7,8 +7,8 @@
 //!
 //! Each [`Problem`] comes with what would be done about it, and [`repair`](Root::repair) does that,
 //! after it made a copy of the database. It deletes no file: what no record tells of any more is
-//! put aside in a folder of its own. A database that cannot be read is put aside too, and
-//! [made anew](rebuild).
+//! put aside in a folder of its own. A database that cannot be read, or that the library panics on, is put aside
+//! too, and [made anew](rebuild) of what [can be read](pages) of it.
 //!
 //! [`dump`](Root::dump) writes the records as text.
 
@@ -16,7 +16,9 @@ mod check;
 mod dump;
 mod hold;
 mod json;
+mod pages;
 mod panics;
+mod probe;
 mod rebuild;
 mod references;
 mod repair;
@@ -32,7 +34,7 @@ use std::{
 
 use serde::Serialize;
 
-pub use self::{panics::end_on_damage, repair::Repaired};
+pub use self::{panics::end_on_damage, probe::probe, repair::Repaired};
 use crate::{digest::Digest, error::Error, lock::lock, metadata::Table, namespace::Namespace};
 
 /// The name of the database below a root.
@@ -43,6 +45,8 @@ pub struct Root {
     path: PathBuf,
     /// Whether blobs are files below it, and not another program's.
     has_blobs: bool,
+    /// The program that looks first whether the library panics on the database; see [`probe`].
+    prober: Option<PathBuf>,
     _lock: File,
 }
 
@@ -105,7 +109,14 @@ impl Root {
     /// - `Unavailable`: a daemon uses it.
     /// - `File`: there is none.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        Ok(Self { path: path.to_owned(), has_blobs: true, _lock: lock(path)? })
+        Ok(Self { path: path.to_owned(), has_blobs: true, prober: None, _lock: lock(path)? })
+    }
+
+    /// The same, but `program`, which is this one, [probes](probe) the database in a process of its own first: to
+    /// panic ends that process and not this one.
+    #[must_use]
+    pub fn probed_by(self, program: PathBuf) -> Self {
+        Self { prober: Some(program), ..self }
     }
 
     /// The same, but the bytes of its blobs are kept by another program, which is not asked.

@@ -104,6 +104,9 @@ enum Db {
     },
     /// Prints all records, a line of JSON each
     Dump,
+    /// Reads everything, for a repair to see whether that ends well
+    #[command(hide = true)]
+    Probe { database: PathBuf },
 }
 
 #[derive(Subcommand)]
@@ -174,6 +177,10 @@ fn import(args: Args, from: &Path) -> Result<(), Box<dyn std::error::Error>> {
 
 /// Whether all is well.
 fn db(args: Args, command: &Db) -> Result<bool, Box<dyn std::error::Error>> {
+    if let Db::Probe { database } = command {
+        db::probe(database);
+        return Ok(true);
+    }
     let layout = args.compat;
     let config = configuration(args)?;
     log_to_stderr(&config.log);
@@ -183,7 +190,9 @@ fn db(args: Args, command: &Db) -> Result<bool, Box<dyn std::error::Error>> {
         tracing::warn!(name, "blobs are kept by a proxy plugin, and are not looked at");
         root = root.without_blobs();
     }
-    if !matches!(command, Db::Repair { .. }) {
+    if matches!(command, Db::Repair { .. }) {
+        root = root.probed_by(std::env::current_exe()?);
+    } else {
         db::end_on_damage(&folder.join(db::DATABASE));
     }
     let mut out = io::BufWriter::new(io::stdout().lock());
@@ -215,6 +224,7 @@ fn db(args: Args, command: &Db) -> Result<bool, Box<dyn std::error::Error>> {
             root.dump(&mut out)?;
             true
         }
+        Db::Probe { .. } => unreachable!("done before the root is taken"),
     };
     out.flush()?;
     Ok(good)

@@ -1,6 +1,10 @@
 //! Looks at pages, tables and records.
 
-use std::{fs::File, io::Read, path::Path};
+use std::{
+    fs::File,
+    io::{ErrorKind, Read},
+    path::Path,
+};
 
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableError};
 
@@ -30,19 +34,30 @@ impl Root {
     /// - `File`, `Database`: something cannot be read, which is the disk's fault.
     pub fn check(&self, deep: bool) -> Result<Report, Error> {
         let mut report = Report::default();
-        let Some(database) = self.open_checked(&mut report)? else { return Ok(report) };
+        match self.look(deep, &mut report) {
+            Ok(()) => {}
+            Err(Error::Database { source, .. }) if tells_of_damage(source.as_ref()) => {
+                let problem = source.to_string();
+                report.problems.push(Problem::new(FILE, "", "", problem, Remedy::Rebuild));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(report)
+    }
+
+    fn look(&self, deep: bool, report: &mut Report) -> Result<(), Error> {
+        let Some(database) = self.open_checked(report)? else { return Ok(()) };
         let transaction = database.begin_read().map_err(Error::database("begin"))?;
-        check_schema(&transaction, &self.database(), &mut report)?;
+        check_schema(&transaction, &self.database(), report)?;
         let mut facts = Facts::default();
         for table in Table::ALL {
-            check_table(&transaction, table, &mut facts, &mut report)?;
+            check_table(&transaction, table, &mut facts, report)?;
         }
-        facts.check(&mut report);
+        facts.check(report);
         for (digest, holders) in facts.blobs().filter(|_| self.has_blobs) {
-            self.check_blob(digest, holders, deep, &mut report)?;
+            self.check_blob(digest, holders, deep, report)?;
         }
-        snapshots::check(self, &transaction, facts.namespaces(), &mut report)?;
-        Ok(report)
+        snapshots::check(self, &transaction, facts.namespaces(), report)
     }
 
     /// Opens the database if its pages are good.
@@ -58,6 +73,10 @@ impl Root {
         }
         if !self.database().exists() {
             // A root that was never used.
+            return Ok(None);
+        }
+        if let Some(problem) = self.probe()? {
+            rebuild(problem);
             return Ok(None);
         }
         let mut database = match scratch::open(&self.database()) {
@@ -131,6 +150,18 @@ impl Root {
 fn damage(error: DatabaseError, operation: &'static str) -> Result<String, Error> {
     let error = redb::Error::from(error);
     if is_damage(&error) { Ok(error.to_string()) } else { Err(Error::database(operation)(error)) }
+}
+
+/// Whether the cause of a failed read is what the file holds.
+fn tells_of_damage(source: &(dyn std::error::Error + Send + Sync + 'static)) -> bool {
+    use redb::StorageError as E;
+    match source.downcast_ref::<E>() {
+        Some(E::Corrupted(_)) => true,
+        Some(E::Io(error)) => {
+            matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
+        }
+        _ => false,
+    }
 }
 
 fn check_schema(

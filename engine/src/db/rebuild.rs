@@ -1,7 +1,7 @@
 //! Makes a database anew from what is left: rows of the old one, blobs, and directories.
 //!
-//! Rows of the old database that can be read and mean something are taken over, up to the first page
-//! that is no good of each table; redb does not compare the sums of pages that it reads. Then everything that has no record gets one:
+//! Rows of the old database that can be [read](super::pages) and mean something are taken over; the sums of pages
+//! are not compared. Then everything that has no record gets one:
 //!
 //! - a blob, if its bytes have its digest;
 //! - a snapshot's directory, as an active snapshot without a parent. Which was on top of which is not
@@ -12,21 +12,27 @@
 //! index or a manifest is listed.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use redb::{Key, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition, Value};
+use redb::TableHandle;
 use serde::Deserialize;
 use snapshotter::{
     Kind,
     records::{Record, SNAPSHOTS},
 };
 
-use super::{DATABASE, Root, check::hash, numbered, repair, scratch};
+use super::{
+    DATABASE, Root,
+    check::hash,
+    numbered,
+    pages::{Pages, Rows, three},
+    repair,
+};
 use crate::{
     digest::{Algorithm, Digest},
     error::Error,
@@ -198,23 +204,22 @@ pub(super) fn recovered(suffix: &str) -> Labels {
 
 /// Takes over the rows of the old database that can be read.
 fn salvage(old: &Path, store: &metadata::Store, done: &mut Vec<String>) -> Result<(), Error> {
-    let opened = scratch::open(old).ok();
-    let Some(transaction) = opened.and_then(|database| database.begin_read().ok()) else {
-        done.push("took over nothing of the old database: it cannot be opened".to_owned());
-        return Ok(());
+    let pages = match Pages::open(old) {
+        Ok(Some(pages)) => pages,
+        Ok(None) => {
+            done.push("took over nothing of the old database: it has no header".to_owned());
+            return Ok(());
+        }
+        Err(error) => {
+            done.push(format!("took over nothing of the old database: {error}"));
+            return Ok(());
+        }
     };
     for table in Table::ALL {
-        let rows = readable(&transaction, table.definition(), |key, value| {
-            let good = match table {
-                Table::Namespaces => metadata::namespace_of(key, value).is_ok(),
-                _ => metadata::object(table, key, value).is_ok(),
-            };
-            good.then(|| (key.to_owned(), value.to_owned()))
+        let rows = readable(&pages, table.name(), done, |key, value| match table {
+            Table::Namespaces => metadata::namespace_of(key, value).is_ok(),
+            _ => metadata::object(table, key, value).is_ok(),
         });
-        if rows.is_empty() {
-            continue;
-        }
-        done.push(format!("took over {} rows of table {}", rows.len(), table.name()));
         store.write(|changes| {
             for (key, value) in rows {
                 changes.put(table, &key, value);
@@ -222,37 +227,45 @@ fn salvage(old: &Path, store: &metadata::Store, done: &mut Vec<String>) -> Resul
             Ok(())
         })?;
     }
-    let rows = readable(&transaction, SNAPSHOTS, |(snapshotter, namespace, name), value| {
-        let place = super::snapshots::place((snapshotter, namespace, name));
-        Record::decode(value).is_ok().then(|| (place, value.to_owned()))
+    let rows = readable(&pages, SNAPSHOTS.name(), done, |key, value| {
+        three(key).is_some() && Record::decode(value).is_ok()
     });
-    if !rows.is_empty() {
-        done.push(format!("took over {} rows of table snapshots", rows.len()));
-    }
     repair::change_snapshots(store, &mut |transaction| {
         let mut table = transaction.open_table(SNAPSHOTS).map_err(repair::database)?;
-        for (place, value) in &rows {
-            table.insert(place.key(), value.as_slice()).map_err(repair::database)?;
+        for (key, value) in &rows {
+            if let Some([snapshotter, namespace, name]) = three(key) {
+                let key = (snapshotter, namespace, name);
+                table.insert(key, value.as_slice()).map_err(repair::database)?;
+            }
         }
         drop(table);
         repair::relink_all(transaction)
     })
 }
 
-/// What `choose` makes of a table's rows, up to the first that cannot be read.
-fn readable<K, V, T>(
-    transaction: &ReadTransaction,
-    definition: TableDefinition<'_, K, V>,
-    mut choose: impl FnMut(K::SelfType<'_>, V::SelfType<'_>) -> Option<T>,
-) -> Vec<T>
-where
-    K: Key + 'static,
-    V: Value + 'static,
-{
-    let Ok(table) = transaction.open_table(definition) else { return Vec::new() };
-    let Ok(rows) = table.iter() else { return Vec::new() };
-    let rows = rows.map_while(Result::ok);
-    rows.filter_map(|(key, value)| choose(key.value(), value.value())).collect()
+/// The rows of a table that can be read and are good; what is lost is told.
+fn readable(
+    pages: &Pages,
+    table: &str,
+    done: &mut Vec<String>,
+    is_good: impl Fn(&[u8], &[u8]) -> bool,
+) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let Rows { mut rows, lost, len } = pages.table(table);
+    let all = rows.len();
+    rows.retain(|key, value| is_good(key, value));
+    if !rows.is_empty() {
+        done.push(format!("took over {} rows of table {table}", rows.len()));
+    }
+    if all > rows.len() {
+        done.push(format!("lost {} rows of table {table} that mean nothing", all - rows.len()));
+    }
+    if lost > 0 {
+        done.push(format!("lost what was on {lost} pages of table {table}"));
+    }
+    if len > all {
+        done.push(format!("lost {} rows of table {table}", len - all));
+    }
+    rows
 }
 
 /// The media type of an index or a manifest, if the blob is one.

@@ -96,7 +96,7 @@ impl Root {
         suffix: &str,
         done: &mut Vec<String>,
     ) -> Result<(), Error> {
-        let aside = Aside { folder: self.path.join(format!("aside-{suffix}")) };
+        let aside = Aside { root: &self.path, name: format!("aside-{suffix}") };
         // Makes tables, and has redb mend what it can of pages.
         let store = open(&self.database())?;
         let mut relink = false;
@@ -151,7 +151,7 @@ impl Root {
         store: &metadata::Store,
         place: &Place,
         id: Option<u64>,
-        aside: &Aside,
+        aside: &Aside<'_>,
         done: &mut Vec<String>,
     ) -> Result<(), Error> {
         let folder = self.directories(&place.snapshotter);
@@ -204,12 +204,14 @@ fn name_of(digest: &Digest) -> String {
     format!("{}-{}", digest.algorithm().name(), digest.hex())
 }
 
-/// Where what is no good goes to.
-struct Aside {
-    folder: PathBuf,
+/// Where what is no good goes to: a folder below the root or, when that is on another filesystem, as near to the root
+/// as what is moved can go without being copied.
+struct Aside<'a> {
+    root: &'a Path,
+    name: String,
 }
 
-impl Aside {
+impl Aside<'_> {
     /// Moves what is at `from`, if it is there, and says where it is now.
     fn put(&self, from: &Path, name: &str) -> Result<Option<PathBuf>, Error> {
         if let Err(error) = from.symlink_metadata()
@@ -217,11 +219,25 @@ impl Aside {
         {
             return Ok(None);
         }
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&self.folder);
-        made.map_err(Error::file("create", &self.folder))?;
-        let to = self.folder.join(name);
-        fs::rename(from, &to).map_err(Error::file("rename", from))?;
-        Ok(Some(to))
+        let mut places: Vec<&Path> =
+            from.ancestors().skip(1).take_while(|place| place.starts_with(self.root)).collect();
+        while let Some(place) = places.pop() {
+            let folder = place.join(&self.name);
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(&folder);
+            made.map_err(Error::file("create", &folder))?;
+            let to = folder.join(name);
+            match fs::rename(from, &to) {
+                Ok(()) => return Ok(Some(to)),
+                Err(error)
+                    if error.kind() == io::ErrorKind::CrossesDevices && !places.is_empty() =>
+                {
+                    // Unless something was put there before.
+                    let _ = fs::remove_dir(&folder);
+                }
+                Err(error) => return Err(Error::file("rename", from)(error)),
+            }
+        }
+        Ok(None)
     }
 }
 
