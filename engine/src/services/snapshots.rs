@@ -112,6 +112,7 @@ fn create(
             return Err(Error::AlreadyExists(format!("target snapshot {target:?}")));
         }
     }
+    store.lease(scope, &Resource::snapshot(&name, &key_name))?;
     let mounts = match kind {
         Kind::View => snapshotter.view(&key, parent.as_ref(), labels),
         Kind::Active | Kind::Committed => snapshotter.prepare(&key, parent.as_ref(), labels),
