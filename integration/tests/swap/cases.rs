@@ -6,6 +6,7 @@ mod containers;
 mod content;
 mod daemon;
 mod events;
+mod gc;
 mod images;
 mod pull;
 mod run;
@@ -36,6 +37,7 @@ pub(crate) const CASES: &[&[Case]] = &[
     images::CASES,
     pull::CASES,
     content::CASES,
+    gc::CASES,
     snapshots::CASES,
     containers::CASES,
     run::CASES,

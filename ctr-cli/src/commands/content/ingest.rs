@@ -20,11 +20,17 @@ pub(crate) struct Ingest {
     /// Digest that it must have
     #[arg(long)]
     expected_digest: Option<Digest>,
+    /// Lease that is to keep it; what nothing keeps is removed sooner or later
+    #[arg(long)]
+    lease: Option<String>,
 }
 
 impl Ingest {
     pub(crate) async fn run(self, global: &Global) -> anyhow::Result<()> {
-        let client = global.connect().await?;
+        let mut client = global.connect().await?;
+        if let Some(lease) = &self.lease {
+            client = client.with_lease(lease)?;
+        }
         let expected = self.expected_digest.as_ref();
         let labels = BTreeMap::new();
         let input = tokio::io::stdin();

@@ -1,3 +1,5 @@
+mod load;
+
 use std::{
     fs,
     path::Path,

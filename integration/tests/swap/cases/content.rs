@@ -3,12 +3,11 @@
 use anyhow::Result;
 use integration::{
     cell::Cell,
-    daemon::Kind,
     image::{self, Flavour},
     process,
 };
 
-use super::{Case, Skipped, has, has_not, needs_own_client, row, same};
+use super::{Case, has, has_not, row, same};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "content_ls", run: list },
@@ -16,7 +15,6 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "content_ingest_label_rm", run: ingest },
     Case { name: "content_ingest_wrong_digest", run: wrong_digest },
     Case { name: "content_get_unknown", run: unknown },
-    Case { name: "content_gc_explain", run: explain },
 ];
 
 fn list(cell: &mut Cell) -> Result<()> {
@@ -62,31 +60,4 @@ fn unknown(cell: &mut Cell) -> Result<()> {
     let said = cell.refused(&["content", "get", &digest])?;
     has(&said, &digest)?;
     has(&said, "not found")
-}
-
-/// What keeps an image's blobs, and what would go.
-fn explain(cell: &mut Cell) -> Result<()> {
-    needs_own_client(cell, "Debian's ctr has no words for it")?;
-    if cell.choice().daemon != Kind::Gantryd {
-        return Err(Skipped("containerd does not explain its garbage collection").into());
-    }
-    let image = image::busybox(Flavour::Oci)?;
-    let top = &image.top().digest;
-    let said = cell.ok(&["gc", "explain", top])?;
-    has(&said, &format!("content/{top} stays"))?;
-    has(&said, &format!("-> content/{top} (target)"))?;
-    let bytes = b"nobody's".to_vec();
-    let digest = image::digest(&bytes);
-    cell.ok(&["leases", "create", "--id", "gc-explain"])?;
-    process::run_with_input(&mut cell.command(&["content", "ingest", "gc-explain"]), &bytes)?
-        .ok()?;
-    has(&cell.refused(&["gc", "explain", "image/nobody"])?, "not found")?;
-    has(
-        &cell.ok(&["gc", "explain", "lease/gc-explain"])?,
-        "lease/gc-explain stays: it expires at",
-    )?;
-    has_not(&cell.ok(&["gc", "run", "--dry-run"])?, top)?;
-    cell.ok(&["gc", "run"])?;
-    cell.ok(&["leases", "rm", "gc-explain"])?;
-    has_not(&cell.ok(&["content", "ls", "-q"])?, &digest)
 }
