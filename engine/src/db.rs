@@ -45,7 +45,7 @@ pub struct Root {
     path: PathBuf,
     /// Whether blobs are files below it, and not another program's.
     has_blobs: bool,
-    /// The program that looks first whether the library panics on the database; see [`probe`].
+    /// The program that looks first whether the library panics on the database; see [`probe()`].
     prober: Option<PathBuf>,
     _lock: File,
 }
@@ -112,7 +112,7 @@ impl Root {
         Ok(Self { path: path.to_owned(), has_blobs: true, prober: None, _lock: lock(path)? })
     }
 
-    /// The same, but `program`, which is this one, [probes](probe) the database in a process of its own first: to
+    /// The same, but `program`, which is this one, [probes](probe()) the database in a process of its own first: to
     /// panic ends that process and not this one.
     #[must_use]
     pub fn probed_by(self, program: PathBuf) -> Self {
