@@ -4,6 +4,7 @@
 //! sockets are bound last in [`build`](Daemon::build), so that a client that gets through finds
 //! everything in place.
 
+mod authority;
 mod plugins;
 mod routes;
 mod socket;
@@ -39,7 +40,7 @@ use proto::{
     grpc::health::v1::health_server::HealthServer,
 };
 use tokio::net::UnixListener;
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_stream::{StreamExt as _, wrappers::UnixListenerStream};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use tonic::transport::Server;
 
@@ -196,7 +197,8 @@ impl Daemon {
                 .initial_connection_window_size(CONNECTION_WINDOW_LEN)
                 .serve_with_incoming_shutdown(
                     self.routes,
-                    UnixListenerStream::new(self.listener),
+                    UnixListenerStream::new(self.listener)
+                        .map(|stream| stream.map(authority::Tolerant::new)),
                     token.clone().cancelled_owned(),
                 )
         );
