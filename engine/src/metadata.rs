@@ -46,7 +46,7 @@ pub use self::{
 pub(crate) use self::{
     content::already_exists,
     namespaces::{ensure as ensure_namespace, from_row as namespace_of},
-    objects::{Object, each, object, remove_content, remove_image, remove_lease},
+    objects::{Object, each, each_keeper, object, remove_content, remove_image, remove_lease},
     schema::{META, SCHEMA},
     store::is_damage,
 };

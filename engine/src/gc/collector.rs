@@ -200,7 +200,7 @@ pub(super) fn graph(
         snapshotter.walk_records(None, &mut add).map_err(snapshots_failed)?;
     }
     metadata.read(|view| {
-        metadata::each(view, &mut |namespace, object| {
+        metadata::each_keeper(view, &mut |namespace, object| {
             graph.add(namespace, object);
             Ok(())
         })

@@ -82,6 +82,18 @@ struct Record {
     sandbox: String,
 }
 
+/// What a [`Record`] has for collections of garbage; the rest of it, most of all the specification,
+/// is passed over.
+#[derive(Clone, PartialEq, Message)]
+struct References {
+    #[prost(btree_map = "string, string", tag = "1")]
+    labels: Labels,
+    #[prost(string, tag = "8")]
+    snapshotter: String,
+    #[prost(string, tag = "9")]
+    snapshot_key: String,
+}
+
 impl Store {
     /// The container `id`.
     ///
@@ -264,7 +276,7 @@ fn load(rows: &impl Rows, namespace: &Namespace, id: &str) -> Result<Option<Cont
 }
 
 pub(super) fn from_record(id: &str, value: &[u8]) -> Result<Container, Error> {
-    let record: Record = decode(&format!("container {id:?}"), value)?;
+    let record: Record = decode(|| format!("container {id:?}"), value)?;
     Ok(Container {
         id: id.to_owned(),
         labels: record.labels,
@@ -277,6 +289,24 @@ pub(super) fn from_record(id: &str, value: &[u8]) -> Result<Container, Error> {
         updated: record::time(record.updated),
         extensions: record.extensions,
         sandbox: record.sandbox,
+    })
+}
+
+/// The container of a record with what collections of garbage ask for, and nothing else of it.
+pub(super) fn bare(id: &str, value: &[u8]) -> Result<Container, Error> {
+    let record: References = decode(|| format!("container {id:?}"), value)?;
+    Ok(Container {
+        id: id.to_owned(),
+        labels: record.labels,
+        image: String::new(),
+        runtime: Runtime::default(),
+        spec: None,
+        snapshotter: record.snapshotter,
+        snapshot_key: record.snapshot_key,
+        created: SystemTime::UNIX_EPOCH,
+        updated: SystemTime::UNIX_EPOCH,
+        extensions: BTreeMap::new(),
+        sandbox: String::new(),
     })
 }
 
@@ -297,4 +327,35 @@ fn put(changes: &mut Changes<'_>, namespace: &Namespace, container: &Container) 
         sandbox: container.sandbox,
     };
     changes.put(Table::Containers, &key, record.encode_to_vec());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_container_has_what_it_keeps() {
+        let any = Any { type_url: "types/x".to_owned(), value: vec![1] };
+        let record = Record {
+            labels: [("a".to_owned(), "b".to_owned())].into(),
+            created: 1,
+            updated: 2,
+            image: "image".to_owned(),
+            runtime: "runtime".to_owned(),
+            runtime_options: Some(any.clone()),
+            spec: Some(any.clone()),
+            snapshotter: "overlayfs".to_owned(),
+            snapshot_key: "key".to_owned(),
+            extensions: [("x".to_owned(), any)].into(),
+            sandbox: "sandbox".to_owned(),
+        };
+        let value = record.encode_to_vec();
+        let whole = from_record("c", &value).expect("reads");
+        let bare = bare("c", &value).expect("reads");
+        let kept = |it: &Container| {
+            (it.id.clone(), it.labels.clone(), it.snapshotter.clone(), it.snapshot_key.clone())
+        };
+        assert_eq!(kept(&bare), kept(&whole));
+        assert_eq!((bare.spec, bare.extensions.len()), (None, 0), "the rest is passed over");
+    }
 }

@@ -77,7 +77,7 @@ impl Store {
             let mut found = Vec::new();
             view.scan(Table::Content, &key::in_namespace(namespace), &mut |key, value| {
                 let [_, digest] = key::split(key)?;
-                let info = from_record(&record::digest("content", digest)?, value)?;
+                let info = from_record(&record::digest(|| "content".to_owned(), digest)?, value)?;
                 if filter.matches(&info) {
                     found.push(info);
                 }
@@ -238,7 +238,7 @@ fn load(
 }
 
 pub(super) fn from_record(digest: &Digest, value: &[u8]) -> Result<ContentInfo, Error> {
-    let record: Record = decode(&format!("content {digest}"), value)?;
+    let record: Record = decode(|| format!("content {digest}"), value)?;
     Ok(ContentInfo {
         digest: digest.clone(),
         size: record.size,

@@ -227,14 +227,14 @@ fn load(rows: &impl Rows, namespace: &Namespace, name: &str) -> Result<Option<Im
 }
 
 pub(super) fn from_record(name: &str, value: &[u8]) -> Result<Image, Error> {
-    let what = format!("image {name:?}");
-    let record: Record = decode(&what, value)?;
+    let what = || format!("image {name:?}");
+    let record: Record = decode(what, value)?;
     Ok(Image {
         name: name.to_owned(),
         labels: record.labels,
         target: Descriptor {
             media_type: record.media_type,
-            digest: record::digest(&what, &record.digest)?,
+            digest: record::digest(what, &record.digest)?,
             size: record.size,
             platform: None,
             annotations: record.annotations,

@@ -40,6 +40,10 @@ pub(super) fn split<const N: usize>(key: &[u8]) -> Result<[&str; N], Error> {
         source: format!("not {N} names").into(),
     };
     let text = std::str::from_utf8(key).map_err(|_| damaged())?;
-    let parts: Vec<&str> = text.splitn(N, '\0').collect();
-    parts.try_into().map_err(|_| damaged())
+    let mut parts = text.splitn(N, '\0');
+    let mut names = [""; N];
+    for name in &mut names {
+        *name = parts.next().ok_or_else(damaged)?;
+    }
+    Ok(names)
 }

@@ -386,7 +386,7 @@ fn load(rows: &impl Rows, namespace: &Namespace, id: &str) -> Result<Option<Leas
 }
 
 pub(super) fn from_record(id: &str, value: &[u8]) -> Result<Lease, Error> {
-    let record: Record = decode(&format!("lease {id:?}"), value)?;
+    let record: Record = decode(|| format!("lease {id:?}"), value)?;
     let created = record::time(record.created);
     Ok(Lease { id: id.to_owned(), labels: record.labels, created })
 }

@@ -152,8 +152,8 @@ impl Store {
 /// The namespace of a row.
 pub(crate) fn from_row(key: &[u8], value: &[u8]) -> Result<NamespaceInfo, Error> {
     let [name] = key::split(key)?;
-    let what = format!("namespace {name:?}");
-    Ok(NamespaceInfo { name: name.parse()?, labels: decode::<Record>(&what, value)?.labels })
+    let what = || format!("namespace {name:?}");
+    Ok(NamespaceInfo { name: name.parse()?, labels: decode::<Record>(what, value)?.labels })
 }
 
 /// Makes the namespace unless it is there: the first object in it does.
@@ -171,5 +171,5 @@ fn put(changes: &mut Changes<'_>, name: &Namespace, labels: Labels) {
 
 fn record(rows: &impl Rows, name: &str) -> Result<Option<Record>, Error> {
     let value = rows.get(Table::Namespaces, name.as_bytes())?;
-    value.map(|value| decode(&format!("namespace {name:?}"), &value)).transpose()
+    value.map(|value| decode(|| format!("namespace {name:?}"), &value)).transpose()
 }

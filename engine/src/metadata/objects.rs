@@ -28,6 +28,30 @@ pub(crate) fn each(
     rows: &impl Rows,
     visit: &mut dyn FnMut(Namespace, Object) -> Result<(), Error>,
 ) -> Result<(), Error> {
+    walk(rows, content_of, visit)
+}
+
+/// [`each`], of containers only with what keeps something: labels and snapshot. Their specifications
+/// are most of what there is.
+pub(crate) fn each_keeper(
+    rows: &impl Rows,
+    visit: &mut dyn FnMut(Namespace, Object) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let read = |table, key: &[u8], value: &[u8]| {
+        if table != Table::Containers {
+            return content_of(table, key, value);
+        }
+        let [_, id] = key::split(key)?;
+        Ok(Object::Container(containers::bare(id, value)?))
+    };
+    walk(rows, read, visit)
+}
+
+fn walk(
+    rows: &impl Rows,
+    read: impl Fn(Table, &[u8], &[u8]) -> Result<Object, Error>,
+    visit: &mut dyn FnMut(Namespace, Object) -> Result<(), Error>,
+) -> Result<(), Error> {
     const TABLES: [Table; 6] = [
         Table::Leases,
         Table::LeaseResources,
@@ -36,10 +60,17 @@ pub(crate) fn each(
         Table::Sandboxes,
         Table::Content,
     ];
+    // Mostly that of the row before.
+    let mut last: Option<Namespace> = None;
     for table in TABLES {
         rows.scan(table, b"", &mut |key, value| {
-            let (namespace, object) = object(table, key, value)?;
-            visit(namespace, object)
+            let [name, _] = key::split(key)?;
+            let namespace = match last.take() {
+                Some(namespace) if namespace.as_str() == name => namespace,
+                _ => name.parse()?,
+            };
+            last = Some(namespace.clone());
+            visit(namespace, read(table, key, value)?)
         })?;
     }
     Ok(())
@@ -47,8 +78,13 @@ pub(crate) fn each(
 
 /// The object of a row of any table but that of namespaces.
 pub(crate) fn object(table: Table, key: &[u8], value: &[u8]) -> Result<(Namespace, Object), Error> {
-    let [namespace, name] = key::split(key)?;
-    let object = match table {
+    let [namespace, _] = key::split(key)?;
+    Ok((namespace.parse()?, content_of(table, key, value)?))
+}
+
+fn content_of(table: Table, key: &[u8], value: &[u8]) -> Result<Object, Error> {
+    let [_, name] = key::split(key)?;
+    Ok(match table {
         Table::Leases => Object::Lease(leases::from_record(name, value)?),
         Table::LeaseResources => {
             let [_, lease, kind, id] = key::split(key)?;
@@ -59,12 +95,11 @@ pub(crate) fn object(table: Table, key: &[u8], value: &[u8]) -> Result<(Namespac
         Table::Containers => Object::Container(containers::from_record(name, value)?),
         Table::Sandboxes => Object::Sandbox(sandboxes::from_record(name, value)?),
         Table::Content => {
-            let digest = record::digest("content", name)?;
+            let digest = record::digest(|| "content".to_owned(), name)?;
             Object::Content(content::from_record(&digest, value)?)
         }
         Table::Namespaces => unreachable!("no object of a namespace"),
-    };
-    Ok((namespace.parse()?, object))
+    })
 }
 
 /// Removes the record of an image, whatever it stands for.

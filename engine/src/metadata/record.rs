@@ -18,15 +18,21 @@ use crate::{
     namespace::Namespace,
 };
 
-pub(super) fn decode<M: Message + Default>(what: &str, value: &[u8]) -> Result<M, Error> {
-    M::decode(value)
-        .map_err(|source| Error::Damaged { what: what.to_owned(), source: Box::new(source) })
+/// The message in `value`; `what` says whose it is, if it is none. Lists read thousands.
+pub(super) fn decode<M: Message + Default>(
+    what: impl FnOnce() -> String,
+    value: &[u8],
+) -> Result<M, Error> {
+    M::decode(value).map_err(|source| Error::Damaged { what: what(), source: Box::new(source) })
 }
 
 /// The digest in a record.
-pub(super) fn digest(what: &str, text: &str) -> Result<crate::digest::Digest, Error> {
+pub(super) fn digest(
+    what: impl FnOnce() -> String,
+    text: &str,
+) -> Result<crate::digest::Digest, Error> {
     text.parse().map_err(|source: crate::digest::ParseDigestError| Error::Damaged {
-        what: what.to_owned(),
+        what: what(),
         source: Box::new(source),
     })
 }

@@ -214,7 +214,7 @@ fn load(rows: &impl Rows, namespace: &Namespace, id: &str) -> Result<Option<Sand
 }
 
 pub(super) fn from_record(id: &str, value: &[u8]) -> Result<Sandbox, Error> {
-    let record: Record = decode(&format!("sandbox {id:?}"), value)?;
+    let record: Record = decode(|| format!("sandbox {id:?}"), value)?;
     Ok(Sandbox {
         id: id.to_owned(),
         labels: record.labels,
