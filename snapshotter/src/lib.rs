@@ -25,6 +25,7 @@ mod store;
 pub mod testsuite;
 mod transactions;
 mod tree;
+mod turns;
 
 use std::{collections::BTreeMap, ops::ControlFlow, time::SystemTime};
 

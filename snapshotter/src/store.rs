@@ -27,6 +27,7 @@ use crate::{
     layout::Layout,
     records::{Commit, New, Record, Records},
     tree,
+    turns::{Turn, Turns},
 };
 
 /// A [`Snapshotter`] that keeps each snapshot in a directory of its own, on one filesystem.
@@ -34,6 +35,8 @@ pub struct Store<L> {
     layout: L,
     records: Records,
     directories: Directories,
+    /// One call at a time makes of a snapshot's files what is kept of them.
+    turns: Turns,
     /// Called when there is something to [`sync`](Snapshotter::sync).
     on_commit: Box<dyn Fn() + Send + Sync>,
 }
@@ -76,7 +79,8 @@ impl<L: Layout> Store<L> {
         }
         let records = Records::open(transactions, L::NAME, boot.to_owned())?;
         let directories = Directories::open(root.join("snapshots"), &records)?;
-        let store = Self { layout, records, directories, on_commit: Box::new(|| {}) };
+        let turns = Turns::default();
+        let store = Self { layout, records, directories, turns, on_commit: Box::new(|| {}) };
         store.cleanup()?;
         store.restore_lost()?;
         Ok(store)
@@ -148,7 +152,13 @@ impl<L: Layout> Store<L> {
         parent: Option<&Key>,
         labels: &Labels,
     ) -> Result<(), Error> {
-        let record = self.records.get(key)?;
+        let (_turn, record) = self.turn(key).map_err(|error| match error {
+            // Another call has committed it, perhaps of the same client.
+            Error::NotFound { .. } if self.records.get(name).is_ok() => {
+                Error::AlreadyExists { key: name.clone() }
+            }
+            error => error,
+        })?;
         if record.kind != Kind::Active {
             let (actual, needed) = (record.kind, Kind::Active);
             return Err(Error::WrongKind { key: key.clone(), actual, needed });
@@ -170,6 +180,20 @@ impl<L: Layout> Store<L> {
         self.layout.settle(&directory);
         (self.on_commit)();
         Ok(())
+    }
+
+    /// Waits until no other call works on the files of `key`, and gives its record as that has left
+    /// it.
+    fn turn(&self, key: &Key) -> Result<(Turn<'_>, Record), Error> {
+        loop {
+            let id = self.records.get(key)?.id;
+            let turn = self.turns.take(id);
+            let record = self.records.get(key)?;
+            // Else the key is another snapshot's by now.
+            if record.id == id {
+                return Ok((turn, record));
+            }
+        }
     }
 
     /// Refuses an active snapshot that was mounted `volatile` when the machine stopped.

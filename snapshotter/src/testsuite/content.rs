@@ -4,13 +4,14 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     path::Path,
+    thread,
 };
 
 use super::{
     Case,
     bench::{Bench, Step, key, labels, tree},
 };
-use crate::{Error, Usage};
+use crate::{Error, Usage, external::Reason};
 
 pub(super) const CASES: &[Case] = &[
     ("file update", |bench| stack(bench, &[hosts, hosts_changed])),
@@ -26,6 +27,7 @@ pub(super) const CASES: &[Case] = &[
     ("many layers", many_layers),
     ("rebase", rebase),
     ("usage", usage),
+    ("races to commit", commit_races),
 ];
 
 /// Applies `steps` to a plain directory, and to one snapshot after the other; both must look the
@@ -275,4 +277,45 @@ fn usage(bench: &mut Bench<'_>) {
     assert!((100_000..=full.bytes).contains(&kept.bytes), "{kept:?} {full:?}");
     bench.view("view", "committed");
     assert_eq!(of(bench, "view"), Usage::default());
+}
+
+/// As of a client that calls again after its deadline: one commit wins, and what the others do
+/// harms nothing of it.
+fn commit_races(bench: &mut Bench<'_>) {
+    const ROUNDS: u32 = 4;
+    const CALLS: usize = 4;
+    for (case, of_one_name) in [("one name", true), ("a name each", false)] {
+        for round in 0..ROUNDS {
+            let active = format!("{case} {round}");
+            let mounts = bench.prepare(&active, "");
+            let want = bench.mounted(&mounts, |root| {
+                (0..32).for_each(|file| {
+                    write(&root.join(file.to_string()), &"x".repeat(100_000 + file));
+                });
+                tree(root)
+            });
+            let name = |call: usize| format!("{active} {}", if of_one_name { 0 } else { call });
+            let snapshotter = bench.snapshotter();
+            let commit = |call| snapshotter.commit(&key(&name(call)), &key(&active), labels());
+            let results: Vec<_> = thread::scope(|scope| {
+                let calls: Vec<_> =
+                    (0..CALLS).map(|call| scope.spawn(move || commit(call))).collect();
+                calls.into_iter().map(|call| call.join().expect("no panic")).collect()
+            });
+            let is_expected = |result: &Result<(), Error>| match result {
+                Ok(()) | Err(Error::NotFound { .. } | Error::AlreadyExists { .. }) => true,
+                // Another program's word for the same.
+                Err(Error::External { refused }) => refused.reason == Reason::NotFound,
+                Err(_) => false,
+            };
+            assert!(results.iter().all(is_expected), "{case}: {results:?}");
+            let won: Vec<_> = (0..CALLS).filter(|call| results[*call].is_ok()).collect();
+            let [won] = won[..] else { panic!("{case}: one wins: {results:?}") };
+            let late = commit(won);
+            assert!(late.is_err() && is_expected(&late), "{case}: {late:?}");
+            let view = bench.view(&format!("{active} view"), &name(won));
+            let got = bench.mounted(&view, tree);
+            assert!(got == want, "{case}: the layer is whole: {:?}", got.keys());
+        }
+    }
 }
