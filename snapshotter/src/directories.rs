@@ -75,14 +75,6 @@ impl Directories {
         self.path(id).symlink_metadata().is_ok()
     }
 
-    /// Makes the directory `id`, which has a record but was lost with the machine.
-    pub(crate) fn restore(&self, id: u64) -> Result<PathBuf, Error> {
-        let path = self.path(id);
-        let mut private = fs::DirBuilder::new();
-        private.mode(0o700).create(&path).map_err(Error::file("create directory", &path))?;
-        Ok(path)
-    }
-
     /// Puts `new` in the place of the directory `id`, which goes. Both it and `new` are on disk
     /// when this returns, with all that was written to this filesystem before.
     pub(crate) fn replace(&self, id: u64, new: Pending<'_>) -> Result<(), Error> {

@@ -97,19 +97,30 @@ impl<L: Layout> Store<L> {
     fn restore_lost(&self) -> Result<(), Error> {
         let lost = |record: Record| {
             let lost = record.kind != Kind::Committed && !self.directories.exists(record.id);
-            lost.then_some(record)
+            lost.then_some(())
         };
-        for (key, record) in self.records.select(lost)? {
-            let parent =
-                record.parent.as_deref().map(|parent| Key::stored(key.namespace(), parent));
-            // On top of a suspect it stays away, and is filled when that was renewed.
-            let Ok(chain) = self.records.parent_chain(parent.as_ref()) else { continue };
-            let path = self.directories.restore(record.id)?;
-            let below = chain.first().map(|id| self.directories.path(*id));
-            below.iter().try_for_each(|below| self.layout.show(below, record.id))?;
-            self.layout.fill(&path, record.kind, below.as_deref(), &record.labels)?;
+        for (key, ()) in self.records.select(lost)? {
+            // One that cannot be made, because of what is below it perhaps, keeps nobody from using
+            // the others. Whoever asks for its mounts is told why.
+            let _ = self.restore(&key);
         }
         Ok(())
+    }
+
+    /// Makes the directory of a snapshot, if it was lost.
+    fn restore(&self, key: &Key) -> Result<(), Error> {
+        let (_turn, record) = self.turn(key)?;
+        if record.kind == Kind::Committed || self.directories.exists(record.id) {
+            return Ok(());
+        }
+        // On top of a suspect it stays away, and is filled when that was renewed.
+        let chain = self.records.parent_chain(record.parent_key(key).as_ref())?;
+        let below = chain.first().map(|id| self.directories.path(*id));
+        below.iter().try_for_each(|below| self.layout.show(below, record.id))?;
+        // Whole, or not at all: what is there is not filled again.
+        let pending = self.directories.create()?;
+        self.layout.fill(&pending.path(), record.kind, below.as_deref(), &record.labels)?;
+        self.directories.replace(record.id, pending)
     }
 
     fn create(
@@ -264,6 +275,9 @@ impl<L: Layout> Snapshotter for Store<L> {
         let (record, chain) = self.records.get_chain(key)?;
         if record.kind == Kind::Committed {
             return Err(Error::NotMountable { key: key.clone() });
+        }
+        if !self.directories.exists(record.id) {
+            self.restore(key)?;
         }
         let (directory, parents) = (self.directories.path(record.id), self.paths(&chain));
         self.show(&parents, record.id)?;

@@ -4,6 +4,7 @@
 //!   <root>/snapshots/<n>/fs             upper directory while active; where the image is mounted
 //!   <root>/snapshots/<n>/work           for overlayfs, of active snapshots only
 //!   <root>/snapshots/<n>/layer.erofs    what was committed
+//!   <root>/snapshots/<n>/fs.old         what it was made from, until that is deleted
 //! ```
 //!
 //! A commit makes the upper directory an image of EROFS ([`erofs`]), and deletes what
@@ -28,6 +29,13 @@
 //! Who needs an image is only known since this program was started. After a crash of it images may
 //! be mounted still; they are found by what is on the directory, and used, or unmounted when the
 //! snapshot is removed.
+//!
+//! # Emptying the directory
+//!
+//! What an image was made from is put aside as a whole, and deleted when an empty directory is in its
+//! place: to delete a tree takes long, and nothing can be shown meanwhile. A crash in between leaves no
+//! directory, or the old one beside it. The first is made, and the second deleted, when the layer is
+//! shown.
 //!
 //! # Images are not checked
 //!
@@ -62,6 +70,9 @@ pub type Erofs = Store<Images>;
 const IMAGE: &str = "layer.erofs";
 const UNFINISHED: &str = "layer.erofs.new";
 
+/// Where the files are that an image was made from, until they are deleted.
+const OLD: &str = "fs.old";
+
 /// What statfs(2) says of an image that is mounted.
 const EROFS_MAGIC: i64 = 0xE0F5_E1E2;
 
@@ -93,15 +104,51 @@ impl Images {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Deletes what is in the directory that an image was made from.
+    /// Puts aside what is in the directory that an image was made from. [`free`] deletes it.
     fn empty(&self, directory: &Path) -> Result<(), Error> {
-        let content = self.content(directory);
-        let mut entries = fs::read_dir(&content).map_err(Error::file("list", &content))?;
-        if entries.next().is_none() {
-            return Ok(());
+        let (content, old) = (self.content(directory), directory.join(OLD));
+        match fs::read_dir(&content).map(|mut entries| entries.next().is_none()) {
+            // A crash came between the two steps below.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(Error::file("list", &content)(error)),
+            Ok(true) => return Ok(()),
+            Ok(false) => {
+                // Of an earlier attempt, which a crash has ended.
+                sys::tree::remove(&old).map_err(Error::file("delete", &old))?;
+                fs::rename(&content, old).map_err(Error::file("rename", &content))?;
+            }
         }
-        sys::tree::remove(&content).map_err(Error::file("delete", &content))?;
         fs::create_dir(&content).map_err(Error::file("create directory", content))
+    }
+
+    /// Mounts the image of a committed snapshot for `user`, if it is not, and tells whether it did.
+    fn mount(&self, directory: &Path, user: u64) -> Result<bool, Error> {
+        let mut shown = self.shown();
+        let content = self.content(directory);
+        if let Some(users) = shown.get_mut(directory) {
+            users.insert(user);
+            return Ok(false);
+        }
+        if !is_mounted(&content) {
+            self.empty(directory)?;
+            let image = sys::mount::Mount {
+                kind: "erofs".to_owned(),
+                source: text(&directory.join(IMAGE)),
+                target: String::new(),
+                options: vec!["ro".to_owned(), "loop".to_owned()],
+            };
+            image.mount(&content).map_err(failed("mount the image on", content))?;
+        }
+        shown.insert(directory.to_owned(), BTreeSet::from([user]));
+        Ok(true)
+    }
+}
+
+/// Deletes what only an active snapshot needs, and what an image was made from. What cannot be deleted
+/// now goes with the snapshot.
+fn free(directory: &Path) {
+    for name in [OLD, "work"] {
+        let _ = sys::tree::remove(&directory.join(name));
     }
 }
 
@@ -176,32 +223,21 @@ impl Layout for Images {
     }
 
     fn settle(&self, directory: &Path) {
-        let shown = self.shown();
-        // What is shown was emptied before.
-        if !shown.contains_key(directory) && !is_mounted(&self.content(directory)) {
-            let _ = self.empty(directory);
-            let _ = sys::tree::remove(&directory.join("work"));
+        {
+            let shown = self.shown();
+            // What is shown was emptied before.
+            if !shown.contains_key(directory) && !is_mounted(&self.content(directory)) {
+                // If it fails, it is tried again when the snapshot is shown.
+                let _ = self.empty(directory);
+            }
         }
+        free(directory);
     }
 
     fn show(&self, directory: &Path, user: u64) -> Result<(), Error> {
-        let mut shown = self.shown();
-        let content = self.content(directory);
-        if let Some(users) = shown.get_mut(directory) {
-            users.insert(user);
-            return Ok(());
+        if self.mount(directory, user)? {
+            free(directory);
         }
-        if !is_mounted(&content) {
-            self.empty(directory)?;
-            let image = sys::mount::Mount {
-                kind: "erofs".to_owned(),
-                source: text(&directory.join(IMAGE)),
-                target: String::new(),
-                options: vec!["ro".to_owned(), "loop".to_owned()],
-            };
-            image.mount(&content).map_err(failed("mount the image on", content))?;
-        }
-        shown.insert(directory.to_owned(), BTreeSet::from([user]));
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use snapshotter::{Erofs, Images, Key, Labels, OverlayOptions, Snapshotter, Transactions};
+use snapshotter::{Erofs, Error, Images, Key, Labels, OverlayOptions, Snapshotter, Transactions};
 
 use crate::mounted::{Mounted, database, key};
 
@@ -55,19 +55,21 @@ fn read(at: &Mounted, name: &str) -> String {
     fs::read_to_string(at.path().join(name)).unwrap_or_default()
 }
 
+/// What is in a directory.
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).expect("lists");
+    let names = entries.map(|entry| entry.expect("lists").file_name().into_string());
+    let mut names = names.collect::<Result<Vec<_>, _>>().expect("UTF-8");
+    names.sort();
+    names
+}
+
 #[test]
 fn needs_erofs_layers_are_files() {
     let scratch = tempfile::tempdir().expect("scratch");
     let database = database();
     let erofs = open(scratch.path(), &database);
     let one = layer(&erofs, "one", None);
-    let names = |directory: &Path| {
-        let entries = fs::read_dir(directory).expect("lists");
-        let mut names: Vec<_> =
-            entries.map(|entry| entry.expect("lists").file_name().into_string()).collect();
-        names.sort();
-        names.into_iter().collect::<Result<Vec<_>, _>>().expect("UTF-8")
-    };
     assert_eq!(names(&one), ["fs", "layer.erofs"]);
     assert_eq!(names(&one.join("fs")), [""; 0], "what the image was made from is gone");
     let usage = erofs.usage(&key("one")).expect("is known");
@@ -130,6 +132,66 @@ fn needs_erofs_after_a_crash() {
     }
     assert!(directories.iter().all(|directory| !directory.exists()), "no mount holds them");
     erofs.cleanup().expect("cleans up");
+}
+
+#[test]
+fn needs_erofs_after_a_crash_while_the_directory_was_emptied() {
+    type Crash = fn(&Path);
+    let cases: [(&str, Crash); 4] = [
+        ("before", |one| {
+            fs::write(one.join("fs/left over"), "").expect("writes");
+            fs::create_dir(one.join("work")).expect("makes");
+        }),
+        ("no directory", |one| {
+            fs::remove_dir(one.join("fs")).expect("removes");
+        }),
+        ("put aside", |one| {
+            fs::write(one.join("fs/left over"), "").expect("writes");
+            fs::rename(one.join("fs"), one.join("fs.old")).expect("renames");
+        }),
+        ("two that were put aside", |one| {
+            fs::create_dir_all(one.join("fs.old/left over")).expect("makes");
+            fs::write(one.join("fs/left over"), "").expect("writes");
+        }),
+    ];
+    for (case, crash) in cases {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let database = database();
+        let one = layer(&open(scratch.path(), &database), "one", None);
+        crash(&one);
+        let erofs = open(scratch.path(), &database);
+        let at = container(&erofs, "container", "one", Labels::new());
+        assert_eq!(["one", "left over"].map(|name| read(&at, name)), ["one", ""], "{case}");
+        assert_eq!(names(&one), ["fs", "layer.erofs"], "{case}: what was left over is gone");
+    }
+}
+
+/// A container whose directory cannot be made again is in nobody's way, and is there when it can.
+#[test]
+fn needs_erofs_lost_with_what_is_below() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let database = database();
+    let erofs = open(scratch.path(), &database);
+    let one = layer(&erofs, "one", None);
+    for (name, parent) in [("first", Some("one")), ("last", None)] {
+        let made = erofs.prepare(&key(name), parent.map(key).as_ref(), Labels::new());
+        let made = made.expect("prepares");
+        let files = made[0].option("upperdir").unwrap_or(&made[0].source);
+        fs::remove_dir_all(Path::new(files).parent().expect("has one")).expect("loses it");
+    }
+    drop(erofs);
+    let (image, away) = (one.join("layer.erofs"), one.join("away"));
+    fs::rename(&image, &away).expect("renames");
+
+    let erofs = open(scratch.path(), &database);
+    let last = erofs.mounts(&key("last")).expect("has mounts");
+    assert!(Path::new(&last[0].source).is_dir(), "it was made again");
+    let refused = erofs.mounts(&key("first"));
+    assert!(matches!(&refused, Err(Error::File { .. })), "{refused:?}");
+    erofs.cleanup().expect("nothing is half made");
+    fs::rename(&away, &image).expect("renames");
+    let first = Mounted::new(&erofs.mounts(&key("first")).expect("is made again"));
+    assert_eq!(read(&first, "one"), "one");
 }
 
 #[test]
