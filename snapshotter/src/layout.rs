@@ -17,6 +17,9 @@ pub trait Layout: Send + Sync {
     /// Whether what a directory holds does not depend on the parent.
     const REBASE: bool;
 
+    /// Whether [`show`](Self::show) does anything, which ends when the snapshotter is closed.
+    const SHOWS: bool = false;
+
     /// Refuses labels that ask for what is not done.
     ///
     /// # Errors

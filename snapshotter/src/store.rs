@@ -15,6 +15,8 @@
 //! start of the machine it can neither be mounted nor committed. Should even its
 //! directory be lost, it is there again, empty, when the snapshotter is opened.
 
+mod reopen;
+
 use std::{
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -83,6 +85,7 @@ impl<L: Layout> Store<L> {
         let store = Self { layout, records, directories, turns, on_commit: Box::new(|| {}) };
         store.cleanup()?;
         store.restore_lost()?;
+        store.show_again()?;
         Ok(store)
     }
 
@@ -91,36 +94,6 @@ impl<L: Layout> Store<L> {
     pub fn on_commit(mut self, notice: impl Fn() + Send + Sync + 'static) -> Self {
         self.on_commit = Box::new(notice);
         self
-    }
-
-    /// Makes directories of active snapshots and views that were lost with the machine.
-    fn restore_lost(&self) -> Result<(), Error> {
-        let lost = |record: Record| {
-            let lost = record.kind != Kind::Committed && !self.directories.exists(record.id);
-            lost.then_some(())
-        };
-        for (key, ()) in self.records.select(lost)? {
-            // One that cannot be made, because of what is below it perhaps, keeps nobody from using
-            // the others. Whoever asks for its mounts is told why.
-            let _ = self.restore(&key);
-        }
-        Ok(())
-    }
-
-    /// Makes the directory of a snapshot, if it was lost.
-    fn restore(&self, key: &Key) -> Result<(), Error> {
-        let (_turn, record) = self.turn(key)?;
-        if record.kind == Kind::Committed || self.directories.exists(record.id) {
-            return Ok(());
-        }
-        // On top of a suspect it stays away, and is filled when that was renewed.
-        let chain = self.records.parent_chain(record.parent_key(key).as_ref())?;
-        let below = chain.first().map(|id| self.directories.path(*id));
-        below.iter().try_for_each(|below| self.layout.show(below, record.id))?;
-        // Whole, or not at all: what is there is not filled again.
-        let pending = self.directories.create()?;
-        self.layout.fill(&pending.path(), record.kind, below.as_deref(), &record.labels)?;
-        self.directories.replace(record.id, pending)
     }
 
     fn create(

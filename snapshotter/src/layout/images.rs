@@ -23,12 +23,15 @@
 //! snapshotter is closed. An overlay has a copy of the mount of its own, which is not in the tree of
 //! mounts, so containers do not notice.
 //!
+//! When the snapshotter is opened again, images are mounted for all that is on top of them:
+//! somebody may have been given its mounts before, and not used them yet. Who uses them while the
+//! snapshotter is closed sees empty layers.
+//!
 //! Whoever uses the mounts must be in the mount namespace of this program, or one that its mounts are
 //! propagated to: shims are; a client elsewhere sees empty layers.
 //!
-//! Who needs an image is only known since this program was started. After a crash of it images may
-//! be mounted still; they are found by what is on the directory, and used, or unmounted when the
-//! snapshot is removed.
+//! After a crash images may be mounted still. They are found by what is on the directory, and used;
+//! those that nothing is on top of any more are unmounted when the snapshot is removed.
 //!
 //! # Emptying the directory
 //!
@@ -165,6 +168,7 @@ impl Drop for Images {
 impl Layout for Images {
     const NAME: &'static str = "erofs";
     const REBASE: bool = OverlayOptions::REBASE;
+    const SHOWS: bool = true;
 
     fn check(&self, key: &Key, labels: &Labels) -> Result<(), Error> {
         self.overlay.check(key, labels)

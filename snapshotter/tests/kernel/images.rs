@@ -106,6 +106,26 @@ fn needs_erofs_layers_are_files() {
     assert!(!is_mounted(&one.join("fs")), "nobody needs it");
 }
 
+#[test]
+fn needs_erofs_mounts_from_before() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let database = database();
+    let erofs = open(scratch.path(), &database);
+    let one = layer(&erofs, "one", None);
+    layer(&erofs, "two", Some("one"));
+    let rw = erofs.prepare(&key("rw"), Some(&key("two")), Labels::new()).expect("prepares");
+    let ro = erofs.view(&key("ro"), Some(&key("one")), Labels::new()).expect("makes a view");
+    drop(erofs);
+    assert!(!is_mounted(&one.join("fs")), "closed");
+    let erofs = open(scratch.path(), &database);
+    assert_eq!(["one", "two"].map(|name| read(&Mounted::new(&rw), name)), ["one", "two"]);
+    assert_eq!(read(&Mounted::new(&ro), "one"), "one");
+    erofs.remove(&key("rw")).expect("removes");
+    assert!(is_mounted(&one.join("fs")), "for the view");
+    erofs.remove(&key("ro")).expect("removes");
+    assert!(!is_mounted(&one.join("fs")), "nobody needs it");
+}
+
 /// After a crash images are mounted still, files that became one are there still, and an image
 /// may be half.
 #[test]
