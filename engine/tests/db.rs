@@ -288,6 +288,21 @@ fn problems_are_found_and_mended() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// What goes first may be all that kept others, and the next repair does not know of it.
+#[test]
+fn a_repair_that_is_cut_short_keeps_all() {
+    let fixture = Fixture::new();
+    fixture.put("images", "default\0bad", Some(&[0x0a, 0x05, 0x01]));
+    fs::write(fixture.blob_file(), "other bytes").expect("writes");
+    fs::write(fixture.root().join("aside-now"), "in the way").expect("writes");
+    let root = Root::open(fixture.root()).expect("is free");
+    root.repair(true, &namespace(), "now").expect_err("there is no place to put the blob");
+    drop(root);
+    let held = fixture.metadata().lease_resources(&namespace(), "recovered-now").expect("a lease");
+    assert!(held.contains(&Resource::content(&fixture.blob)), "{held:?}");
+    assert!(held.contains(&Resource::snapshot("overlayfs", "layer")), "{held:?}");
+}
+
 #[test]
 fn a_snapshot_that_has_to_go_is_put_aside() {
     let fixture = Fixture::new();

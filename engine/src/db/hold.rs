@@ -3,6 +3,9 @@
 //! Records of images, containers and leases are what keeps blobs and snapshots. A repair that lost some of
 //! them does not know what they kept, so it lets a lease of each namespace hold everything there
 //! is. Whoever has looked at what is left deletes the lease, and the rest is collected.
+//!
+//! The lease is there before anything is lost: a repair that is cut short, and does not know when it
+//! is run again what went at the first time, must not leave a database that a daemon collects from.
 
 use std::collections::BTreeMap;
 
@@ -13,11 +16,12 @@ use super::repair;
 use crate::{
     error::Error,
     labels::Labels,
-    metadata::{self, Object, Resource},
+    metadata::{self, Object, Resource, Rows as _, Table},
     namespace::Namespace,
 };
 
-/// Has a lease named after `suffix` hold all that each namespace has.
+/// Has a lease named after `suffix` hold all that each namespace has, also what it held before. Rows
+/// that cannot be read are passed over.
 pub(super) fn everything(
     store: &metadata::Store,
     suffix: &str,
@@ -25,8 +29,9 @@ pub(super) fn everything(
 ) -> Result<(), Error> {
     let mut found: BTreeMap<Namespace, Vec<Resource>> = BTreeMap::new();
     store.read(|view| {
-        metadata::each(view, &mut |namespace, object| {
-            if let Object::Content(info) = object {
+        view.scan(Table::Content, b"", &mut |key, value| {
+            let object = metadata::object(Table::Content, key, value);
+            if let Ok((namespace, Object::Content(info))) = object {
                 found.entry(namespace).or_default().push(Resource::content(&info.digest));
             }
             Ok(())
@@ -46,8 +51,14 @@ pub(super) fn everything(
     })?;
     let lease = format!("recovered-{suffix}");
     for (namespace, resources) in found {
-        store.create_lease(&namespace, &lease, Labels::new())?;
+        let made = match store.create_lease(&namespace, &lease, Labels::new()) {
+            Err(Error::AlreadyExists(_)) => false,
+            result => result.map(|_| true)?,
+        };
         store.add_lease_resources(&namespace, &lease, &resources)?;
+        if !made {
+            continue;
+        }
         done.push(format!(
             "made lease {lease} of namespace {:?}, which keeps all that is there until it is deleted",
             namespace.as_str()

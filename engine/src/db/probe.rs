@@ -5,6 +5,7 @@
 
 use std::{
     io::{self, Read},
+    os::unix::process::ExitStatusExt as _,
     path::Path,
     process::{Child, Command, Stdio},
     thread,
@@ -23,6 +24,9 @@ use crate::{
 /// How long a probe may take, and how much longer for each mebibyte.
 const TIMEOUT: Duration = Duration::from_secs(60);
 const TIMEOUT_PER_MIB: Duration = Duration::from_secs(1);
+
+/// The signals that a program gets for what it does itself: SIGABRT, SIGBUS, SIGSEGV.
+const OF_DAMAGE: [i32; 3] = [6, 7, 11];
 
 /// How often it is looked whether a probe has ended.
 const POLL: Duration = Duration::from_millis(5);
@@ -78,6 +82,11 @@ impl Root {
         };
         if status.success() {
             return Ok(None);
+        }
+        if status.signal().is_some_and(|signal| !OF_DAMAGE.contains(&signal)) {
+            // Whoever killed it, as for want of memory, has said nothing about the database.
+            let error = io::Error::other(format!("it ended with {status}"));
+            return Err(Error::file("probe", &database)(error));
         }
         let mut said = String::new();
         if let Some(stderr) = child.stderr.take() {

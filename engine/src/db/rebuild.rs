@@ -29,7 +29,7 @@ use snapshotter::{
 use super::{
     DATABASE, Root,
     check::hash,
-    numbered,
+    hold, numbered,
     pages::{Pages, Rows, three},
     repair,
 };
@@ -70,10 +70,12 @@ impl Root {
         let labels = recovered(suffix);
         self.adopt_blobs(&store, namespace, &labels, done)?;
         self.adopt_directories(&store, namespace, &labels, done)?;
+        hold::everything(&store, suffix, done)?;
         drop(store);
         if path.exists() {
+            // A second name: there is a database at any time, or the next repair would find none.
             let old = self.path.join(format!("{DATABASE}.damaged-{suffix}"));
-            fs::rename(&path, &old).map_err(Error::file("rename", &path))?;
+            fs::hard_link(&path, &old).map_err(Error::file("link", &path))?;
             done.push(format!("moved the database to {}", old.display()));
         }
         fs::rename(&new, &path).map_err(Error::file("rename", &new))?;

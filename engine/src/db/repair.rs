@@ -70,7 +70,10 @@ impl Root {
             if report.problems.is_empty() {
                 break;
             }
-            lost_keepers |= report.problems.iter().any(Problem::loses_a_keeper);
+            if report.problems.iter().any(Problem::loses_a_keeper) {
+                lost_keepers = true;
+                hold::everything(&open(&self.database())?, suffix, &mut repaired.done)?;
+            }
             self.mend(&report.problems, suffix, &mut repaired.done)?;
             let next = self.check(false)?;
             let is_stuck = next.problems == report.problems;
