@@ -462,14 +462,14 @@ impl Writer {
         if !exists {
             if !folder.exists() {
                 fs::create_dir_all(folder).map_err(Error::file("create", folder))?;
+                folder.parent().map_or(Ok(()), sync)?;
             }
             fs::set_permissions(&data, Permissions::from_mode(0o444))
                 .map_err(Error::file("set permissions of", &data))?;
             fs::rename(&data, &blob).map_err(Error::file("rename", &blob))?;
-            File::open(folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(Error::file("sync", folder))?;
         }
+        // Also of one that is there: whoever put it there may not have come to this yet.
+        sync(folder)?;
         self.clear();
         Ok(())
     }
@@ -481,6 +481,10 @@ impl Writer {
             tracing::warn!(%error, folder = %self.folder.display(), "remains of a write stay");
         }
     }
+}
+
+fn sync(folder: &Path) -> Result<(), Error> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::file("sync", folder))
 }
 
 /// Whoever had the blob has deleted it since the write was opened.

@@ -142,7 +142,11 @@ impl Worker {
                     labels.insert(LABEL_UNCOMPRESSED.to_owned(), want.to_string());
                 }
                 rest.map_err(|source| Error::Fetch { what: ingest_ref(&layer), source })?;
-                tee.ingest.commit(layer.size, Some(&layer.digest), labels)?;
+                match tee.ingest.commit(layer.size, Some(&layer.digest), labels) {
+                    // Somebody else was faster; it is held by the transfer's lease all the same.
+                    Ok(_) | Err(crate::error::Error::AlreadyExists(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
                 applied.transpose()?
             }
         };

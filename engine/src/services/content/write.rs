@@ -19,6 +19,7 @@ use crate::{
     digest::Digest,
     error::Error,
     events::Exchange,
+    metadata::Resource,
     namespace::Scope,
 };
 
@@ -94,7 +95,16 @@ impl Session {
         }
         let expected = parse_digest(&request.expected)?;
         self.expected = Some(expected.clone());
-        if self.writer.is_some() && self.store.info(&self.scope.namespace, &expected).is_ok() {
+        if self.writer.is_none() {
+            return Ok(());
+        }
+        // From before the look, so that what is seen is still there when it is leased.
+        let keep = self.store.metadata().referring();
+        if self.store.info(&self.scope.namespace, &expected).is_ok() {
+            let resource = Resource::content(&expected);
+            let leased = self.store.metadata().lease_seen(&keep, &self.scope, &resource);
+            leased.map_err(status)?;
+            drop(keep);
             self.writer = None;
             if let Err(error) = self.store.abort(&self.scope.namespace, &self.reference) {
                 tracing::debug!(%error, reference = self.reference, "nothing to abort");
