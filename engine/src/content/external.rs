@@ -205,14 +205,26 @@ impl Store {
 
     fn sweep_at(&self, external: &External) -> Result<Vec<Digest>, Error> {
         let mut removed = Vec::new();
+        // One that does not go keeps no other; one that is away is not asked again and again.
+        let mut left = None;
+        let mut note = |result: Result<(), Refused>| match result {
+            Err(error) if error.reason == Reason::Unavailable => Err(error),
+            Err(error) => {
+                left = Some(error);
+                Ok(false)
+            }
+            Ok(()) => Ok(true),
+        };
         for (namespace, digest) in self.everywhere(|it| external.backend.blobs(it))? {
             if self.metadata().is_content_known(&digest)? {
                 continue;
             }
             let _alone = external.commits.write().unwrap_or_else(PoisonError::into_inner);
             // Perhaps it was just committed.
-            if !self.metadata().is_content_known(&digest)? {
-                external.backend.remove(namespace.as_ref(), &digest)?;
+            if self.metadata().is_content_known(&digest)? {
+                continue;
+            }
+            if note(external.backend.remove(namespace.as_ref(), &digest))? {
                 removed.push(digest);
             }
         }
@@ -220,10 +232,13 @@ impl Store {
             // The folder is made before the write is begun there.
             if !self.folder_of(&reference).exists() {
                 tracing::debug!(reference, "giving up an unfinished write");
-                external.backend.abort(namespace.as_ref(), &reference)?;
+                note(external.backend.abort(namespace.as_ref(), &reference))?;
             }
         }
-        Ok(removed)
+        match left {
+            Some(error) => Err(error.into()),
+            None => Ok(removed),
+        }
     }
 
     /// What `list` gives for all namespaces at once, or else for one after the other.

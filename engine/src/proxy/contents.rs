@@ -19,8 +19,13 @@ use super::{LIST_LEN_MAX, MESSAGE_LEN_MAX, Plugin};
 use crate::{
     content::external::{Backend, Progress, Session},
     digest::Digest,
+    gc,
+    labels::Labels,
     namespace::Namespace,
 };
+
+/// What the label that keeps a blob in another program's collections says.
+const KEPT: &str = "gantry";
 
 /// How much of a blob one message carries, in bytes. Programs in Go take messages up to 4 MiB.
 const CHUNK_LEN: usize = 1 << 20;
@@ -289,6 +294,8 @@ impl Session for Conversation {
             total: wire(self.offset),
             offset: wire(self.offset),
             expected: expected.map(Digest::to_string).unwrap_or_default(),
+            // One that collects garbage itself knows nothing of what keeps the blob here.
+            labels: Labels::from([(gc::ROOT.to_owned(), KEPT.to_owned())]),
             ..WriteContentRequest::default()
         };
         let committed = match self.ask(self.plugin.deadlines.long, request) {
