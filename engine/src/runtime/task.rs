@@ -435,7 +435,9 @@ impl Task {
                 Phase::Live(shim) => Ok(shim.clone()),
                 _ => Err(self.not_found()),
             },
-            _ => Err(self.not_found()),
+            Ok(Err(_)) => Err(self.not_found()),
+            // It may live: whoever were told that there is none would remove what it uses.
+            Err(_) => Err(self.late(ADOPT_WAIT)),
         }
     }
 
