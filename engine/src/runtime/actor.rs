@@ -294,12 +294,34 @@ impl Actor {
         }
     }
 
+    /// Where the shim is. When the bundle does not say, what there is of the task is cleared away.
+    async fn find_bootstrap(
+        &mut self,
+        place: &mut Option<OwnedSemaphorePermit>,
+    ) -> Option<Bootstrap> {
+        loop {
+            match self.bundle.find_bootstrap() {
+                Ok(Some(found)) => return Some(found),
+                Ok(None) => {
+                    self.clear_unrecorded().await;
+                    return None;
+                }
+                Err(error) => {
+                    // Others need not wait for this one.
+                    *place = None;
+                    self.report("look for the shim", &error);
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(REACH_PAUSE) => {}
+                () = self.context.stop.cancelled() => return None,
+            }
+        }
+    }
+
     async fn find(&mut self, mut place: Option<OwnedSemaphorePermit>) -> Option<Held> {
         self.context.recall(&self.task, &self.bundle).await;
-        let Some(bootstrap) = self.bundle.bootstrap() else {
-            self.clear_unrecorded().await;
-            return None;
-        };
+        let bootstrap = self.find_bootstrap(&mut place).await?;
         let log = ShimLog::open(&self.bundle, self.task.id());
         let shim = loop {
             match Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await {

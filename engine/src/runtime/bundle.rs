@@ -160,10 +160,22 @@ impl Bundle {
 
     /// How to reach the shim; `None` when it was never told.
     pub(super) fn bootstrap(&self) -> Option<Bootstrap> {
-        ["bootstrap.json", "address"]
-            .into_iter()
-            .filter_map(|name| self.read(name))
-            .find_map(|bytes| Bootstrap::parse(&bytes).ok())
+        self.find_bootstrap().ok().flatten()
+    }
+
+    /// As [`bootstrap`](Self::bootstrap), for those who would take it for the shim's end that there is none.
+    ///
+    /// # Errors
+    ///
+    /// `Bundle`: there is too little of something to read it now.
+    pub(super) fn find_bootstrap(&self) -> Result<Option<Bootstrap>, Error> {
+        for name in ["bootstrap.json", "address"] {
+            let bytes = self.try_read(name)?;
+            if let Some(found) = bytes.and_then(|bytes| Bootstrap::parse(&bytes).ok()) {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     /// The binary of the shim, as it was when the task was made.
@@ -271,16 +283,16 @@ impl Bundle {
     /// Reads a small file, if that is what there is: not what a link leads to, no fifo, in which
     /// nothing may ever be, and nothing that is too large to have been written by a daemon or a shim.
     fn read(&self, name: &str) -> Option<Vec<u8>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(open(self.path.join(name), flags, Mode::empty()).ok()?);
-        let metadata = file.metadata().ok()?;
-        if !metadata.is_file() || metadata.len() > FILE_LEN_MAX {
-            tracing::warn!(file = %self.path.join(name).display(), "no file of a bundle; it is not read");
-            return None;
-        }
-        let mut bytes = Vec::new();
-        file.take(FILE_LEN_MAX).read_to_end(&mut bytes).ok()?;
-        Some(bytes)
+        self.try_read(name).ok().flatten()
+    }
+
+    /// The bytes of a file; nothing when it is not there, or no good. Only a shortage is an error.
+    fn try_read(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
+        let path = self.path.join(name);
+        read_small(&path).or_else(|error| {
+            let error = Error::bundle("read", path)(error);
+            if error.is_shortage() { Err(error) } else { Ok(None) }
+        })
     }
 
     fn read_text(&self, name: &str) -> Option<String> {
@@ -291,6 +303,19 @@ impl Bundle {
         let path = self.path.join(name);
         fs::write(&path, bytes).map_err(Error::bundle("write", path))
     }
+}
+
+fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(open(path, flags, Mode::empty())?);
+    let metadata = file.metadata()?;
+    if !metadata.is_file() || metadata.len() > FILE_LEN_MAX {
+        tracing::warn!(file = %path.display(), "no file of a bundle; it is not read");
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    file.take(FILE_LEN_MAX).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
 }
 
 /// Removes a directory under another name, so that nobody ever finds half of it.

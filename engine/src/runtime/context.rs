@@ -62,7 +62,9 @@ impl Context {
             Place::At(its) => its == address,
             Place::InBundle => {
                 let bundle = Bundle::at(&self.state, other.namespace(), other.id());
-                bundle.bootstrap().is_some_and(|bootstrap| bootstrap.address == address)
+                // One that cannot be looked at now may be there.
+                let found = bundle.find_bootstrap();
+                found.map_or(true, |found| found.is_some_and(|its| its.address == address))
             }
             Place::Nowhere => false,
         })

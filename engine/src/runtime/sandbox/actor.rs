@@ -158,17 +158,18 @@ impl Actor {
     async fn find(&mut self) -> Option<Held> {
         let log = ShimLog::open(&self.bundle, &self.sandbox.id);
         let shim = loop {
-            let shim = match self.bundle.bootstrap() {
-                Some(bootstrap) => {
+            let shim = match self.bundle.find_bootstrap() {
+                Ok(Some(bootstrap)) => {
                     Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &bootstrap).await
                 }
                 // The daemon went away before it knew the address. To start a shim that runs gives
                 // its address, and one that does not run is soon shut down again.
-                None => self.start().await,
+                Ok(None) => self.start().await,
+                Err(error) => Err(error),
             };
             match shim {
                 Ok(shim) => break shim,
-                Err(error) if error.is_unreachable_for_now() => {
+                Err(error) if error.is_unreachable_for_now() || error.is_shortage() => {
                     self.report("reach the sandbox's shim", &error);
                 }
                 Err(_) => {
