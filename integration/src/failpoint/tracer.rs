@@ -118,8 +118,12 @@ pub fn attach(pid: &str, what: &str) -> Result<()> {
             break;
         }
         for thread in new {
-            trace::seize(thread, follow)?;
             held.insert(thread);
+            match trace::seize(thread, follow) {
+                // It had nothing to do any more.
+                Err(error) if thread != pid && error.raw_os_error() == Some(libc::ESRCH) => {}
+                result => result?,
+            }
         }
     }
     io::stdout().write_all(b"+")?;
