@@ -228,6 +228,9 @@ fn user_namespace(cell: &mut Cell) -> Result<()> {
     if cell.choice().daemon == Kind::Containerd || cell.choice().shim == Shim::Go {
         return Err(Skipped("containerd 1.6 knows no mounts of other owners").into());
     }
+    if cell.choice().client == Client::Debian {
+        return Err(Skipped("Debian's ctr mounts the image itself, to look users up").into());
+    }
     let maps = ["--uidmap", "0:100000:65536", "--gidmap", "0:200000:65536", "--remap-labels"];
     let script = "stat -c %u:%g / /bin/busybox; touch /made && stat -c %u:%g /made; \
                   tr -s ' ' < /proc/self/uid_map";
