@@ -5,6 +5,9 @@
 //! does nothing but wait for the end of a pipe, and is gone when this returns; the descriptor keeps
 //! the namespace.
 //!
+//! It keeps nothing open but its end of the pipe: a lock on a file that the program lets go of, or the
+//! other end of a pipe, would otherwise be held for as long as the child lives.
+//!
 //! The child has no exit signal, so that the program's own collector of children does not hear of
 //! it, nor takes it for one of its own.
 
@@ -110,11 +113,15 @@ impl Child {
         // child has memory of its own, and makes system calls only.
         let id = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_NEWUSER, 0, 0, 0, 0) };
         if id == 0 {
-            // SAFETY: a descriptor of the child's own, which it does not use.
+            // SAFETY: the descriptors are the child's own, and nothing in it uses any.
+            unsafe { libc::dup2(read, 0) };
+            // SAFETY: as above. A kernel before 5.9 knows no such call, and closes one below.
+            unsafe { libc::syscall(libc::SYS_close_range, 1, libc::c_uint::MAX, 0) };
+            // SAFETY: as above; mostly it is closed already.
             unsafe { libc::close(write) };
             let mut byte = 0_u8;
             // SAFETY: reads one byte at most, to where one is.
-            while unsafe { libc::read(read, (&raw mut byte).cast(), 1) } < 0 {}
+            while unsafe { libc::read(0, (&raw mut byte).cast(), 1) } < 0 {}
             // SAFETY: ends the child without running what the program has registered.
             unsafe { libc::_exit(0) };
         }
