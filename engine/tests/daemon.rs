@@ -29,6 +29,9 @@ use proto::containerd::services::{
     images::v1::{GetImageRequest, images_client::ImagesClient},
     leases::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient},
     namespaces::v1::{DeleteNamespaceRequest, namespaces_client::NamespacesClient},
+    snapshots::v1::{
+        PrepareSnapshotRequest, StatSnapshotRequest, snapshots_client::SnapshotsClient,
+    },
     streaming::v1::{StreamInit, streaming_client::StreamingClient},
     version::v1::version_client::VersionClient,
 };
@@ -260,6 +263,34 @@ async fn a_lease_keeps_what_is_written_under_it() {
 }
 
 /// A layer that is understood only after programs have read it. Needs root, for owners and devices.
+/// Between a snapshot and the container on top of it there is always time for a collection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_keeps_the_snapshot_that_is_made_under_it() {
+    let fixture = Fixture::start().await;
+    let mut leases = LeasesClient::new(fixture.channel.clone());
+    for id in ["l", "other"] {
+        let create = CreateRequest { id: id.to_owned(), ..CreateRequest::default() };
+        leases.create(scoped(create)).await.expect("creates");
+    }
+    let mut snapshots = SnapshotsClient::new(fixture.channel.clone());
+    let (snapshotter, key) = ("native".to_owned(), "k".to_owned());
+    let prepare = PrepareSnapshotRequest {
+        snapshotter: snapshotter.clone(),
+        key: key.clone(),
+        ..PrepareSnapshotRequest::default()
+    };
+    snapshots.prepare(leased(prepare, "l")).await.expect("prepares");
+    let stat =
+        || scoped(StatSnapshotRequest { snapshotter: snapshotter.clone(), key: key.clone() });
+    let collect = |id: &str| scoped(DeleteRequest { id: id.to_owned(), sync: true });
+    leases.delete(collect("other")).await.expect("deletes");
+    snapshots.stat(stat()).await.expect("is leased");
+    leases.delete(collect("l")).await.expect("deletes");
+    let error = snapshots.stat(stat()).await.expect_err("is collected");
+    assert_eq!(error.code(), Code::NotFound);
+    fixture.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn layers_go_through_stream_processors() {
     let decode = |accepts: &str, script: &str| Processor {
