@@ -387,4 +387,4 @@ pub(crate) fn names(folder: &Path) -> Result<Vec<String>, Error> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

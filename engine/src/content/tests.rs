@@ -5,21 +5,22 @@ use crate::{
     metadata::{Resource, ResourceKind},
 };
 
-struct Fixture {
-    _folder: tempfile::TempDir,
-    store: Store,
-    scope: Scope,
+/// A store with nothing in it.
+pub(crate) struct Fixture {
+    pub(crate) folder: tempfile::TempDir,
+    pub(crate) store: Store,
+    pub(crate) scope: Scope,
 }
 
-fn fixture() -> Fixture {
+pub(crate) fn fixture() -> Fixture {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let metadata = metadata::Store::open(&folder.path().join("m.redb")).expect("opens");
     let store = Store::open(&folder.path().join("content"), metadata).expect("opens");
     let scope = Scope::new("default".parse().expect("a namespace"));
-    Fixture { _folder: folder, store, scope }
+    Fixture { folder, store, scope }
 }
 
-fn other() -> Scope {
+pub(super) fn other() -> Scope {
     Scope::new("other".parse().expect("a namespace"))
 }
 
@@ -102,7 +103,7 @@ fn blobs_are_shared() {
 
 #[test]
 fn isolated_blobs_are_shared_by_namespaces_that_want_it() {
-    let Fixture { _folder, store, scope } = fixture();
+    let Fixture { folder: _folder, store, scope } = fixture();
     let store = store.isolated();
     let digest = store.put(&scope, b"hello", Labels::new()).expect("writes");
     let new = NewWrite { expected: Some(digest.clone()), ..NewWrite::new("r") };

@@ -7,7 +7,7 @@ use std::{
 
 use super::*;
 use crate::{
-    content::{NewWrite, Writer},
+    content::{NewWrite, Writer, tests::other},
     labels::Labels,
     metadata,
     namespace::Scope,
@@ -206,10 +206,6 @@ fn fixture() -> Fixture {
     let store = Store::open_external(&root, metadata, fake.clone()).expect("opens");
     let scope = Scope::new("default".parse().expect("a namespace"));
     Fixture { folder, fake, store, scope }
-}
-
-fn other() -> Scope {
-    Scope::new("other".parse().expect("a namespace"))
 }
 
 impl Fixture {

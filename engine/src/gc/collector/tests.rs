@@ -28,10 +28,7 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let metadata = metadata::Store::open(&folder.path().join("m.redb")).expect("opens");
-    let content = content::Store::open(&folder.path().join("content"), metadata).expect("opens");
-    let scope = Scope::new("default".parse().expect("a namespace"));
+    let content::tests::Fixture { folder, store: content, scope } = content::tests::fixture();
     Fixture { folder, content, scope }
 }
 

@@ -11,10 +11,7 @@ struct Fixture {
 }
 
 fn fixture() -> Fixture {
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let metadata = metadata::Store::open(&folder.path().join("m.redb")).expect("opens");
-    let content = content::Store::open(&folder.path().join("content"), metadata).expect("opens");
-    let scope = Scope::new("default".parse().expect("a namespace"));
+    let content::tests::Fixture { folder, store: content, scope } = content::tests::fixture();
     let inspector = Inspector::new(content.clone(), Arc::new(BTreeMap::new()));
     Fixture { _folder: folder, content, scope, inspector }
 }
