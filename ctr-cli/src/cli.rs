@@ -132,32 +132,8 @@ impl Cli {
 
 /// Parses a duration as Go writes it: numbers with units, as in `1h30m` or `1.5s`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
-    if text == "0" {
-        return Ok(Duration::ZERO);
-    }
-    let invalid = || format!("{text:?} is not a duration such as 30s or 1h30m");
-    let mut rest = text;
-    let mut total = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(invalid)?;
-        let number: f64 = rest[..digits].parse().map_err(|_| invalid())?;
-        let unit_len = rest[digits..]
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .unwrap_or(rest.len() - digits);
-        let (unit, tail) = rest[digits..].split_at(unit_len);
-        let seconds = match unit {
-            "ns" => 1e-9,
-            "us" | "µs" => 1e-6,
-            "ms" => 1e-3,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return Err(invalid()),
-        };
-        total += Duration::try_from_secs_f64(number * seconds).map_err(|_| invalid())?;
-        rest = tail;
-    }
-    if text.is_empty() { Err(invalid()) } else { Ok(total) }
+    let parsed = sys::go_duration::parse_positive(text);
+    parsed.ok_or_else(|| format!("{text:?} is not a duration such as 30s or 1h30m"))
 }
 
 #[cfg(test)]

@@ -232,9 +232,7 @@ pub struct Gc {
 /// Reads a duration as containerd writes it, `"100ms"`.
 fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    let nanoseconds =
-        crate::go_duration::parse(&text).and_then(|parsed| u64::try_from(parsed).ok());
-    nanoseconds.map(Duration::from_nanos).ok_or_else(|| {
+    sys::go_duration::parse_positive(&text).ok_or_else(|| {
         serde::de::Error::custom(format!("{text:?} is not a duration like \"100ms\" or \"1.5s\""))
     })
 }

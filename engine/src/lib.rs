@@ -6,7 +6,7 @@
 //!
 //! | line    | modules                                                | may                  |
 //! |---------|--------------------------------------------------------|----------------------|
-//! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`go_duration`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`mod@reference`] | neither I/O nor async |
+//! | words   | [`digest`], [`error`], [`field_mask`], [`filter`], [`identifier`], [`labels`], [`namespace`], [`oci`], [`platform`], [`mod@reference`] | neither I/O nor async |
 //! | state   | `lock`, [`content`], [`diff`], [`durability`], [`gc`], [`import`], [`metadata`], [`db`] | block, no tokio |
 //! | work    | [`events`], [`registry`], [`runtime`], [`restart`], [`streaming`], [`transfer`] | async                |
 //! | surface | [`proxy`], [`services`]                                | async; tonic and the wire's types |
@@ -25,7 +25,6 @@ pub mod field_mask;
 pub mod filter;
 pub mod fuzz;
 pub mod gc;
-pub mod go_duration;
 pub mod identifier;
 pub mod import;
 pub mod labels;

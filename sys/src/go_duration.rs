@@ -1,6 +1,9 @@
-//! Durations as containerd's clients and configuration write them: `1h30m`, `100ms`, `0`.
+//! Durations as programs in Go write them, and so containerd's configuration, its clients and runc's command
+//! line: `1h30m`, `100ms`, `0`.
 //!
 //! Source: Go, `time.ParseDuration`.
+
+use std::time::Duration;
 
 /// What each unit has in nanoseconds; longer names come before those that they start with.
 const UNITS: [(&str, i128); 8] = [
@@ -52,8 +55,22 @@ pub fn parse(text: &str) -> Option<i64> {
     i64::try_from(sign * total).ok()
 }
 
+/// As [`parse`], of a duration that is not negative.
+pub fn parse_positive(text: &str) -> Option<Duration> {
+    Some(Duration::from_nanos(u64::try_from(parse(text)?).ok()?))
+}
+
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    #[test]
+    fn no_negative_ones() {
+        for (text, want) in [("0", Some(0)), ("1.5s", Some(1500)), ("-1s", None), ("5", None)] {
+            assert_eq!(parse_positive(text), want.map(Duration::from_millis), "{text:?}");
+        }
+    }
+
     #[test]
     fn parse() {
         let cases = [

@@ -6,6 +6,7 @@ pub mod btrfs;
 pub mod descriptors;
 pub mod error;
 pub mod execute;
+pub mod go_duration;
 pub mod keyring;
 pub mod loop_device;
 pub mod loopback;

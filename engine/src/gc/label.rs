@@ -5,7 +5,7 @@
 use std::time::SystemTime;
 
 use super::object::Kind;
-use crate::go_duration;
+use sys::go_duration;
 
 /// The prefix of labels that refer to snapshots that were used at a time that fits:
 /// `…[.<snapshotter>][/x] = usedat<24h,…|<key>`.

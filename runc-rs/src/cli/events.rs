@@ -32,7 +32,7 @@ pub(super) fn run(settings: &Settings, words: &[String]) -> Result<i32, Error> {
     let container = super::container(settings, &parsed)?;
     let interval = match parsed.value("interval") {
         None => INTERVAL_DEFAULT,
-        Some(text) => parse_duration(text)
+        Some(text) => sys::go_duration::parse_positive(text)
             .filter(|interval| !interval.is_zero())
             .ok_or_else(|| Error::Usage("duration interval must be greater than 0".to_owned()))?,
     };
@@ -101,58 +101,6 @@ fn follow(container: &Container, interval: Duration) -> Result<(), Error> {
         if Instant::now() >= next {
             print_stats(container)?;
             next += interval;
-        }
-    }
-}
-
-/// Reads a duration as Go writes it: numbers with units, such as `1m30s` or `500ms`.
-fn parse_duration(text: &str) -> Option<Duration> {
-    const UNITS: [(&str, f64); 7] = [
-        ("ns", 1e-9),
-        ("us", 1e-6),
-        ("µs", 1e-6),
-        ("ms", 1e-3),
-        ("s", 1.0),
-        ("m", 60.0),
-        ("h", 3600.0),
-    ];
-    if text.is_empty() {
-        return None;
-    }
-    let mut seconds = 0.0;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..end].parse().ok()?;
-        let unit_end = rest[end..]
-            .find(|c: char| c.is_ascii_digit() || c == '.')
-            .map_or(rest.len(), |length| end + length);
-        let (_, factor) = UNITS.iter().find(|(unit, _)| *unit == &rest[end..unit_end])?;
-        seconds += number * factor;
-        rest = &rest[unit_end..];
-    }
-    Duration::try_from_secs_f64(seconds).ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations() {
-        let cases = [
-            ("5s", Some(5000)),
-            ("1m30s", Some(90_000)),
-            ("500ms", Some(500)),
-            ("1.5s", Some(1500)),
-            ("", None),
-            ("5", None),
-            ("s", None),
-            ("5x", None),
-            ("-1s", None),
-        ];
-        for (text, want) in cases {
-            assert_eq!(parse_duration(text), want.map(Duration::from_millis), "{text:?}");
         }
     }
 }
