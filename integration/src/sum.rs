@@ -34,6 +34,13 @@ impl Sum {
         }
         true
     }
+
+    /// Adds what another program counted.
+    pub fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+    }
 }
 
 /// The summary of a test program, as [`Sum::read`] finds it.

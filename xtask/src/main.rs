@@ -14,6 +14,7 @@ mod demo;
 mod dist;
 mod needs;
 mod run;
+mod steps;
 mod test;
 
 #[derive(Parser)]

@@ -2,13 +2,12 @@
 
 use std::process::Command;
 
-use anyhow::{Result, ensure};
-use integration::sum::Sum;
-
 use crate::{
     dist, needs,
-    run::{cargo, must, needs_root, watch},
+    run::{cargo, must, needs_root},
+    steps::{Steps, Tries},
 };
+use anyhow::{Result, ensure};
 
 /// Runs all tests; with `cells`, only those end-to-end tests.
 pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Result<()> {
@@ -18,40 +17,36 @@ pub(crate) fn run(install: bool, cells: &[String], profile: dist::Profile) -> Re
         missing.extend(needs::kernel(install));
     }
     dist::run(profile)?;
-    let mut sum = Sum::default();
+    let mut steps = Steps::default();
     if cells.is_empty() {
-        step(&mut sum, "units and crates against the kernel", &mut crates())?;
-        step(&mut sum, "examples in the documentation", &mut test(&["--workspace", "--doc"]))?;
-        let mut machines = test(&["--package", "integration", "--test", "vm"]);
-        step(&mut sum, "cgroup v2, v1 and systemd, in virtual machines", &mut machines)?;
-        let mut cuts = test(&["--package", "integration", "--test", "powercut"]);
-        step(&mut sum, "the store after power cuts", &mut cuts)?;
-        let mut meaning = test(&["--package", "integration", "--test", "meaning"]);
-        step(&mut sum, "the same calls to containerd and to gantryd", &mut meaning)?;
-        let mut peers = test(&["--package", "integration", "--test", "peers"]);
-        step(&mut sum, "podman and dockerd on the runtime", &mut peers)?;
-        let mut plugins = test(&["--package", "integration", "--test", "plugins"]);
-        step(&mut sum, "parts of engines that are programs of their own", &mut plugins)?;
-        let mut soak = test(&["--package", "integration", "--test", "soak"]);
-        step(&mut sum, "the same again and again", &mut soak)?;
-        let mut exhaustion = test(&["--package", "integration", "--test", "exhaustion"]);
-        step(&mut sum, "something runs out", &mut exhaustion)?;
-        let mut crash = test(&["--package", "integration", "--test", "crash", "--"]);
-        crash.args(["--steps", "2", "--rounds", "6"]);
-        step(&mut sum, "programs killed at steps of theirs", &mut crash)?;
+        steps.run("units and crates against the kernel", Tries::TwiceByName, crates)?;
+        let documentation = || test(&["--workspace", "--doc"]);
+        steps.run("examples in the documentation", Tries::Twice, documentation)?;
+        for (name, program, arguments) in PROGRAMS {
+            steps.run(name, Tries::Twice, || end_to_end(program, arguments))?;
+        }
     }
-    let mut swap = test(&["--package", "integration", "--test", "swap", "--"]);
-    for cell in cells {
-        swap.args(["--cells", cell]);
-    }
-    step(&mut sum, "end to end", &mut swap)?;
+    let cells: Vec<&str> = cells.iter().flat_map(|cell| ["--cells", cell]).collect();
+    steps.run("end to end", Tries::Once, || end_to_end("swap", &cells))?;
     if !missing.is_empty() {
         println!("not installed, so some tests were skipped: {}", missing.join(" "));
     }
-    println!("{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
-    ensure!(sum.failed == 0, "there were failures");
+    ensure!(steps.end(), "there were failures");
     Ok(())
 }
+
+/// The test programs that are whole systems, but for the one with its own choice of cells: what is said
+/// of each, its name, and its arguments.
+const PROGRAMS: [(&str, &str, &[&str]); 8] = [
+    ("cgroup v2, v1 and systemd, in virtual machines", "vm", &[]),
+    ("the store after power cuts", "powercut", &[]),
+    ("the same calls to containerd and to gantryd", "meaning", &[]),
+    ("podman and dockerd on the runtime", "peers", &[]),
+    ("parts of engines that are programs of their own", "plugins", &[]),
+    ("the same again and again", "soak", &[]),
+    ("something runs out", "exhaustion", &[]),
+    ("programs killed at steps of theirs", "crash", &["--steps", "2", "--rounds", "6"]),
+];
 
 /// What the bench's rows about runtimes start: the runtime, its floor, and what runs in containers.
 const OF_RUNTIMES: [&str; 3] = ["runc-rs", "floor", "probe"];
@@ -110,15 +105,8 @@ fn test(words: &[&str]) -> Command {
     command
 }
 
-/// Runs one kind of tests; a program that breaks off counts as a failure.
-fn step(sum: &mut Sum, name: &str, command: &mut Command) -> Result<()> {
-    println!("\ntest: {name}");
-    let failed = sum.failed;
-    let good = watch(command, |line| {
-        sum.read(line);
-    })?;
-    if !good && sum.failed == failed {
-        sum.failed += 1;
-    }
-    Ok(())
+fn end_to_end(program: &str, arguments: &[&str]) -> Command {
+    let mut command = test(&["--package", "integration", "--test", program, "--"]);
+    command.args(arguments);
+    command
 }
