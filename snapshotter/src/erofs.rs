@@ -39,11 +39,12 @@ use sys::tree::open_root;
 ///
 /// # Errors
 ///
-/// A file cannot be read, the image cannot be written, or the tree is larger than an image can be.
+/// A file cannot be read, the image cannot be written, the tree is larger than an image can be, or what is
+/// not in its files takes too much memory.
 pub(crate) fn build(tree: &Path, image: &Path) -> io::Result<()> {
     let tree = open_root(tree)?;
     let again: OwnedFd = tree.try_clone()?;
-    let nodes = gather::gather(tree)?;
+    let nodes = gather::gather(tree, gather::HELD_MAX)?;
     let places = place::place(&nodes)?;
     let image = File::options().read(true).write(true).create_new(true).open(image)?;
     write::write(again, &nodes, &places, &image)

@@ -2,10 +2,17 @@
 
 mod copy;
 
-use std::{collections::HashSet, ffi::CStr, io, os::fd::BorrowedFd, path::Path};
+use std::{
+    collections::HashSet,
+    ffi::CStr,
+    fs::File,
+    io,
+    os::fd::{AsRawFd, BorrowedFd},
+    path::Path,
+};
 
 use rustix::{
-    fs::{AtFlags, FileType, Stat, fstat, statat},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, Stat, fstat, openat, statat},
     io::Errno,
 };
 use sys::tree::{Visit, open_root, walk};
@@ -27,6 +34,34 @@ pub(crate) fn usage(path: &Path) -> io::Result<Usage> {
 pub(crate) fn set_mode(path: &Path, mode: u32) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+/// Opens the regular file `name` in `directory` for reading.
+///
+/// To open a device can do something to it, and to open a pipe wakes who waits at its other end. So what
+/// the name stands for is looked at first, through a descriptor that does neither, and then that very
+/// file is opened.
+///
+/// # Errors
+///
+/// It is gone, or is no regular file: somebody has changed the tree.
+pub(crate) fn open_file(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<File> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let found = match openat(directory, name, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Err(changed()),
+        found => found?,
+    };
+    if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::RegularFile {
+        return Err(changed());
+    }
+    let path = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    Ok(File::from(openat(CWD, path, flags, Mode::empty())?))
+}
+
+/// What a tree is not supposed to be while it is read.
+pub(crate) fn changed() -> io::Error {
+    io::Error::other("the tree was changed while it was read")
 }
 
 /// Adds up [`Usage`].
@@ -75,7 +110,33 @@ impl Visit for Sum {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::fs::mknodat;
+
     use super::*;
+
+    /// A device that no driver has, and a socket, say `ENXIO` to who opens them.
+    #[test]
+    fn only_regular_files_are_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        std::fs::write(path("file"), "1").unwrap();
+        std::fs::create_dir(path("directory")).unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        let device = rustix::fs::makedev(0, 0);
+        for (name, kind) in [("pipe", FileType::Fifo), ("device", FileType::CharacterDevice)] {
+            mknodat(CWD, path(name), kind, Mode::from_raw_mode(0o600), device).unwrap();
+        }
+        let directory = open_root(root.path()).unwrap();
+        for case in [c"directory", c"link", c"socket", c"pipe", c"device", c"nothing"] {
+            let refused = open_file(directory.as_fd(), case).expect_err("is no file").to_string();
+            assert_eq!(refused, changed().to_string(), "{case:?}");
+        }
+        let file = open_file(directory.as_fd(), c"file").unwrap();
+        assert_eq!(io::read_to_string(file).unwrap(), "1");
+    }
 
     #[test]
     fn usage_counts_links_once() {

@@ -27,10 +27,16 @@ const XATTR_LEN_MAX: usize = 65536;
 /// The most files of a tree: what a layer may have, and as much again. Takes memory for each.
 const NODES_MAX: usize = 1 << 23;
 
-/// All that is in `root`.
-pub(super) fn gather(root: OwnedFd) -> io::Result<Nodes> {
+/// How many bytes the names, attributes and targets of links of a tree may have: 64 for each of the most
+/// files. They are held in memory until the image is written, and those of a single file can be 128 KiB.
+pub(super) const HELD_MAX: usize = NODES_MAX * 64;
+
+/// All that is in `root`, if no more than `held_max` bytes of it have to be held in memory.
+pub(super) fn gather(root: OwnedFd, held_max: usize) -> io::Result<Nodes> {
     let mut gather = Gather {
         nodes: Vec::new(),
+        held: 0,
+        held_max,
         path: Vec::new(),
         links: HashMap::new(),
         names: vec![0; XATTR_LEN_MAX],
@@ -49,6 +55,9 @@ pub(super) fn gather(root: OwnedFd) -> io::Result<Nodes> {
 
 struct Gather {
     nodes: Nodes,
+    /// The bytes of names, attributes and targets of links.
+    held: usize,
+    held_max: usize,
     /// The directories that the walk is in.
     path: Vec<u32>,
     /// Files with several names.
@@ -69,6 +78,8 @@ impl Gather {
         if self.nodes.len() >= NODES_MAX {
             return Err(io::Error::other(format!("there are more than {NODES_MAX} files")));
         }
+        let target = if let Content::Link(target) = &content { target.len() } else { 0 };
+        self.hold(xattrs.len() + target)?;
         let number = u32::try_from(self.nodes.len()).map_err(io::Error::other)?;
         let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or_default();
         self.nodes.push(Node {
@@ -87,11 +98,24 @@ impl Gather {
         *self.path.last().expect("the walk is in a directory")
     }
 
-    fn add(&mut self, name: &CStr, node: u32) {
+    fn hold(&mut self, bytes: usize) -> io::Result<()> {
+        self.held += bytes;
+        if self.held > self.held_max {
+            let max = self.held_max;
+            return Err(io::Error::other(format!(
+                "the names, extended attributes and links of the files have more than {max} bytes"
+            )));
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, name: &CStr, node: u32) -> io::Result<()> {
+        self.hold(name.to_bytes().len())?;
         let current = self.current() as usize;
         if let Content::Directory { entries, .. } = &mut self.nodes[current].content {
             entries.push((name.to_bytes().into(), node));
         }
+        Ok(())
     }
 
     fn children(&self, node: u32) -> impl Iterator<Item = u32> {
@@ -142,6 +166,8 @@ impl Gather {
                 len => add_xattr(&mut xattrs, name.to_bytes(), &self.value[..len?])?,
             }
         }
+        // It stays for as long as the image is made.
+        xattrs.shrink_to_fit();
         Ok(xattrs)
     }
 }
@@ -152,8 +178,7 @@ impl Visit for Gather {
         let file = (stat.st_dev, stat.st_ino);
         if let Some(&first) = self.links.get(&file).filter(|_| stat.st_nlink > 1) {
             self.nodes[first as usize].links += 1;
-            self.add(name, first);
-            return Ok(());
+            return self.add(name, first);
         }
         let content = match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => {
@@ -173,8 +198,7 @@ impl Visit for Gather {
         if stat.st_nlink > 1 {
             self.links.insert(file, node);
         }
-        self.add(name, node);
-        Ok(())
+        self.add(name, node)
     }
 
     fn enter(
@@ -187,7 +211,7 @@ impl Visit for Gather {
         let above = self.current();
         let node = self.push(&fstat(child)?, xattrs, directory(above))?;
         self.nodes[above as usize].links += 1;
-        self.add(name, node);
+        self.add(name, node)?;
         self.path.push(node);
         Ok(())
     }

@@ -14,9 +14,12 @@ use std::{
 
 use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, lsetxattr, makedev, mknodat};
 
+use sys::tree::open_root;
+
 use super::{
     build,
     format::{BLOCK, directory, directory_len, seal},
+    gather, place, write,
 };
 
 #[test]
@@ -191,6 +194,50 @@ fn the_kernel_sees_the_same_tree() {
     for (name, want) in want {
         assert!(got[&name] == want, "{}: {:?}", name.display(), (got[&name].mode, want.mode));
     }
+}
+
+#[test]
+fn what_is_held_in_memory_has_a_bound() {
+    type Make = fn(&Path);
+    let cases: [(&str, Make); 5] = [
+        ("names", |root| {
+            fs::write(root.join("n".repeat(200)), "").expect("writes");
+        }),
+        ("names of directories", |root| {
+            fs::create_dir(root.join("d".repeat(200))).expect("makes");
+        }),
+        ("names of one file", |root| {
+            fs::write(root.join("a"), "").expect("writes");
+            fs::hard_link(root.join("a"), root.join("l".repeat(199))).expect("links");
+        }),
+        ("attributes", |root| set_xattr(root, "user.a", &[b'v'; 183])),
+        ("links", |root| symlink("t".repeat(199), root.join("l")).expect("links")),
+    ];
+    for (case, make) in cases {
+        let tree = tempfile::tempdir().expect("scratch");
+        make(tree.path());
+        let open = || open_root(tree.path()).expect("opens");
+        assert!(gather::gather(open(), 200).is_ok(), "{case}");
+        let refused = gather::gather(open(), 199).expect_err(case).to_string();
+        assert!(refused.ends_with("of the files have more than 199 bytes"), "{case}: {refused}");
+    }
+}
+
+/// The device is one that no driver has, which says `ENXIO` to who opens it.
+#[test]
+fn files_that_become_devices_are_not_opened() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let (tree, file) = (scratch.path().join("tree"), scratch.path().join("tree/file"));
+    fs::create_dir(&tree).expect("makes");
+    fs::write(&file, "1").expect("writes");
+    let open = || open_root(&tree).expect("opens");
+    let nodes = gather::gather(open(), gather::HELD_MAX).expect("looks");
+    let places = place::place(&nodes).expect("fits");
+    fs::remove_file(&file).expect("removes");
+    node(&file, FileType::CharacterDevice, 0);
+    let image = tempfile::tempfile().expect("scratch");
+    let refused = write::write(open(), &nodes, &places, &image).expect_err("was changed");
+    assert_eq!(refused.to_string(), "the tree was changed while it was read");
 }
 
 /// Debian's erofs-utils.

@@ -10,10 +10,6 @@ use std::{
     },
 };
 
-use rustix::{
-    fs::{Mode, OFlags, openat},
-    io::Errno,
-};
 use sys::tree::{Visit, walk};
 
 use super::{
@@ -21,7 +17,7 @@ use super::{
     format::{BLOCK, Place, SUPERBLOCK_AT, directory, inode, seal, superblock},
     place::{Places, names},
 };
-use crate::tree::copy_extents;
+use crate::tree::{changed, copy_extents, open_file};
 
 /// Writes the image of `nodes`, which are what was seen in `root`.
 pub(super) fn write(
@@ -158,15 +154,7 @@ impl Visit for Files<'_> {
         if std::mem::replace(&mut self.is_written[number], true) {
             return Ok(());
         }
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = match openat(directory, name, flags, Mode::empty()) {
-            Err(Errno::NOENT | Errno::LOOP) => return Err(changed()),
-            file => File::from(file?),
-        };
-        if !file.metadata()?.is_file() {
-            return Err(changed());
-        }
-        self.writer.regular(number, &file)?;
+        self.writer.regular(number, &open_file(directory, name)?)?;
         self.writer.missing -= 1;
         Ok(())
     }
@@ -186,8 +174,4 @@ impl Visit for Files<'_> {
         self.writer.path.pop();
         Ok(())
     }
-}
-
-fn changed() -> io::Error {
-    io::Error::other("the tree was changed while it was read")
 }

@@ -22,6 +22,8 @@ use rustix::{
 
 use sys::tree::{DIRECTORY, Visit, open_root, walk};
 
+use super::open_file;
+
 /// The longest list of names, and the longest value, of extended attributes (xattr(7)).
 const XATTR_LEN_MAX: usize = 65536;
 
@@ -127,8 +129,7 @@ impl Visit for Copy {
 }
 
 fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, stat: &Stat) -> io::Result<()> {
-    let read = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let from = openat(from, name, read, Mode::empty())?;
+    let from = open_file(from, name)?;
     let write = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let to = openat(to, name, write, Mode::RUSR | Mode::WUSR)?;
     if ioctl_ficlone(&to, &from).is_err() {
