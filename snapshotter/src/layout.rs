@@ -17,7 +17,7 @@ pub trait Layout: Send + Sync {
     /// Whether what a directory holds does not depend on the parent.
     const REBASE: bool;
 
-    /// Whether [`show`](Self::show) does anything, which ends when the snapshotter is closed.
+    /// Whether [`show`](Self::show) does anything.
     const SHOWS: bool = false;
 
     /// Refuses labels that ask for what is not done.
@@ -92,7 +92,8 @@ pub trait Layout: Send + Sync {
     }
 
     /// Frees what [`seal`](Self::seal) has left over, once the snapshot is committed. What cannot be
-    /// freed now is freed when the snapshot is shown or removed.
+    /// freed now, or is mounted still, is freed when the snapshot is shown or removed, or unused ones
+    /// are hidden.
     fn settle(&self, _directory: &Path) {}
 
     /// Makes the files of a committed snapshot be where [`content`](Self::content) says, for the
@@ -110,6 +111,10 @@ pub trait Layout: Send + Sync {
 
     /// Hides what is shown to no snapshot any more. What cannot be hidden stays.
     fn hide_unused(&self) {}
+
+    /// Hides what is shown to nobody in the directories below `snapshots`, and frees what is left over in
+    /// them, since an earlier program ended.
+    fn hide_forgotten(&self, _snapshots: &Path) {}
 
     /// Takes back what [`show`](Self::show) did, before the directory goes. Whoever has mounted the
     /// snapshot keeps it.

@@ -86,6 +86,7 @@ impl<L: Layout> Store<L> {
         store.cleanup()?;
         store.restore_lost()?;
         store.show_again()?;
+        store.layout.hide_forgotten(&root.join("snapshots"));
         Ok(store)
     }
 
@@ -201,9 +202,15 @@ impl<L: Layout> Store<L> {
         parents.iter().try_for_each(|parent| self.layout.show(parent, user))
     }
 
+    /// Notes that a snapshot without a record needs nothing any more, when nobody is at work on it.
+    fn release(&self, id: u64) {
+        let _turn = self.turns.take(id);
+        self.layout.release(id);
+    }
+
     /// Deletes the directory of a snapshot without a record.
     fn delete(&self, id: u64) -> Result<(), Error> {
-        self.layout.release(id);
+        self.release(id);
         self.layout.hide(&self.directories.path(id))?;
         self.directories.delete(id)
     }
@@ -245,12 +252,15 @@ impl<L: Layout> Snapshotter for Store<L> {
     }
 
     fn mounts(&self, key: &Key) -> Result<Vec<Mount>, Error> {
+        let record = self.records.get(key)?;
+        if record.kind != Kind::Committed && !self.directories.exists(record.id) {
+            self.restore(key)?;
+        }
+        // Else what is shown now would stay so, if the snapshot was removed before.
+        let _turn = self.turn(key)?;
         let (record, chain) = self.records.get_chain(key)?;
         if record.kind == Kind::Committed {
             return Err(Error::NotMountable { key: key.clone() });
-        }
-        if !self.directories.exists(record.id) {
-            self.restore(key)?;
         }
         let (directory, parents) = (self.directories.path(record.id), self.paths(&chain));
         self.show(&parents, record.id)?;
@@ -281,7 +291,7 @@ impl<L: Layout> Snapshotter for Store<L> {
 
     fn remove(&self, key: &Key) -> Result<(), Error> {
         let record = self.records.remove(key)?;
-        self.layout.release(record.id);
+        self.release(record.id);
         self.layout.hide_unused();
         if !self.layout.defers_removal() {
             // The snapshot is gone already. What cannot be deleted now is an orphan, and the next

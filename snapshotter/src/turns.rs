@@ -1,7 +1,8 @@
 //! Who is at work on the directory of a snapshot.
 //!
 //! A client whose deadline is over calls again while its first call is still at work. What a call
-//! does to the files of one snapshot must not meet what another one does to them.
+//! does to the files of one snapshot must not meet what another one does to them. Nor may a snapshot be
+//! removed while what it is on top of is shown for it, which nobody would hide again.
 
 use std::{
     collections::BTreeSet,

@@ -1,14 +1,17 @@
 //! The conformance suite over the real kernel. Needs root.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
+    ops::ControlFlow,
     path::{Path, PathBuf},
     process::Command,
-    sync::Arc,
+    sync::{Arc, Mutex},
 };
 
 use snapshotter::{
-    Copies, Images, Layout, OverlayOptions, Snapshotter, Store, Subvolumes, Transactions, testsuite,
+    Copies, Images, Kind, Layout, OverlayOptions, Snapshotter, Store, Subvolumes, Transactions,
+    testsuite,
 };
 
 fn open<L: Layout + 'static>(root: &Path, layout: L) -> Box<dyn Snapshotter> {
@@ -33,7 +36,23 @@ fn overlay_with_late_removal() {
 #[test]
 fn needs_erofs() {
     let scratch = tempfile::tempdir().unwrap();
-    testsuite::run(scratch.path(), &|root| open(root, Images::new(OverlayOptions::default())));
+    let roots = Mutex::new(BTreeSet::new());
+    let images = || Images::new(OverlayOptions::default());
+    testsuite::run(scratch.path(), &|root| {
+        roots.lock().unwrap().insert(root.to_owned());
+        open(root, images())
+    });
+    // Layers of what is there still stay mounted.
+    for root in roots.into_inner().unwrap() {
+        let snapshotter = open(&root, images());
+        let mut users = Vec::new();
+        let list = snapshotter.walk(None, &mut |info| {
+            users.extend((info.kind != Kind::Committed).then_some(info.key));
+            ControlFlow::Continue(())
+        });
+        list.unwrap();
+        users.iter().for_each(|key| snapshotter.remove(key).unwrap());
+    }
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let left: Vec<_> =
         table.lines().filter(|line| line.contains(scratch.path().to_str().unwrap())).collect();

@@ -11,6 +11,7 @@
 //!
 //! Source: containerd `core/mount`, mount(8), fsopen(2), kernel `filesystems/overlayfs.rst`.
 
+pub mod holders;
 mod id_mapped;
 mod relative;
 

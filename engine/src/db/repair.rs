@@ -185,7 +185,7 @@ impl Root {
         Overlay::open(&folder.join("overlayfs"), Arc::clone(&records), options)?;
         Native::open(&folder.join("native"), Arc::clone(&records), Copies)?;
         if folder.join("erofs").is_dir() {
-            let images = Images::new(OverlayOptions::default());
+            let images = Images::new(OverlayOptions::default()).for_a_look();
             Erofs::open(&folder.join("erofs"), Arc::clone(&records), images)?;
         }
         if folder.join("btrfs").is_dir() {

@@ -27,10 +27,7 @@ use std::{
     ffi::OsString,
     fs::{self, DirBuilder, File, Permissions},
     io::{self, Read},
-    os::unix::{
-        ffi::OsStringExt,
-        fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, chown, symlink},
-    },
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt, chown, symlink},
     path::{Component, Path, PathBuf},
 };
 
@@ -42,6 +39,7 @@ use rustix::{
     mount::{UnmountFlags, unmount},
 };
 use serde::Deserialize;
+use sys::mount::holders::points_below;
 
 use super::{Error, bootstrap::Bootstrap};
 use crate::namespace::Namespace;
@@ -370,28 +368,10 @@ fn detach_tree(path: &Path) -> io::Result<()> {
         return Ok(());
     }
     let path = path.canonicalize()?;
-    let mounts = fs::read("/proc/self/mountinfo")?;
-    let mut below: Vec<PathBuf> =
-        mounts.split(|&byte| byte == b'\n').filter_map(mount_point).collect();
-    below.retain(|mount| mount.starts_with(&path) && *mount != path);
+    let mut below = points_below(&path)?;
+    below.retain(|mount| *mount != path);
     // What was mounted last lies on top.
     below.iter().rev().try_for_each(|mount| detach(mount))
-}
-
-/// Where a line of `/proc/self/mountinfo` says that the mount is (proc(5)).
-fn mount_point(line: &[u8]) -> Option<PathBuf> {
-    let escaped = line.split(|&byte| byte == b' ').nth(4)?;
-    let mut path = Vec::with_capacity(escaped.len());
-    let mut rest = escaped;
-    while let Some((&byte, after)) = rest.split_first() {
-        let octal = (byte == b'\\').then(|| after.get(..3)).flatten();
-        let code = octal.and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => (path.push(byte), rest = &after[3..]),
-            None => (path.push(byte), rest = after),
-        };
-    }
-    Some(PathBuf::from(OsString::from_vec(path)))
 }
 
 /// The host's group for the container's group 0, which must be let into the bundle.

@@ -4,7 +4,7 @@
 //!   <root>/snapshots/<n>/fs             upper directory while active; where the image is mounted
 //!   <root>/snapshots/<n>/work           for overlayfs, of active snapshots only
 //!   <root>/snapshots/<n>/layer.erofs    what was committed
-//!   <root>/snapshots/<n>/fs.old         what it was made from, until that is deleted
+//!   <root>/snapshots/<n>/fs.old         what it was made from, until nobody has it mounted and it is deleted
 //! ```
 //!
 //! A commit makes the upper directory an image of EROFS ([`erofs`]), and deletes what
@@ -19,19 +19,16 @@
 //! are given. So the image of a layer is mounted, once for all that is on top of it, on the
 //! directory that was its upper one, when something is made on top of it or asks for its mounts.
 //! Then everything is as with [`Overlay`](crate::Overlay): the same mounts, for the same callers. It
-//! stays mounted until a container's snapshot is removed and none is left on top of it, or the
-//! snapshotter is closed. An overlay has a copy of the mount of its own, which is not in the tree of
-//! mounts, so containers do not notice.
+//! stays mounted until a container's snapshot is removed and none is left on top of it. An overlay has a
+//! copy of the mount of its own, which is not in the tree of mounts, so containers do not notice.
 //!
-//! When the snapshotter is opened again, images are mounted for all that is on top of them:
-//! somebody may have been given its mounts before, and not used them yet. Who uses them while the
-//! snapshotter is closed sees empty layers.
+//! Somebody may have been given the mounts of a snapshot, and not used them yet. So images that something
+//! is on top of stay mounted when the snapshotter is closed, and are mounted for all that is on top of
+//! them when it is opened, as after a start of the machine. Others that are found mounted then, as after a
+//! crash, are unmounted.
 //!
 //! Whoever uses the mounts must be in the mount namespace of this program, or one that its mounts are
 //! propagated to: shims are; a client elsewhere sees empty layers.
-//!
-//! After a crash images may be mounted still. They are found by what is on the directory, and used;
-//! those that nothing is on top of any more are unmounted when the snapshot is removed.
 //!
 //! # Emptying the directory
 //!
@@ -39,6 +36,12 @@
 //! place: to delete a tree takes long, and nothing can be shown meanwhile. A crash in between leaves no
 //! directory, or the old one beside it. The first is made, and the second deleted, when the layer is
 //! shown.
+//!
+//! Clients unmount a snapshot before they commit it, but need not. One that is mounted still goes on as
+//! with overlayfs: who writes to it reads that again. So while it is mounted, its upper and its work
+//! directory stay ([`holders`]), and are deleted at the removal of another snapshot, or a cleanup, after
+//! that. What is written after the commit is not in the layer, which nothing can change. A bind mount that
+//! only another mount namespace has is not noticed.
 //!
 //! # Images are not checked
 //!
@@ -59,7 +62,7 @@ use std::{
 };
 
 use rustix::fs::statfs;
-use sys::mount::MountError;
+use sys::mount::{MountError, holders};
 
 use crate::{
     Error, Key, Kind, Labels, Mount, OverlayOptions, Store, erofs,
@@ -73,27 +76,47 @@ pub type Erofs = Store<Images>;
 const IMAGE: &str = "layer.erofs";
 const UNFINISHED: &str = "layer.erofs.new";
 
+/// What overlayfs works in, of an active snapshot.
+const WORK: &str = "work";
+
 /// Where the files are that an image was made from, until they are deleted.
 const OLD: &str = "fs.old";
 
 /// What statfs(2) says of an image that is mounted.
 const EROFS_MAGIC: i64 = 0xE0F5_E1E2;
 
-type Shown = BTreeMap<PathBuf, BTreeSet<u64>>;
+/// An image that is mounted.
+#[derive(Debug)]
+struct Shown {
+    /// The numbers of the snapshots for which it is.
+    users: BTreeSet<u64>,
+    /// Whether it was not mounted before.
+    is_new: bool,
+}
 
 /// The layout of [`Erofs`].
 #[derive(Debug)]
 pub struct Images {
     overlay: OverlayOptions,
-    /// The directories of snapshots whose images were mounted, and the numbers of those for which
-    /// they were. The lock is held while one is.
-    shown: Mutex<Shown>,
+    /// Whether images stay mounted after the end of this.
+    outlives: bool,
+    /// By the directories of snapshots. The lock is held while an image is mounted.
+    shown: Mutex<BTreeMap<PathBuf, Shown>>,
+    /// Directories of snapshots that were committed while they were mounted.
+    held: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Images {
     /// Overlays with these options.
     pub fn new(overlay: OverlayOptions) -> Self {
-        Self { overlay, shown: Mutex::default() }
+        Self { overlay, outlives: true, shown: Mutex::default(), held: Mutex::default() }
+    }
+
+    /// For a look at snapshots that nobody is to use: whatever is mounted for it is unmounted at its end.
+    #[must_use]
+    pub fn for_a_look(mut self) -> Self {
+        self.outlives = false;
+        self
     }
 
     /// Whether the kernel has this filesystem.
@@ -102,20 +125,39 @@ impl Images {
         known.lines().any(|line| line.split_whitespace().last() == Some("erofs"))
     }
 
-    fn shown(&self) -> MutexGuard<'_, Shown> {
+    fn shown(&self) -> MutexGuard<'_, BTreeMap<PathBuf, Shown>> {
         // Every change is one operation, so a panic elsewhere left nothing half-done.
         self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Puts aside what is in the directory that an image was made from. [`free`] deletes it.
+    fn held(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Deletes what only an active snapshot needs, and what an image was made from, unless somebody has
+    /// that mounted. What cannot be deleted now goes with the snapshot.
+    fn free(&self, directory: &Path) {
+        let (old, work) = (directory.join(OLD), directory.join(WORK));
+        if is_held(&old, &work, &self.content(directory)) {
+            self.held().insert(directory.to_owned());
+            return;
+        }
+        self.held().remove(directory);
+        for path in [old, work] {
+            let _ = sys::tree::remove(&path);
+        }
+    }
+
+    /// Puts aside what is in the directory that an image was made from. [`free`](Self::free) deletes it.
     fn empty(&self, directory: &Path) -> Result<(), Error> {
         let (content, old) = (self.content(directory), directory.join(OLD));
         match fs::read_dir(&content).map(|mut entries| entries.next().is_none()) {
             // A crash came between the two steps below.
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => return Err(Error::file("list", &content)(error)),
-            Ok(true) => return Ok(()),
-            Ok(false) => {
+            // Else a snapshot without a file, which may be mounted.
+            Ok(true) if old.exists() || !directory.join(WORK).exists() => return Ok(()),
+            Ok(_) => {
                 // Of an earlier attempt, which a crash has ended.
                 sys::tree::remove(&old).map_err(Error::file("delete", &old))?;
                 fs::rename(&content, old).map_err(Error::file("rename", &content))?;
@@ -128,11 +170,12 @@ impl Images {
     fn mount(&self, directory: &Path, user: u64) -> Result<bool, Error> {
         let mut shown = self.shown();
         let content = self.content(directory);
-        if let Some(users) = shown.get_mut(directory) {
-            users.insert(user);
+        if let Some(found) = shown.get_mut(directory) {
+            found.users.insert(user);
             return Ok(false);
         }
-        if !is_mounted(&content) {
+        let is_new = !is_mounted(&content);
+        if is_new {
             self.empty(directory)?;
             let image = sys::mount::Mount {
                 kind: "erofs".to_owned(),
@@ -142,23 +185,31 @@ impl Images {
             };
             image.mount(&content).map_err(failed("mount the image on", content))?;
         }
-        shown.insert(directory.to_owned(), BTreeSet::from([user]));
+        let users = BTreeSet::from([user]);
+        shown.insert(directory.to_owned(), Shown { users, is_new });
         Ok(true)
     }
 }
 
-/// Deletes what only an active snapshot needs, and what an image was made from. What cannot be deleted
-/// now goes with the snapshot.
-fn free(directory: &Path) {
-    for name in [OLD, "work"] {
-        let _ = sys::tree::remove(&directory.join(name));
+/// Whether somebody has mounted the upper directory that is now `old`, with `work`. `empty` is a directory.
+fn is_held(old: &Path, work: &Path, empty: &Path) -> bool {
+    if !old.exists() {
+        return false;
     }
+    // What cannot be looked at is deleted as if nobody did.
+    if holders::is_bound(old).unwrap_or(false) {
+        return true;
+    }
+    // Something is in it since the first overlay.
+    let was_overlay = fs::read_dir(work).is_ok_and(|mut entries| entries.next().is_some());
+    was_overlay && holders::is_upper(old, work, empty)
 }
 
 impl Drop for Images {
     fn drop(&mut self) {
         let shown = std::mem::take(&mut *self.shown());
-        for directory in shown.into_keys() {
+        let goes = |one: &Shown| one.users.is_empty() || (one.is_new && !self.outlives);
+        for (directory, _) in shown.into_iter().filter(|(_, one)| goes(one)) {
             // What stays mounted is found again.
             let _ = sys::mount::unmount_all(&self.content(&directory));
         }
@@ -235,26 +286,49 @@ impl Layout for Images {
                 let _ = self.empty(directory);
             }
         }
-        free(directory);
+        self.free(directory);
     }
 
     fn show(&self, directory: &Path, user: u64) -> Result<(), Error> {
         if self.mount(directory, user)? {
-            free(directory);
+            self.free(directory);
         }
         Ok(())
     }
 
     fn release(&self, user: u64) {
-        for users in self.shown().values_mut() {
-            users.remove(&user);
+        for one in self.shown().values_mut() {
+            one.users.remove(&user);
         }
     }
 
     fn hide_unused(&self) {
-        self.shown().retain(|directory, users| {
-            !users.is_empty() || sys::mount::unmount_all(&self.content(directory)).is_err()
+        self.shown().retain(|directory, one| {
+            !one.users.is_empty() || sys::mount::unmount_all(&self.content(directory)).is_err()
         });
+        let held = self.held().clone();
+        for directory in held {
+            self.free(&directory);
+        }
+    }
+
+    fn hide_forgotten(&self, snapshots: &Path) {
+        let entries = fs::read_dir(snapshots).into_iter().flatten().flatten();
+        for directory in entries.map(|entry| entry.path()) {
+            if directory.join(OLD).exists() {
+                self.free(&directory);
+            }
+        }
+        let shown = self.shown();
+        for point in holders::points_below(snapshots).unwrap_or_default() {
+            // The table has another name for it where there are symbolic links.
+            let number = point.parent().and_then(Path::file_name);
+            let Some(directory) = number.map(|number| snapshots.join(number)) else { continue };
+            let content = self.content(&directory);
+            if !shown.contains_key(&directory) && is_mounted(&content) {
+                let _ = sys::mount::unmount_all(&content);
+            }
+        }
     }
 
     fn hide(&self, directory: &Path) -> Result<(), Error> {
@@ -264,6 +338,7 @@ impl Layout for Images {
             sys::mount::unmount_all(&content).map_err(failed("unmount the image on", content))?;
         }
         shown.remove(directory);
+        self.held().remove(directory);
         Ok(())
     }
 

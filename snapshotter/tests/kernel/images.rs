@@ -11,7 +11,7 @@ use snapshotter::{Erofs, Error, Images, Key, Labels, OverlayOptions, Snapshotter
 
 use crate::mounted::{Mounted, database, key};
 
-/// The directories of a snapshotter that is not closed, as after a crash, when this is dropped.
+/// The directories of a snapshotter in which layers stay mounted, when this is dropped.
 struct Unmount(PathBuf);
 
 impl Drop for Unmount {
@@ -67,6 +67,7 @@ fn names(directory: &Path) -> Vec<String> {
 #[test]
 fn needs_erofs_layers_are_files() {
     let scratch = tempfile::tempdir().expect("scratch");
+    let _unmount = Unmount(scratch.path().to_owned());
     let database = database();
     let erofs = open(scratch.path(), &database);
     let one = layer(&erofs, "one", None);
@@ -97,9 +98,8 @@ fn needs_erofs_layers_are_files() {
         assert!(is_mounted(&one.join("fs")), "for the other container");
     }
     drop(erofs);
-    assert!(!is_mounted(&one.join("fs")), "closed");
-    assert_eq!(read(&rw, "one"), "one", "a container does not notice");
     let erofs = open(scratch.path(), &database);
+    assert_eq!(read(&rw, "one"), "one", "a container does not notice");
     let again = Mounted::new(&erofs.mounts(&key("rw")).expect("has mounts"));
     assert_eq!([read(&again, "one"), read(&again, "top")], ["one", "container"]);
     erofs.remove(&key("rw")).expect("removes");
@@ -109,19 +109,37 @@ fn needs_erofs_layers_are_files() {
 #[test]
 fn needs_erofs_mounts_from_before() {
     let scratch = tempfile::tempdir().expect("scratch");
+    let _unmount = Unmount(scratch.path().to_owned());
     let database = database();
     let erofs = open(scratch.path(), &database);
     let one = layer(&erofs, "one", None);
-    layer(&erofs, "two", Some("one"));
+    let two = layer(&erofs, "two", Some("one"));
     let rw = erofs.prepare(&key("rw"), Some(&key("two")), Labels::new()).expect("prepares");
     let ro = erofs.view(&key("ro"), Some(&key("one")), Labels::new()).expect("makes a view");
+    let look = |when: &str| {
+        assert_eq!(
+            ["one", "two"].map(|name| read(&Mounted::new(&rw), name)),
+            ["one", "two"],
+            "{when}"
+        );
+        assert_eq!(read(&Mounted::new(&ro), "one"), "one", "{when}");
+    };
     drop(erofs);
-    assert!(!is_mounted(&one.join("fs")), "closed");
+    look("closed");
+    for directory in [&one, &two] {
+        sys::mount::unmount_all(&directory.join("fs")).expect("unmounts");
+    }
+    let for_a_look = Images::new(OverlayOptions::default()).for_a_look();
+    drop(Erofs::open(scratch.path(), Arc::clone(&database), for_a_look).expect("opens"));
+    assert!(!is_mounted(&one.join("fs")), "nobody was to use it");
     let erofs = open(scratch.path(), &database);
-    assert_eq!(["one", "two"].map(|name| read(&Mounted::new(&rw), name)), ["one", "two"]);
-    assert_eq!(read(&Mounted::new(&ro), "one"), "one");
+    look("after another start of the machine");
+    let for_a_look = Images::new(OverlayOptions::default()).for_a_look();
+    drop(Erofs::open(scratch.path(), Arc::clone(&database), for_a_look).expect("opens"));
+    look("after somebody else's look");
     erofs.remove(&key("rw")).expect("removes");
     assert!(is_mounted(&one.join("fs")), "for the view");
+    assert!(!is_mounted(&two.join("fs")), "for nobody");
     erofs.remove(&key("ro")).expect("removes");
     assert!(!is_mounted(&one.join("fs")), "nobody needs it");
 }
@@ -176,6 +194,7 @@ fn needs_erofs_after_a_crash_while_the_directory_was_emptied() {
     ];
     for (case, crash) in cases {
         let scratch = tempfile::tempdir().expect("scratch");
+        let _unmount = Unmount(scratch.path().to_owned());
         let database = database();
         let one = layer(&open(scratch.path(), &database), "one", None);
         crash(&one);
@@ -186,10 +205,81 @@ fn needs_erofs_after_a_crash_while_the_directory_was_emptied() {
     }
 }
 
+/// What a snapshotter that has crashed has mounted, and nothing is on top of any more, is unmounted.
+#[test]
+fn needs_erofs_mounted_for_nobody() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let _unmount = Unmount(scratch.path().to_owned());
+    let database = database();
+    let erofs = open(scratch.path(), &database);
+    let one = layer(&erofs, "one", None);
+    let two = layer(&erofs, "two", Some("one"));
+    drop(container(&erofs, "first", "two", Labels::new()));
+    drop(container(&erofs, "second", "one", Labels::new()));
+    database
+        .write(&mut |change| erofs.remove_within(change, &[key("first")]).map(drop))
+        .expect("removes the record alone");
+    std::mem::forget(erofs);
+    assert!(is_mounted(&two.join("fs")), "by the crash");
+    let _erofs = open(scratch.path(), &database);
+    assert_eq!([&one, &two].map(|layer| is_mounted(&layer.join("fs"))), [true, false]);
+}
+
+/// Whoever has a snapshot mounted when it is committed goes on with it, as with overlayfs.
+#[test]
+fn needs_erofs_committed_while_mounted() {
+    let cases = [
+        ("a bind mount", None, "early"),
+        ("a bind mount without files", None, ""),
+        ("an overlay", Some("below"), "early"),
+        ("an overlay without files", Some("below"), ""),
+    ];
+    for (case, parent, early) in cases {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let _unmount = Unmount(scratch.path().to_owned());
+        let database = database();
+        let erofs = open(scratch.path(), &database);
+        layer(&erofs, "below", None);
+        let parent = parent.map(key);
+        let mounts = erofs.prepare(&key("active"), parent.as_ref(), Labels::new());
+        let mounts = mounts.expect("prepares");
+        let at = Mounted::new(&mounts);
+        if !early.is_empty() {
+            fs::write(at.path().join(early), "before").expect("writes");
+        }
+        erofs.commit(&key("name"), &key("active"), Labels::new()).expect("commits");
+        let upper = mounts[0].option("upperdir").unwrap_or(&mounts[0].source);
+        let directory = Path::new(upper).parent().expect("has one").to_owned();
+        let go_on = |when: &str| {
+            let file = at.path().join(when);
+            fs::write(&file, when).unwrap_or_else(|error| panic!("{case}, {when}: {error}"));
+            assert_eq!(fs::read_to_string(file).expect("reads"), when, "{case}");
+            assert_eq!(at.path().join("early").exists(), !early.is_empty(), "{case}, {when}");
+            if parent.is_some() {
+                fs::write(at.path().join("below"), when).expect("copies up");
+            }
+        };
+        go_on("committed");
+        let layer = container(&erofs, "container", "name", Labels::new());
+        go_on("shown");
+        let seen = ["early", "committed", "shown"].map(|name| layer.path().join(name).exists());
+        assert_eq!(seen, [!early.is_empty(), false, false], "{case}: the layer is what it was");
+        erofs.cleanup().expect("cleans up");
+        go_on("cleaned up");
+        drop(erofs);
+        let erofs = open(scratch.path(), &database);
+        go_on("opened again");
+        drop(at);
+        erofs.cleanup().expect("cleans up");
+        assert_eq!(names(&directory), ["fs", "layer.erofs"], "{case}: nobody needs it");
+    }
+}
+
 /// A container whose directory cannot be made again is in nobody's way, and is there when it can.
 #[test]
 fn needs_erofs_lost_with_what_is_below() {
     let scratch = tempfile::tempdir().expect("scratch");
+    let _unmount = Unmount(scratch.path().to_owned());
     let database = database();
     let erofs = open(scratch.path(), &database);
     let one = layer(&erofs, "one", None);
@@ -200,6 +290,7 @@ fn needs_erofs_lost_with_what_is_below() {
         fs::remove_dir_all(Path::new(files).parent().expect("has one")).expect("loses it");
     }
     drop(erofs);
+    sys::mount::unmount_all(&one.join("fs")).expect("unmounts");
     let (image, away) = (one.join("layer.erofs"), one.join("away"));
     fs::rename(&image, &away).expect("renames");
 
@@ -217,6 +308,7 @@ fn needs_erofs_lost_with_what_is_below() {
 #[test]
 fn needs_erofs_other_owners() {
     let scratch = tempfile::tempdir().expect("scratch");
+    let _unmount = Unmount(scratch.path().to_owned());
     let erofs = open(scratch.path(), &database());
     layer(&erofs, "one", None);
     layer(&erofs, "two", Some("one"));
@@ -233,6 +325,7 @@ fn needs_erofs_other_owners() {
 #[test]
 fn needs_erofs_many_layers() {
     let scratch = tempfile::tempdir().expect("scratch");
+    let _unmount = Unmount(scratch.path().to_owned());
     let erofs = open(scratch.path(), &database());
     let mut parent: Option<Key> = None;
     for number in 0..130 {
