@@ -8,8 +8,10 @@
 //! ```
 //!
 //! Numbers are big-endian. A client numbers its calls with odd stream IDs; a request (type 1) and
-//! the response (type 2) to it share one. Data frames (type 3) belong to streaming calls, which no
-//! shim service has; an end that gets one answers with an error.
+//! the response (type 2) to it share one. Data frames (type 3) belong to streaming calls, which only
+//! the shim serves: the client and the server here answer one with an error. A streaming call is a
+//! request with the flag [`REMOTE_OPEN`](frame::REMOTE_OPEN), data in both directions, and at its
+//! end data with [`REMOTE_CLOSED`](frame::REMOTE_CLOSED), or a response with an error.
 //!
 //! [`frame`] knows the format and does no I/O, so that the shim's event loop and the engine's
 //! tasks share it. Source: containerd/ttrpc, `PROTOCOL.md`.

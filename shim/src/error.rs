@@ -21,6 +21,9 @@ pub(crate) enum Error {
     /// The request makes no sense.
     #[error("{0}: invalid argument")]
     InvalidArgument(String),
+    /// There is no room for more.
+    #[error("{0}: resource exhausted")]
+    ResourceExhausted(String),
     /// The shim does not do this.
     #[error("{0}: not implemented")]
     NotImplemented(String),
@@ -42,6 +45,7 @@ impl Error {
             Self::AlreadyExists(_) => Code::AlreadyExists,
             Self::FailedPrecondition(_) => Code::FailedPrecondition,
             Self::InvalidArgument(_) => Code::InvalidArgument,
+            Self::ResourceExhausted(_) => Code::ResourceExhausted,
             Self::NotImplemented(_) => Code::Unimplemented,
             Self::Unknown(_) => Code::Unknown,
         };

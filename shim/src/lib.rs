@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`args`], `bootstrap`, `bundle`, `runtime`, `socket` | words: command lines, files, names; nothing that waits |
 //! | `poller`, `server`, `publisher`, `reaper`, `stdio` | mechanisms under the loop, one each |
-//! | `shim`, `task`, `sandbox` | what is served: the loop, and the operations as steps between events |
+//! | `shim`, `task`, `sandbox`, `streaming` | what is served: the loop, and the operations as steps between events |
 //! | [`commands`] | `start`, `delete`, `-info`, `-v`, and serving |
 //!
 //! # Invariants
@@ -38,4 +38,5 @@ mod sha256;
 mod shim;
 mod socket;
 mod stdio;
+mod streaming;
 mod task;

@@ -41,6 +41,8 @@ pub(crate) enum Token {
     LoggerReady(u64),
     /// The kernel killed something in a container for want of memory.
     Oom(u64),
+    /// The process's end of a stream is ready.
+    Relay(u64),
 }
 
 /// The number of bits of a token's number; the rest is its kind.
@@ -57,6 +59,7 @@ impl Token {
             Self::CopyTarget(number) => (5, number),
             Self::LoggerReady(number) => (6, number),
             Self::Oom(number) => (7, number),
+            Self::Relay(number) => (8, number),
         };
         kind << NUMBER_BITS | number
     }
@@ -72,6 +75,7 @@ impl Token {
             5 => Self::CopyTarget(number),
             6 => Self::LoggerReady(number),
             7 => Self::Oom(number),
+            8 => Self::Relay(number),
             _ => return None,
         })
     }
@@ -188,6 +192,7 @@ mod tests {
             Token::CopyTarget(2),
             Token::LoggerReady(3),
             Token::Oom(4),
+            Token::Relay(5),
         ];
         for token in tokens {
             assert_eq!(Token::decode(token.encode()), Some(token));

@@ -1,4 +1,4 @@
-//! The ttrpc server: connections, frames in, replies out.
+//! The ttrpc server: connections, frames in, replies and messages of streaming calls out.
 //!
 //! A call is answered whenever its answer is known, in any order: [`Call`] names it, and a reply
 //! to a connection that is gone is dropped. What a caller asked for goes on when it hangs up.
@@ -44,10 +44,32 @@ const READ_LEN: usize = 4096;
 const BUFFER_KEEP_MAX: usize = 16 << 10;
 
 /// A call that waits for its answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Call {
-    connection: u64,
+    /// The number of the connection that it came by.
+    pub connection: u64,
     stream_id: u32,
+}
+
+impl Call {
+    /// The call `stream_id` of a connection.
+    pub(crate) fn new(connection: u64, stream_id: u32) -> Self {
+        Self { connection, stream_id }
+    }
+}
+
+/// What a peer has sent.
+#[derive(Debug)]
+pub(crate) enum Incoming {
+    /// A new call, and the flags of its frame.
+    Request(Request, u8),
+    /// A message of a streaming call.
+    Data {
+        /// The flags of the frame.
+        flags: u8,
+        /// The encoded message.
+        payload: Vec<u8>,
+    },
 }
 
 /// Listens and keeps the connections.
@@ -60,6 +82,8 @@ pub(crate) struct Server {
     reserve: Option<UnixListener>,
     /// When to accept again, while the listener is not watched.
     paused_until: Option<Instant>,
+    /// Connections that have ended, of which nobody was told yet.
+    ended: Vec<u64>,
 }
 
 #[derive(Debug)]
@@ -79,7 +103,13 @@ impl Server {
         listener.set_nonblocking(true)?;
         poller.add(&listener, Token::Listener, Interest::Read)?;
         let reserve = Some(listener.try_clone()?);
-        Ok(Self { listener, connections: BTreeMap::new(), reserve, paused_until: None })
+        Ok(Self {
+            listener,
+            connections: BTreeMap::new(),
+            reserve,
+            paused_until: None,
+            ended: Vec::new(),
+        })
     }
 
     /// Takes the connections that wait. Strangers and those over the limit are closed.
@@ -135,10 +165,10 @@ impl Server {
         }
     }
 
-    /// Goes on with a connection that is ready, and returns the calls that are whole now.
+    /// Goes on with a connection that is ready, and returns what of its messages is whole now.
     ///
     /// A connection that ends, or sends what is not ttrpc, is closed.
-    pub(crate) fn ready(&mut self, number: u64, poller: &Poller) -> Vec<(Call, Request)> {
+    pub(crate) fn ready(&mut self, number: u64, poller: &Poller) -> Vec<(Call, Incoming)> {
         let Some(connection) = self.connections.get_mut(&number) else { return Vec::new() };
         let mut calls = Vec::new();
         let open = connection.flush(number, poller)
@@ -146,9 +176,34 @@ impl Server {
             && connection.take_calls(number, &mut calls)
             && connection.flush(number, poller);
         if !open {
-            self.connections.remove(&number);
+            self.close(number);
         }
         calls
+    }
+
+    fn close(&mut self, number: u64) {
+        self.connections.remove(&number);
+        self.ended.push(number);
+    }
+
+    /// The connections that have ended since this was asked last.
+    pub(crate) fn take_ended(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Sends a message of a streaming call, or flags alone.
+    pub(crate) fn send(&mut self, call: Call, flags: u8, message: &impl Message, poller: &Poller) {
+        let Some(connection) = self.connections.get_mut(&call.connection) else { return };
+        if !connection.push(Kind::Data, call.stream_id, flags, message)
+            || !connection.flush(call.connection, poller)
+        {
+            self.close(call.connection);
+        }
+    }
+
+    /// How many bytes a peer has not taken yet.
+    pub(crate) fn backlog(&self, connection: u64) -> usize {
+        self.connections.get(&connection).map_or(0, |connection| connection.output.len())
     }
 
     /// Answers a call, and closes a connection that cannot take the answer.
@@ -158,9 +213,10 @@ impl Server {
             Ok(payload) => Response { status: None, payload },
             Err(error) => Response { status: Some(error.status()), payload: Vec::new() },
         };
-        if !connection.push(call.stream_id, &response) || !connection.flush(call.connection, poller)
+        if !connection.push(Kind::Response, call.stream_id, 0, &response)
+            || !connection.flush(call.connection, poller)
         {
-            self.connections.remove(&call.connection);
+            self.close(call.connection);
         }
     }
 
@@ -191,7 +247,7 @@ impl Connection {
     }
 
     /// Takes the whole frames out of the input; `false` when it is not ttrpc.
-    fn take_calls(&mut self, number: u64, calls: &mut Vec<(Call, Request)>) -> bool {
+    fn take_calls(&mut self, number: u64, calls: &mut Vec<(Call, Incoming)>) -> bool {
         let input = std::mem::take(&mut self.input);
         let mut used = 0;
         loop {
@@ -200,13 +256,14 @@ impl Connection {
                 Ok(None) => break,
                 Ok(Some((frame, len))) => {
                     used += len;
-                    let call = Call { connection: number, stream_id: frame.stream_id };
-                    match (frame.kind, Request::decode(frame.payload)) {
-                        (Kind::Request, Ok(request)) => calls.push((call, request)),
-                        _ => {
+                    let call = Call::new(number, frame.stream_id);
+                    match incoming(&frame) {
+                        Some(incoming) => calls.push((call, incoming)),
+                        None => {
                             let error = Error::InvalidArgument("not a request".to_owned());
                             let status = Some(error.status());
-                            self.push(frame.stream_id, &Response { status, payload: Vec::new() });
+                            let response = Response { status, payload: Vec::new() };
+                            self.push(Kind::Response, frame.stream_id, 0, &response);
                         }
                     }
                 }
@@ -218,8 +275,8 @@ impl Connection {
         true
     }
 
-    fn push(&mut self, stream_id: u32, response: &Response) -> bool {
-        frame::append(&mut self.output, Kind::Response, stream_id, response).is_ok()
+    fn push(&mut self, kind: Kind, stream_id: u32, flags: u8, message: &impl Message) -> bool {
+        frame::append_with_flags(&mut self.output, kind, stream_id, flags, message).is_ok()
             && self.output.len() <= BACKLOG_LEN_MAX
     }
 
@@ -240,6 +297,18 @@ impl Connection {
         }
         let interest = if self.output.is_empty() { Interest::Read } else { Interest::ReadWrite };
         poller.modify(&self.stream, Token::Connection(number), interest).is_ok()
+    }
+}
+
+/// What a frame says, if a client may say it.
+fn incoming(frame: &Frame<'_>) -> Option<Incoming> {
+    match frame.kind {
+        Kind::Request => {
+            let request = Request::decode(frame.payload).ok()?;
+            Some(Incoming::Request(request, frame.flags))
+        }
+        Kind::Data => Some(Incoming::Data { flags: frame.flags, payload: frame.payload.to_vec() }),
+        Kind::Response => None,
     }
 }
 

@@ -23,8 +23,9 @@ use crate::{
     publisher::Publisher,
     reaper::Reaper,
     sandbox,
-    server::{Call, Server},
+    server::{Call, Incoming, Server},
     stdio::Copies,
+    streaming,
     task::{Container, Job, LoggerWait, Watched},
 };
 
@@ -131,8 +132,10 @@ impl Shim {
             }
             for token in tokens {
                 self.ready(token);
+                self.tend_streams();
             }
             self.expire(Instant::now());
+            self.tend_streams();
         }
         Ok(())
     }
@@ -167,8 +170,13 @@ impl Shim {
             Token::Signals => self.take_signals(),
             Token::Listener => self.server.accept(&mut self.poller),
             Token::Connection(number) => {
-                for (call, request) in self.server.ready(number, &self.poller) {
-                    self.call(call, &request);
+                for (call, incoming) in self.server.ready(number, &self.poller) {
+                    match incoming {
+                        Incoming::Request(request, flags) => self.call(call, &request, flags),
+                        Incoming::Data { flags, payload } => {
+                            self.copies.relays.message(call, flags, &payload, &self.poller);
+                        }
+                    }
                 }
             }
             Token::Publisher => self.publisher.ready(&self.poller),
@@ -179,6 +187,7 @@ impl Shim {
             }
             Token::LoggerReady(number) => self.logger_ready(number),
             Token::Oom(number) => self.oom(number),
+            Token::Relay(number) => self.copies.relays.ready(number, &self.poller),
         }
     }
 
@@ -227,13 +236,14 @@ impl Shim {
         self.recheck_ooms(now);
     }
 
-    fn call(&mut self, call: Call, request: &Request) {
+    fn call(&mut self, call: Call, request: &Request, flags: u8) {
         let Request { service, method, payload, .. } = request;
         let result = match service.as_str() {
             "containerd.task.v2.Task" | "containerd.task.v3.Task" => {
                 self.task_call(call, method, payload)
             }
             sandbox::SERVICE => self.sandbox_call(call, method, payload),
+            streaming::SERVICE => self.streaming_call(call, method, flags),
             _ => Err(Error::NotImplemented(format!("service {service}"))),
         };
         match result {

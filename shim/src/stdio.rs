@@ -7,6 +7,8 @@
 //!  client <─fifos─> shim <─master─> terminal of the process
 //! ```
 //!
+//! In place of a fifo there may be a stream, which the client opens at the shim's own socket.
+//!
 //! The shim keeps each fifo of the client open for reading and writing, so that a client can go
 //! and come back (`attach`): without a reader the process blocks when the fifo is full, and
 //! without a writer it does not see the end of its input. The end comes with `CloseIO`, which
@@ -18,14 +20,16 @@
 mod console;
 mod copy;
 mod logger;
+mod relay;
+mod sink;
 mod uri;
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::{FileTypeExt, OpenOptionsExt},
+        unix::fs::OpenOptionsExt,
     },
     path::{Path, PathBuf},
     time::Duration,
@@ -38,7 +42,10 @@ use crate::poller::{Interest, Poller, Token};
 pub(crate) use console::{ConsoleSocket, resize};
 pub(crate) use copy::{Copies, Method};
 pub(crate) use logger::Logger;
+pub(crate) use relay::Outgoing;
 pub(crate) use uri::Uri;
+
+use sink::{Sink, at, is_fifo};
 
 /// How long output may go on after the exit when someone waits for its end.
 pub(crate) const DRAIN_MAX: Duration = Duration::from_secs(10);
@@ -65,8 +72,8 @@ pub(crate) struct Owner<'a> {
     pub namespace: &'a str,
     /// The user and group that the pipes belong to.
     pub ids: (u32, u32),
-    /// Where sockets go.
-    pub socket_directory: &'a Path,
+    /// Where the shim listens; other sockets go beside it.
+    pub socket: &'a Path,
 }
 
 /// What a runtime gets as its standard streams, for the process that it starts.
@@ -98,11 +105,19 @@ pub(crate) struct Io {
 /// Input that waits for its process to run.
 #[derive(Debug)]
 struct Unopened {
-    fifo: PathBuf,
+    source: Source,
     target: OwnedFd,
     method: Method,
     /// Whether the client has said already that there will be no more.
     closed: bool,
+}
+
+/// Where input comes from.
+#[derive(Debug)]
+enum Source {
+    Fifo(PathBuf),
+    /// A stream that is kept for the process, by its number.
+    Stream(u64),
 }
 
 /// Streams that are ready for a runtime to start.
@@ -117,9 +132,11 @@ pub(crate) struct Prepared {
     /// A logging program that is to say that it is ready first.
     pub logger: Option<(u64, Logger)>,
     /// Where the terminal's output goes, for when the terminal is there.
-    console_target: Option<OwnedFd>,
-    /// Copies of output, for when the process is there: from where, to where, and how.
-    held: Vec<(OwnedFd, OwnedFd, Method)>,
+    console_target: Option<Sink>,
+    /// Where a terminal's input comes from.
+    console_source: Option<Source>,
+    /// Copies of output, for when the process is there: from where and to where.
+    held: Vec<(OwnedFd, Sink)>,
 }
 
 /// Opens what `streams` asks for, and starts logging programs.
@@ -134,7 +151,7 @@ pub(crate) fn prepare(
     poller: &mut Poller,
 ) -> io::Result<Prepared> {
     let mut prepared = Prepared::default();
-    match prepare_into(&mut prepared, streams, owner, poller) {
+    match prepare_into(&mut prepared, streams, owner, (&mut *copies, &mut *poller)) {
         Ok(()) => Ok(prepared),
         Err(error) => {
             prepared.io.close(copies, poller);
@@ -147,12 +164,14 @@ fn prepare_into(
     prepared: &mut Prepared,
     streams: &Streams,
     owner: Owner<'_>,
-    poller: &mut Poller,
+    (copies, poller): (&mut Copies, &mut Poller),
 ) -> io::Result<()> {
     let stdout = Uri::parse(&streams.stdout).map_err(io::Error::other)?;
     if streams.terminal {
-        prepared.console = Some(ConsoleSocket::new(owner.socket_directory, poller.number())?);
+        let directory = owner.socket.parent().unwrap_or(owner.socket);
+        prepared.console = Some(ConsoleSocket::new(directory, poller.number())?);
     }
+    let stdin = Uri::parse(&streams.stdin).map_err(io::Error::other)?;
     if let Uri::Binary { program, arguments, must_report } = &stdout {
         let program = (program.as_path(), arguments.as_slice(), *must_report);
         let started = logger::start(program, owner.id, owner.namespace);
@@ -162,7 +181,8 @@ fn prepare_into(
         poller.add(&logger.ready, Token::LoggerReady(number), Interest::Read)?;
         prepared.logger = Some((number, logger));
         if streams.terminal {
-            prepared.console_target = Some(stdout);
+            prepared.console_target = Some(Sink::Fd(stdout, Method::Buffer(Vec::new())));
+            prepared.console_source = prepared.io.source(&stdin, owner, copies, poller)?;
         } else {
             prepared.child.stdout = Some(stdout);
             prepared.child.stderr = Some(stderr);
@@ -170,27 +190,31 @@ fn prepare_into(
         return Ok(());
     }
     if streams.terminal {
-        prepared.console_target = open_output(&stdout)?;
+        prepared.console_target = prepared.io.sink(&stdout, true, owner, copies, poller)?;
+        prepared.console_source = prepared.io.source(&stdin, owner, copies, poller)?;
         return Ok(());
     }
-    prepare_outputs(prepared, &stdout, &streams.stderr, owner)?;
-    prepared.child.stdin = prepared.io.prepare_input(&streams.stdin, owner.ids)?;
+    prepare_outputs(prepared, (&stdout, &streams.stderr), owner, copies, poller)?;
+    let source = prepared.io.source(&stdin, owner, copies, poller)?;
+    prepared.child.stdin = prepared.io.prepare_input(source, owner.ids)?;
     Ok(())
 }
 
 fn prepare_outputs(
     prepared: &mut Prepared,
-    stdout: &Uri,
-    stderr: &str,
+    (stdout, stderr): (&Uri, &str),
     owner: Owner<'_>,
+    copies: &mut Copies,
+    poller: &mut Poller,
 ) -> io::Result<()> {
-    let out = open_output(stdout)?;
-    let err = match (Uri::parse(stderr).map_err(io::Error::other)?, &out) {
-        // One description for both, so that they share an offset.
-        (stderr, Some(out)) if stderr == *stdout => Some(out.try_clone()?),
-        // As under containerd's shim, a file takes both.
-        (Uri::Path(_), Some(out)) if matches!(stdout, Uri::File(_)) => Some(out.try_clone()?),
-        (stderr, _) => open_output(&stderr)?,
+    let stderr = Uri::parse(stderr).map_err(io::Error::other)?;
+    // As under containerd's shim, a file takes both.
+    let is_shared = stderr == *stdout || matches!((&stderr, stdout), (Uri::Path(_), Uri::File(_)));
+    let io = &mut prepared.io;
+    let out = io.sink(stdout, false, owner, copies, poller)?;
+    let err = match &out {
+        Some(out) if is_shared => out.share()?,
+        _ => io.sink(&stderr, false, owner, copies, poller)?,
     };
     let child = &mut prepared.child;
     for (target, child) in [(out, &mut child.stdout), (err, &mut child.stderr)] {
@@ -198,9 +222,11 @@ fn prepare_outputs(
         let (source, end) = io::pipe()?;
         give(&end, owner.ids)?;
         rustix::io::ioctl_fionbio(&source, true)?;
-        let method = method_for(&target)?;
-        prepared.held.push((source.into(), target, method));
+        prepared.held.push((source.into(), target));
         *child = Some(end.into());
+    }
+    if let (true, None, Some(out)) = (is_shared, &child.stderr, &child.stdout) {
+        child.stderr = Some(out.try_clone()?);
     }
     Ok(())
 }
@@ -215,26 +241,21 @@ impl Prepared {
     /// # Errors
     ///
     /// No terminal has come, or a fifo cannot be opened.
-    pub(crate) fn attach(
-        &mut self,
-        stdin: &str,
-        copies: &mut Copies,
-        poller: &mut Poller,
-    ) -> io::Result<()> {
-        for (source, target, method) in self.held.drain(..) {
-            self.io.outputs.push(copies.start(source, target, method, poller)?);
+    pub(crate) fn attach(&mut self, copies: &mut Copies, poller: &mut Poller) -> io::Result<()> {
+        for (source, sink) in self.held.drain(..) {
+            let output = sink.start(source, copies, poller)?;
+            self.io.note_output(output);
         }
         let Some(socket) = self.console.take() else { return Ok(()) };
         let master = socket.receive()?;
-        if let Uri::Path(fifo) = Uri::parse(stdin).map_err(io::Error::other)? {
+        if let Some(source) = self.console_source.take() {
             let target = master.try_clone()?;
             let method = Method::Buffer(Vec::new());
-            self.io.unopened = Some(Unopened { fifo, target, method, closed: false });
+            self.io.unopened = Some(Unopened { source, target, method, closed: false });
         }
-        if let Some(target) = self.console_target.take() {
-            let source = master.try_clone()?;
-            let output = copies.start(source, target, Method::Buffer(Vec::new()), poller)?;
-            self.io.outputs.push(output);
+        if let Some(sink) = self.console_target.take() {
+            let output = sink.start(master.try_clone()?, copies, poller)?;
+            self.io.note_output(output);
             self.io.console_output = Some(output);
         }
         self.io.console = Some(master);
@@ -243,18 +264,64 @@ impl Prepared {
 }
 
 impl Io {
+    /// Opens where output goes. What is kept for the process is the [`Io`]'s to give up.
+    fn sink(
+        &mut self,
+        uri: &Uri,
+        terminal: bool,
+        owner: Owner<'_>,
+        copies: &mut Copies,
+        poller: &mut Poller,
+    ) -> io::Result<Option<Sink>> {
+        let sink = sink::open(uri, terminal, owner, copies, poller)?;
+        if let Some(Sink::Stream(number)) = &sink {
+            self.note_output(*number);
+        }
+        Ok(sink)
+    }
+
+    fn note_output(&mut self, number: u64) {
+        if !self.outputs.contains(&number) {
+            self.outputs.push(number);
+        }
+    }
+
+    /// Finds where input comes from. What is kept for the process is the [`Io`]'s to give up.
+    fn source(
+        &mut self,
+        uri: &Uri,
+        owner: Owner<'_>,
+        copies: &mut Copies,
+        poller: &mut Poller,
+    ) -> io::Result<Option<Source>> {
+        match uri {
+            Uri::Path(fifo) => Ok(Some(Source::Fifo(fifo.clone()))),
+            Uri::Stream { socket, id } => {
+                let number = sink::reserve((socket, id), owner, copies, poller)?;
+                self.input = Some(number);
+                Ok(Some(Source::Stream(number)))
+            }
+            Uri::Null | Uri::File(_) | Uri::Binary { .. } => Ok(None),
+        }
+    }
+
     /// Makes what a process without a terminal gets as its input.
-    fn prepare_input(&mut self, stdin: &str, ids: (u32, u32)) -> io::Result<Option<OwnedFd>> {
-        let Uri::Path(fifo) = Uri::parse(stdin).map_err(io::Error::other)? else {
-            return Ok(None);
-        };
-        if !is_fifo(&fifo)? {
-            return Ok(Some(File::open(&fifo).map_err(at("open", &fifo))?.into()));
+    fn prepare_input(
+        &mut self,
+        source: Option<Source>,
+        ids: (u32, u32),
+    ) -> io::Result<Option<OwnedFd>> {
+        let Some(source) = source else { return Ok(None) };
+        if let Source::Fifo(path) = &source
+            && !is_fifo(path)?
+        {
+            return Ok(Some(File::open(path).map_err(at("open", path))?.into()));
         }
         let (end, target) = io::pipe()?;
         give(&end, ids)?;
+        rustix::io::ioctl_fionbio(&target, true)?;
         let target = target.into();
-        self.unopened = Some(Unopened { fifo, target, method: Method::Splice, closed: false });
+        self.unopened = Some(Unopened { source, target, method: Method::Splice, closed: false });
         Ok(Some(end.into()))
     }
 
@@ -271,8 +338,15 @@ impl Io {
         copies: &mut Copies,
         poller: &mut Poller,
     ) -> io::Result<()> {
-        let Some(Unopened { fifo, target, method, closed }) = self.unopened.take() else {
+        let Some(Unopened { source, target, method, closed }) = self.unopened.take() else {
             return Ok(());
+        };
+        let fifo = match source {
+            Source::Fifo(fifo) => fifo,
+            Source::Stream(number) => {
+                copies.relays.start_input(number, target, poller);
+                return Ok(());
+            }
         };
         let open = |options: &mut OpenOptions| -> io::Result<OwnedFd> {
             let opened = options.custom_flags(libc::O_NONBLOCK).open(&fifo);
@@ -286,12 +360,14 @@ impl Io {
         Ok(())
     }
 
-    /// Ends the input once the client has closed it too.
-    pub(crate) fn close_stdin(&mut self) {
+    /// Ends the input once the client has closed it too. What input is left is perhaps a stream,
+    /// which is to be closed as well.
+    pub(crate) fn close_stdin(&mut self) -> Option<u64> {
         self.stdin_keeper = None;
         if let Some(unopened) = &mut self.unopened {
             unopened.closed = true;
         }
+        self.input
     }
 
     /// Sets the size of the terminal, where there is one.
@@ -350,59 +426,6 @@ impl Io {
     }
 }
 
-/// A stream cannot be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("{operation} {path:?}")]
-struct OpenError {
-    operation: &'static str,
-    path: PathBuf,
-    source: io::Error,
-}
-
-/// Says which file an error is about.
-fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> io::Error {
-    let path = path.to_owned();
-    move |source| io::Error::other(OpenError { operation, path: path.clone(), source })
-}
-
-/// Opens where output goes. A fifo is opened for reading too, so that it needs no reader.
-fn open_output(uri: &Uri) -> io::Result<Option<OwnedFd>> {
-    let mut options = OpenOptions::new();
-    let path = match uri {
-        Uri::Null => return Ok(None),
-        Uri::Path(path) if is_fifo(path)? => {
-            options.read(true).write(true).custom_flags(libc::O_NONBLOCK);
-            path
-        }
-        Uri::Path(path) => {
-            options.append(true);
-            path
-        }
-        Uri::File(path) => {
-            if let Some(directory) = path.parent() {
-                fs::create_dir_all(directory).map_err(at("make", directory))?;
-            }
-            options.append(true).create(true).mode(0o644);
-            path
-        }
-        Uri::Binary { .. } => {
-            return Err(io::Error::other("a logging program takes stdout and stderr"));
-        }
-    };
-    Ok(Some(options.open(path).map_err(at("open", path))?.into()))
-}
-
-fn is_fifo(path: &Path) -> io::Result<bool> {
-    Ok(fs::metadata(path).map_err(at("open", path))?.file_type().is_fifo())
-}
-
-/// Splices where it can.
-fn method_for(target: &impl AsFd) -> io::Result<Method> {
-    let mode = rustix::fs::fstat(target)?.st_mode;
-    let is_pipe = rustix::fs::FileType::from_raw_mode(mode) == rustix::fs::FileType::Fifo;
-    Ok(if is_pipe { Method::Splice } else { Method::Buffer(Vec::new()) })
-}
-
 /// Makes a pipe belong to the user that the container's process runs as.
 fn give(end: impl AsFd, (uid, gid): (u32, u32)) -> io::Result<()> {
     if (uid, gid) == (0, 0) {
@@ -414,12 +437,12 @@ fn give(end: impl AsFd, (uid, gid): (u32, u32)) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
+    use std::{fs, io::Write};
 
     use super::*;
 
     fn owner(directory: &Path) -> Owner<'_> {
-        Owner { id: "c", namespace: "ns", ids: (0, 0), socket_directory: directory }
+        Owner { id: "c", namespace: "ns", ids: (0, 0), socket: directory }
     }
 
     #[test]
@@ -440,7 +463,7 @@ mod tests {
             let stream = stream.as_ref().expect("a pipe").try_clone().expect("dup");
             File::from(stream).write_all(text.as_bytes()).expect("write");
         }
-        prepared.attach("", &mut copies, &mut poller).expect("attach");
+        prepared.attach(&mut copies, &mut poller).expect("attach");
         prepared.child = ChildStreams::default();
         while !prepared.io.is_drained(&copies) {
             for token in poller.wait(Some(Duration::from_secs(5))).expect("epoll") {

@@ -12,6 +12,8 @@ mod hostile;
 mod output;
 #[path = "task/sandbox.rs"]
 mod sandbox;
+#[path = "task/streams.rs"]
+mod streams;
 
 use std::{fs, io::Write, os::unix::fs::PermissionsExt, path::Path, time::Instant};
 

@@ -9,6 +9,15 @@ pub const HEADER_LEN: usize = 10;
 /// `messageLengthMax`).
 pub const PAYLOAD_LEN_MAX: usize = 4 << 20;
 
+/// The flag of a streaming call's request or data: its sender sends no more.
+pub const REMOTE_CLOSED: u8 = 1;
+
+/// The flag of a streaming call's request: data of the caller's follows.
+pub const REMOTE_OPEN: u8 = 2;
+
+/// The flag of data that is no message, only a carrier of flags.
+pub const NO_DATA: u8 = 4;
+
 /// What a frame carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -86,6 +95,21 @@ pub fn append(
     stream_id: u32,
     message: &impl Message,
 ) -> Result<(), FrameError> {
+    append_with_flags(buffer, kind, stream_id, 0, message)
+}
+
+/// Appends a frame of a streaming call, as [`append`] does, with `flags` in its header.
+///
+/// # Errors
+///
+/// As of [`append`].
+pub fn append_with_flags(
+    buffer: &mut Vec<u8>,
+    kind: Kind,
+    stream_id: u32,
+    flags: u8,
+    message: &impl Message,
+) -> Result<(), FrameError> {
     let len = message.encoded_len();
     if len > PAYLOAD_LEN_MAX {
         return Err(FrameError::TooLong { len });
@@ -93,7 +117,7 @@ pub fn append(
     buffer.reserve(HEADER_LEN + len);
     buffer.extend_from_slice(&(len as u32).to_be_bytes());
     buffer.extend_from_slice(&stream_id.to_be_bytes());
-    buffer.extend_from_slice(&[kind.to_wire(), 0]);
+    buffer.extend_from_slice(&[kind.to_wire(), flags]);
     message.encode_raw(buffer);
     Ok(())
 }

@@ -34,6 +34,7 @@ use rustix::{
     pipe::{SpliceFlags, splice},
 };
 
+use super::relay::Relays;
 use crate::poller::{Interest, Poller, Token};
 
 /// The most that is moved at a time, in bytes: what a pipe holds by default.
@@ -54,9 +55,11 @@ pub(crate) enum Method {
     Buffer(Vec<u8>),
 }
 
-/// The copies of a shim.
+/// The copies of a shim, and its streams. A number is of one or the other.
 #[derive(Debug, Default)]
 pub(crate) struct Copies {
+    /// The streams.
+    pub relays: Relays,
     running: BTreeMap<u64, Copy>,
 }
 
@@ -124,24 +127,30 @@ impl Copies {
         false
     }
 
-    /// Lets a copy end when its source is empty for the first time; `true` when that is now.
+    /// Lets a copy or stream end when its source is empty for the first time; `true` when that is
+    /// now, and it is a copy.
     pub(crate) fn finish(&mut self, number: u64, poller: &Poller) -> bool {
-        let Some(copy) = self.running.get_mut(&number) else { return false };
+        let Some(copy) = self.running.get_mut(&number) else {
+            self.relays.finish(number, poller);
+            return false;
+        };
         copy.last = true;
         self.ready(number, poller)
     }
 
-    /// Ends a copy, whatever is left to copy; `true` when it was running.
+    /// Ends a copy or stream, whatever is left to copy; `true` when it was there.
     pub(crate) fn stop(&mut self, number: u64, poller: &Poller) -> bool {
-        let Some(copy) = self.running.remove(&number) else { return false };
+        let Some(copy) = self.running.remove(&number) else {
+            return self.relays.stop(number, poller);
+        };
         // A duplicate elsewhere would keep the registration alive.
         poller.remove(copy.end(copy.waits_for));
         true
     }
 
-    /// Whether the copy has not ended yet.
+    /// Whether the copy has not ended yet, or the stream has a client that output can reach.
     pub(crate) fn is_running(&self, number: u64) -> bool {
-        self.running.contains_key(&number)
+        self.running.contains_key(&number) || self.relays.is_running(number)
     }
 }
 
@@ -212,7 +221,7 @@ fn move_buffered(source: &OwnedFd, target: &OwnedFd, buffer: &mut Vec<u8>) -> Mo
 }
 
 /// Tells an empty source from a full target, which `splice` reports alike.
-fn is_readable(fd: &OwnedFd) -> bool {
+pub(super) fn is_readable(fd: &OwnedFd) -> bool {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut fds = [PollFd::new(fd, PollFlags::IN)];
     poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)

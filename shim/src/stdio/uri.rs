@@ -7,8 +7,9 @@
 //! | `file:///path` | a file, made if needed, appended to |
 //! | `binary:///program?name=value` | a program that gets stdout and stderr as descriptors 3 and 4 |
 //! | `binary-v2:///program?...` | the same, and it must say that it is ready |
+//! | `ttrpc+unix:///socket?streaming_id=x` | the stream `x`, which a client opens at the shim |
 //!
-//! Source: containerd `core/runtime/v2/README.md` ("Logging"), `pkg/cio`.
+//! Sources: containerd `core/runtime/v2/README.md` ("Logging"), `pkg/cio`, `internal/cri/io`.
 
 use std::path::PathBuf;
 
@@ -30,14 +31,24 @@ pub(crate) enum Uri {
         /// Whether the program must write a byte when it is ready, not just close descriptor 5.
         must_report: bool,
     },
+    /// A stream of ttrpc.
+    Stream {
+        /// The socket of the shim.
+        socket: PathBuf,
+        /// The ID under which a client opens the stream.
+        id: String,
+    },
 }
+
+/// How long the ID of a stream may be, in bytes.
+pub(crate) const STREAM_ID_LEN_MAX: usize = 512;
 
 impl Uri {
     /// Reads a stream's text.
     ///
     /// # Errors
     ///
-    /// The scheme is unknown, or an escape is broken.
+    /// The scheme is unknown, an escape is broken, or a stream has no ID that may be.
     pub(crate) fn parse(text: &str) -> Result<Self, UriError> {
         if text.is_empty() {
             return Ok(Self::Null);
@@ -55,6 +66,7 @@ impl Uri {
                 arguments: arguments(query)?,
                 must_report: scheme == "binary-v2",
             },
+            "ttrpc+unix" => Self::Stream { socket: path, id: stream_id(query)? },
             _ => return Err(UriError::Scheme { scheme: scheme.to_owned() }),
         })
     }
@@ -68,6 +80,15 @@ fn arguments(query: &str) -> Result<Vec<String>, UriError> {
         arguments.push(unescape(value, true)?);
     }
     Ok(arguments)
+}
+
+fn stream_id(query: &str) -> Result<String, UriError> {
+    let ids = query.split('&').find_map(|pair| pair.strip_prefix("streaming_id="));
+    let id = unescape(ids.unwrap_or_default(), true)?;
+    if id.is_empty() || id.len() > STREAM_ID_LEN_MAX {
+        return Err(UriError::StreamId { len: id.len() });
+    }
+    Ok(id)
 }
 
 /// Replaces `%41` and, in a query, `+`.
@@ -99,6 +120,9 @@ pub(crate) enum UriError {
     /// A `%` without two hex digits, or bytes that are not UTF-8.
     #[error("broken escape in {text:?}")]
     Escape { text: String },
+    /// The ID of a stream is missing, or has too many bytes.
+    #[error("streaming_id of {len} bytes, not 1 to {STREAM_ID_LEN_MAX}")]
+    StreamId { len: usize },
 }
 
 #[cfg(test)]
@@ -107,6 +131,8 @@ mod tests {
 
     #[test]
     fn parse() {
+        let long = format!("ttrpc+unix:///s?streaming_id={}", "a".repeat(STREAM_ID_LEN_MAX + 1));
+        let stream = |id: &str| Ok(Uri::Stream { socket: "/run/s".into(), id: id.to_owned() });
         let cases = [
             ("empty", "", Ok(Uri::Null)),
             ("path", "/run/f", Ok(Uri::Path("/run/f".into()))),
@@ -129,6 +155,24 @@ mod tests {
                     arguments: Vec::new(),
                     must_report: true,
                 }),
+            ),
+            ("stream", "ttrpc+unix:///run/s?streaming_id=c1-stdin", stream("c1-stdin")),
+            ("stream, more to it", "ttrpc+unix:///run/s?x=y&streaming_id=a%2Fb+c", stream("a/b c")),
+            ("stream without ID", "ttrpc+unix:///run/s", Err(UriError::StreamId { len: 0 })),
+            (
+                "stream with an empty ID",
+                "ttrpc+unix:///run/s?streaming_id=",
+                Err(UriError::StreamId { len: 0 }),
+            ),
+            (
+                "stream with a long ID",
+                long.as_str(),
+                Err(UriError::StreamId { len: STREAM_ID_LEN_MAX + 1 }),
+            ),
+            (
+                "stream of gRPC",
+                "grpc+unix:///run/s?streaming_id=x",
+                Err(UriError::Scheme { scheme: "grpc+unix".to_owned() }),
             ),
             ("unknown", "http://x", Err(UriError::Scheme { scheme: "http".to_owned() })),
             ("broken escape", "file:///%4", Err(UriError::Escape { text: "/%4".to_owned() })),

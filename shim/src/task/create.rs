@@ -145,7 +145,7 @@ impl Shim {
             id: &request.id,
             namespace: &self.config.namespace,
             ids: (creation.options.io_uid, creation.options.io_gid),
-            socket_directory: self.config.socket.parent().unwrap_or(self.config.socket.as_path()),
+            socket: &self.config.socket,
         };
         creation.prepared = stdio::prepare(&streams, owner, &mut self.copies, &mut self.poller)?;
         Ok(())
@@ -268,9 +268,9 @@ impl Shim {
     }
 
     fn attach(&mut self, creation: &mut Creation) -> Result<Pid, Error> {
-        let Creation { prepared, request, .. } = creation;
+        let prepared = &mut creation.prepared;
         prepared
-            .attach(&request.stdin, &mut self.copies, &mut self.poller)
+            .attach(&mut self.copies, &mut self.poller)
             .map_err(|error| Error::unknown("failed to retrieve console master", &error))?;
         let pid = creation.bundle.read_pid(None);
         pid.map_err(|error| Error::unknown("failed to retrieve OCI runtime container pid", &error))

@@ -62,7 +62,9 @@ impl Shim {
     /// Serves `CloseIO`.
     pub(crate) fn close_io(&mut self, request: &api::CloseIoRequest) -> Result<(), Error> {
         let process = self.container_mut(&request.id)?.process_mut(&request.exec_id)?;
-        process.io.close_stdin();
+        if let Some(stream) = process.io.close_stdin() {
+            self.copies.relays.close_input(stream, &self.poller);
+        }
         Ok(())
     }
 

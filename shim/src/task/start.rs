@@ -150,10 +150,9 @@ impl Shim {
         let Some(container) = self.containers.get_mut(id) else {
             return self.reaper.release();
         };
-        let stdin = container.init.streams.stdin.clone();
         let attached = attached.and_then(|()| {
             prepared
-                .attach(&stdin, &mut self.copies, &mut self.poller)
+                .attach(&mut self.copies, &mut self.poller)
                 .map_err(|error| Error::unknown("failed to retrieve console master", &error))?;
             container.bundle.read_pid(None).map_err(|error| {
                 Error::unknown("failed to retrieve OCI runtime container pid", &error)
@@ -245,7 +244,7 @@ impl Shim {
             id: &request.exec_id,
             ids: (options.io_uid, options.io_gid),
             namespace: &self.config.namespace,
-            socket_directory: self.config.socket.parent().unwrap_or(&self.config.socket),
+            socket: &self.config.socket,
         };
         let prepared = stdio::prepare(&streams, owner, &mut self.copies, &mut self.poller);
         let (id, exec) = (request.id.clone(), request.exec_id.clone());
@@ -381,7 +380,7 @@ impl Shim {
             .map_err(|error| Error::unknown("failed to retrieve OCI runtime exec pid", &error))?;
         let process = container.process_mut(exec)?;
         prepared
-            .attach(&process.streams.stdin, &mut self.copies, &mut self.poller)
+            .attach(&mut self.copies, &mut self.poller)
             .map_err(|error| Error::unknown("failed to retrieve console master", &error))?;
         prepared
             .io
