@@ -2,6 +2,8 @@
 
 #[path = "runtime/fake.rs"]
 mod fake;
+#[path = "runtime/lost.rs"]
+mod lost;
 #[path = "runtime/restart.rs"]
 mod restart;
 #[path = "runtime/rubbish.rs"]
@@ -9,8 +11,6 @@ mod rubbish;
 
 use std::{
     fs,
-    os::{fd::OwnedFd, unix::net::UnixStream},
-    path::Path,
     time::{Duration, Instant},
 };
 
@@ -24,7 +24,6 @@ use proto::{
         events::{TaskDelete, TaskExit},
         task::v3,
         types::Envelope,
-        v1::types::Status,
     },
 };
 
@@ -629,69 +628,4 @@ async fn a_shim_may_hand_on_its_last_events() {
     assert!(by_itself, "it was killed while it may have told of the end");
     stage.assert_nothing_left();
     runtime.close().await;
-}
-
-/// A socket at `path` that has no room for another client, and the client that has the room.
-fn full_socket(path: &Path) -> (OwnedFd, UnixStream) {
-    let (family, kind) = (rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM);
-    let listener = rustix::net::socket(family, kind, None).expect("a socket");
-    let address = rustix::net::SocketAddrUnix::new(path).expect("short");
-    rustix::net::bind(&listener, &address).expect("bound");
-    rustix::net::listen(&listener, 0).expect("listens");
-    (listener, UnixStream::connect(path).expect("fits"))
-}
-
-/// What is said of a socket without room is said of a lack of descriptors too.
-#[tokio::test]
-async fn a_shim_that_cannot_be_reached_again_is_not_taken_for_dead() {
-    let stage = Stage::new();
-    let runtime = stage.runtime();
-    let shim = stage.shim("c1", Manner::Good);
-    runtime.create(&stage.namespace, stage.request("c1")).await.expect("made");
-    let task = runtime.task(&stage.namespace, "c1").expect("is there");
-    let path = stage.folder().join("c1.sock");
-    let away = stage.folder().join("away.sock");
-    fs::rename(&path, &away).expect("renamed");
-    let full = full_socket(&path);
-    shim.behave(Manner::Garbage);
-    task.state("").await.expect_err("nonsense, after which the connection is given up");
-    shim.behave(Manner::Good);
-    let is = async |status: Status| {
-        while task.state_or_last().await.is_none_or(|state| state.status() != status) {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    soon("no state", is(Status::Unknown)).await;
-    drop(full);
-    fs::rename(&away, &path).expect("renamed");
-    soon("the state", is(Status::Running)).await;
-    assert_eq!(stage.calls(), ["start c1"], "nothing was cleaned up");
-    assert!(!shim.is_dead());
-    shim.exit(0);
-    soon("delete", task.delete()).await.expect("ended");
-    stage.assert_nothing_left();
-    runtime.close().await;
-}
-
-#[tokio::test]
-async fn a_shim_that_cannot_be_reached_is_not_taken_for_dead() {
-    let stage = Stage::new();
-    let runtime = stage.runtime();
-    let shim = stage.shim("c1", Manner::Good);
-    runtime.create(&stage.namespace, stage.request("c1")).await.expect("made");
-    runtime.close().await;
-    drop(runtime);
-    // From here on the shim's address is that of a socket with no room.
-    let folder = tempfile::tempdir().expect("a temporary directory");
-    let path = folder.path().join("full.sock");
-    let _full = full_socket(&path);
-    let text = format!("unix://{}", path.display());
-    fs::write(stage.bundle("c1").join("bootstrap.json"), text).expect("written");
-
-    let runtime = stage.runtime();
-    tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!(stage.calls(), ["start c1"]);
-    assert!(stage.bundle("c1").exists());
-    soon("close", runtime.close()).await;
-    drop(shim);
 }

@@ -17,9 +17,9 @@
 //! |                     | dead                                                                  |
 //! | shim is suspect     | asks it whether it is there; if not, it is in quarantine, and asked   |
 //! |                     | again; nothing is killed on a suspicion                               |
-//! | SIGKILL for init of | kills the shim, which then counts as dead                             |
+//! | SIGKILL for init of | kills the shim, which then counts as dead; see [`reaching`]           |
 //! | one in quarantine   |                                                                       |
-//! | no way to a shim    | the same, and tries again: descriptors or room for it may be short    |
+//! | no way to a shim    | tries again: descriptors or room for it may be short; see there       |
 //! | daemon stops        | leaves everything as it is                                            |
 //!
 //! A delete is answered when the shim has exited: a shim's socket is named after the container, and a
@@ -27,6 +27,7 @@
 //! processes or room is removed later, by the actor, which stays until then.
 
 mod cleaning;
+mod reaching;
 
 use std::{
     fs::DirBuilder,
@@ -58,13 +59,13 @@ use super::{
     bundle::Bundle,
     context::Context,
     health::probe,
-    held::{Held, REACH_PAUSE, Reached, reach_again},
+    held::{Held, Reached},
     launch::Launch,
     log::ShimLog,
     process::Process,
     sandbox::Membership,
     shim::{Call, Shim},
-    task::{Exit, Phase, Task},
+    task::{Exit, Lost, Phase, Task},
     told::Mark,
 };
 use crate::{
@@ -215,6 +216,7 @@ impl Actor {
         let held = Held { shim, process, _log: log };
         match created {
             Ok(answer) => {
+                self.task.note_init(answer.pid);
                 self.task.note(v3::StateResponse {
                     id: call.id,
                     pid: answer.pid,
@@ -307,14 +309,15 @@ impl Actor {
                     return None;
                 }
                 Err(error) => {
-                    // Others need not wait for this one.
-                    *place = None;
                     self.report("look for the shim", &error);
+                    // Others need not wait for this one.
+                    if place.take().is_some() {
+                        self.task.enter(Phase::Lost(Lost::now(None)));
+                    }
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(REACH_PAUSE) => {}
-                () = self.context.stop.cancelled() => return None,
+            if !self.pause_lost().await {
+                return None;
             }
         }
     }
@@ -323,32 +326,37 @@ impl Actor {
         self.context.recall(&self.task, &self.bundle).await;
         let bootstrap = self.find_bootstrap(&mut place).await?;
         let log = ShimLog::open(&self.bundle, self.task.id());
-        let shim = loop {
-            match Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await {
-                Ok(shim) => break shim,
-                Err(error) if error.is_unreachable_for_now() => {
-                    // Others need not wait for this one.
-                    place = None;
-                    self.report("reach the shim", &error);
-                }
-                Err(_) => {
-                    let exit = self.bury(None).await;
-                    self.leave(Some(exit)).await;
-                    return None;
-                }
+        let mut process = None;
+        let connected = Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await;
+        let (reached, reply) = match connected {
+            Ok(shim) => (Reached::Shim(shim), None),
+            Err(error) if error.is_unreachable_for_now() => {
+                // Others need not wait for this one.
+                place = None;
+                self.report("reach the shim", &error);
+                self.reach(&bootstrap, &mut process).await
             }
-            tokio::select! {
-                () = tokio::time::sleep(REACH_PAUSE) => {}
-                () = self.context.stop.cancelled() => return None,
-            }
+            Err(_) => (Reached::Nobody, None),
         };
+        let shim = match reached {
+            Reached::Shim(shim) => shim,
+            Reached::Nobody => {
+                self.end(process.as_ref(), reply).await;
+                return None;
+            }
+            Reached::Stop => return None,
+        };
+        self.task.enter(Phase::Adopting);
         // Both at once, so that the shim has to wake up once.
         let identified = identify_by(&self.bundle, &shim, self.task.id());
         let asked = self.task.ask();
         let (answer, process) = tokio::join!(self.ask_found(&shim), identified);
         self.task.judge(&answer);
         match answer {
-            Ok(state) => self.task.note_answer(asked, state),
+            Ok(state) => {
+                self.task.note_init(state.pid);
+                self.task.note_answer(asked, state);
+            }
             Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
                 let exit = self.bury(process.as_ref()).await;
                 self.leave(Some(exit)).await;
@@ -408,7 +416,9 @@ impl Actor {
                         Box::pin(self.delete(&held, reply)).await
                     }
                     Some(Command::EndShim(reply)) => {
-                        let _ = reply.send(self.end_shim(&held).await);
+                        let address = Some(held.shim.address());
+                        let killed = self.kill(held.process.as_ref(), address).await;
+                        let _ = reply.send(killed.map(drop));
                         Turn::Stay
                     }
                     None => Turn::Leave,
@@ -432,34 +442,6 @@ impl Actor {
                 return;
             }
         }
-    }
-
-    /// Kills a shim that does not answer. Either it was identified while it did, or it is who listens
-    /// at its socket.
-    async fn end_shim(&self, held: &Held) -> Result<(), Error> {
-        let address = held.shim.address().to_owned();
-        let refused = |reason: String| {
-            let id = self.task.id().to_owned();
-            Err(Error::Unending { id, address: address.clone(), reason })
-        };
-        if let Some(other) = self.context.sharing(&self.task, &address) {
-            return refused(format!("task {} shares it", other.id()));
-        }
-        let (at, program) = (address.clone(), self.binary.clone());
-        let found = match &held.process {
-            Some(_) => None,
-            None => match blocking(move || Ok(Process::listening_at(&at, &program))).await? {
-                Ok(found) => found,
-                Err(error) => return refused(error.to_string()),
-            },
-        };
-        let Some(process) = held.process.as_ref().or(found.as_ref()) else {
-            return refused("nobody is found who listens there".to_owned());
-        };
-        let (id, pid) = (self.task.id(), process.pid());
-        tracing::warn!(id, pid, "shim that does not answer is killed");
-        process.kill();
-        Ok(())
     }
 
     async fn delete(&mut self, held: &Held, reply: oneshot::Sender<Result<Exit, Error>>) -> Turn {
@@ -510,37 +492,6 @@ impl Actor {
         }
         self.leave(exit).await;
         Turn::Leave
-    }
-
-    /// Decides what the end of a connection or of a process means.
-    async fn lose(&mut self, held: &mut Held) -> Turn {
-        // Not by the bundle's: to read it takes a descriptor.
-        let at = held.shim.bootstrap();
-        let connect = || Shim::connect(self.task.namespace(), self.task.id(), &at);
-        let waits = || self.task.enter(Phase::Adopting);
-        let process = held.process.as_ref();
-        let reached = reach_again(process, &self.context.stop, connect, waits).await;
-        if let (Reached::Shim(shim), None) = (&reached, &held.process) {
-            held.process = identify(shim, self.task.id()).await;
-        }
-        match reached {
-            // One that does not say who it is, and drops connections, is none.
-            Reached::Shim(shim) if held.process.is_some() => {
-                tracing::warn!(
-                    id = self.task.id(),
-                    "connection to the shim was lost, and made again"
-                );
-                self.task.enter(Phase::Live(shim.clone()));
-                held.shim = shim;
-                Turn::Stay
-            }
-            Reached::Shim(_) | Reached::Nobody => {
-                let exit = self.bury(held.process.as_ref()).await;
-                self.leave(Some(exit)).await;
-                Turn::Leave
-            }
-            Reached::Stop => Turn::Leave,
-        }
     }
 
     /// Tells subscribers how init ended, if they were not told.

@@ -75,6 +75,14 @@ pub enum Error {
     )]
     Quarantined { id: String, pid: Option<u32>, address: String, since: Duration },
 
+    /// There is no way to the shim, which is tried again.
+    #[error(
+        "task {id}: shim ({}, {}) cannot be reached for {since:?}; it is tried again, and its container may well run; SIGKILL (ctr tasks rm -f {id}) ends both: unavailable",
+        pid.map_or("of unknown pid".to_owned(), |pid| format!("pid {pid}")),
+        address.as_deref().unwrap_or("of unknown address")
+    )]
+    Unreachable { id: String, pid: Option<u32>, address: Option<String>, since: Duration },
+
     /// The shim cannot be ended.
     #[error("task {id}: shim at {address} cannot be ended: {reason}: failed precondition")]
     Unending { id: String, address: String, reason: String },
@@ -113,6 +121,11 @@ impl Error {
     /// Whether a shim says that it has no such task.
     pub(super) fn is_unknown_to_shim(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if status.code == Code::NotFound as i32)
+    }
+
+    /// Whether the shim was not asked, because it would not hear it.
+    pub(super) fn is_unheard(&self) -> bool {
+        matches!(self, Self::Quarantined { .. } | Self::Unreachable { .. })
     }
 
     /// Whether a shim could not be connected to for a reason that says nothing about the shim's life.

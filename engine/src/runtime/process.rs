@@ -81,6 +81,44 @@ impl Process {
     }
 }
 
+/// A process as it was seen once, without being held: by its number and by when it started, which
+/// together are never another's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Sighting {
+    pid: u32,
+    /// In ticks since the machine was started.
+    started: u64,
+}
+
+impl Sighting {
+    /// The process that has the number now, if there is one and it can be looked at.
+    pub(super) fn of(pid: u32) -> Option<Self> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        Some(Self { pid, started: started(&text)? })
+    }
+
+    /// Takes hold of the process.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`: it has ended. The others are the kernel's.
+    pub(super) fn open(self) -> io::Result<Process> {
+        // Whoever is held had the number later than who was seen, so it is the same one if that is
+        // there still.
+        let process = Process::open(self.pid)?;
+        if Self::of(self.pid) == Some(self) {
+            Ok(process)
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+}
+
+/// When a process started, out of `/proc/<pid>/stat`. Its name, in parentheses, may be anything.
+fn started(stat: &str) -> Option<u64> {
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
 /// The flag of sockets that listen, in `/proc/net/unix`.
 const LISTENS: u32 = 1 << 16;
 
@@ -127,6 +165,36 @@ mod tests {
         process.exited().await;
         assert!(!child.wait().expect("reaped").success());
         assert!(Process::open(0).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_process_is_known_again() {
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().expect("spawned");
+        let seen = Sighting::of(child.id()).expect("runs");
+        assert_eq!(seen.open().expect("runs").pid(), child.id());
+        let another = Sighting { started: seen.started + 1, ..seen };
+        let error = another.open().expect_err("another process has the number");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        seen.open().expect("runs").kill();
+        child.wait().expect("reaped");
+        seen.open().expect_err("has ended");
+        assert_eq!(Sighting::of(child.id()), None);
+    }
+
+    #[test]
+    fn when_a_process_started() {
+        let of = |name: &str| {
+            format!("7 ({name}) S 1 7 7 0 -1 4 5 6 7 8 9 10 11 12 20 0 1 0 12345 99 1")
+        };
+        let cases = [
+            ("plain", of("sh"), Some(12345)),
+            ("name with parenthesis", of("a) R 1 (b"), Some(12345)),
+            ("short", "7 (sh) S 1".to_owned(), None),
+            ("empty", String::new(), None),
+        ];
+        for (case, text, want) in cases {
+            assert_eq!(started(&text), want, "{case}");
+        }
     }
 
     #[tokio::test]

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!  Creating ──> Live(shim) ──> Ending ──> Gone
-//!      │            ^  │                   ^
-//!      └────────────┼──┼──> Gone           │
-//!  Adopting ────────┘  └─ shim died ───────┘
+//!      │            ^  │^                  ^
+//!      └────────────┼──┼┼──> Gone          │
+//!  Adopting ────────┘  ├┼─ shim died ──────┤
+//!      ├───> Lost <────┘│                  │
+//!      └<──── │ ────────┴──────────────────┘
 //! ```
 //!
 //! The phase is changed by the task's [actor](super::actor) alone. Everybody else reads it, takes a
@@ -18,6 +20,10 @@
 //! A shim that misses deadlines is *suspect*, and in *quarantine* if it does not answer at all; see
 //! [`health`](super::health). A list waits only briefly for a suspect, and says that its state is not
 //! known. Calls to a shim in quarantine fail at once and say what to do.
+//!
+//! A shim whose connection broke is *lost*: it is tried again, and may well live. A loss is mended in
+//! a moment or is the shim's end, so calls wait for a moment ([`LOST_WAIT`]); after it they fail at
+//! once, as those to a shim in quarantine do. Nobody is told meanwhile that there is no task.
 
 use std::{
     collections::HashMap,
@@ -43,6 +49,7 @@ use super::{
     Attempt, Error,
     actor::Command,
     health::Health,
+    process::Sighting,
     shim::{Call, Shim},
     told::Told,
 };
@@ -50,6 +57,9 @@ use crate::namespace::Namespace;
 
 /// How long a call waits for a task that is being adopted.
 const ADOPT_WAIT: Duration = Duration::from_secs(8);
+
+/// How long calls wait for a shim that is lost, from its loss on.
+pub(super) const LOST_WAIT: Duration = Duration::from_secs(2);
 
 /// How long a list waits for a shim.
 const LIST_LIMIT: Duration = Duration::from_secs(2);
@@ -76,10 +86,27 @@ pub(super) enum Phase {
     Adopting,
     /// There is a shim that knows the task.
     Live(Shim),
+    /// There may be a shim, which cannot be reached now.
+    Lost(Lost),
     /// Deleted, or its shim died; what it leaves is being removed.
     Ending,
     /// Nothing is left, but for how init ended, if it ever ran.
     Gone(Option<Exit>),
+}
+
+/// A shim that cannot be reached.
+#[derive(Clone, Debug)]
+pub(super) struct Lost {
+    /// Where it is, if that is known.
+    address: Option<String>,
+    since: Instant,
+}
+
+impl Lost {
+    /// A loss of this moment.
+    pub(super) fn now(address: Option<&str>) -> Self {
+        Self { address: address.map(str::to_owned), since: Instant::now() }
+    }
 }
 
 /// Where the shim is that a task needs.
@@ -142,6 +169,8 @@ struct Known {
     recorded: Option<Exit>,
     /// The shim's process.
     shim_pid: Option<u32>,
+    /// Init's process.
+    init: Option<Sighting>,
 }
 
 impl Known {
@@ -204,6 +233,7 @@ impl Task {
     /// - `NotFound`: the task is not there yet, or no longer.
     /// - `Refused`, `NoAnswer`: the shim's.
     /// - `Quarantined`: the shim does not answer at all.
+    /// - `Unreachable`: there is no way to it.
     pub async fn call<C: Call>(&self, request: &C) -> Result<C::Answer, Error> {
         self.call_within(request, C::LIMIT).await
     }
@@ -235,6 +265,10 @@ impl Task {
             }),
             result = shim.call_within(request, limit) => {
                 self.judge(&result);
+                if matches!(&result, Err(Error::NoAnswer { source: CallError::Closed, .. })) {
+                    // From now on whoever looks sees that it is lost.
+                    shim.closed().await;
+                }
                 result
             }
         }
@@ -242,16 +276,17 @@ impl Task {
 
     /// Sends a signal.
     ///
-    /// A shim in quarantine cannot pass it on. If it is to kill init, the shim is killed in its place,
-    /// and what is left is cleaned up.
+    /// A shim in quarantine, and one that is lost, cannot pass it on. If it is to kill init, the shim is
+    /// killed in its place, and what is left is cleaned up. One that others need is left alone, and
+    /// init itself is killed.
     ///
     /// # Errors
     ///
-    /// As [`call`](Self::call). `Unending`: the shim cannot be killed.
+    /// As [`call`](Self::call). `Unending`: neither can be killed.
     pub async fn kill(&self, request: &v3::KillRequest) -> Result<(), Error> {
         let result = self.call(request).await;
         let ends = request.exec_id.is_empty() && request.signal == SIGKILL;
-        if !ends || !matches!(result, Err(Error::Quarantined { .. })) {
+        if !ends || !result.as_ref().is_err_and(Error::is_unheard) {
             return result;
         }
         let (reply, answer) = oneshot::channel();
@@ -307,10 +342,10 @@ impl Task {
     /// As [`call`](Self::call), but for a missing answer.
     pub async fn state_or_unknown(&self) -> Result<v3::StateResponse, Error> {
         match self.state("").await {
-            Err(
-                Error::NoAnswer { source: CallError::Deadline { .. }, .. }
-                | Error::Quarantined { .. },
-            ) => Ok(self.last_unless_running()),
+            Err(error) if error.is_unheard() => Ok(self.last_unless_running()),
+            Err(Error::NoAnswer { source: CallError::Deadline { .. }, .. }) => {
+                Ok(self.last_unless_running())
+            }
             state => state,
         }
     }
@@ -330,17 +365,18 @@ impl Task {
         limit: Option<Duration>,
     ) -> Result<v3::StateResponse, Error> {
         let request = v3::StateRequest { id: self.id.clone(), exec_id: exec_id.to_owned() };
-        let asked = self.ask();
-        match self.call_within(&request, limit).await {
-            Ok(state) => {
-                if exec_id.is_empty() {
-                    self.note_answer(asked, state.clone());
-                }
-                Ok(state)
-            }
-            Err(Error::NoAnswer { source: CallError::Closed, .. }) => Err(self.not_found()),
-            Err(error) => Err(error),
+        let mut asked = self.ask();
+        let mut answer = self.call_within(&request, limit).await;
+        if matches!(&answer, Err(Error::NoAnswer { source: CallError::Closed, .. })) {
+            // The actor finds out what that means: there is no task, or soon another connection.
+            asked = self.ask();
+            answer = self.call_within(&request, limit).await;
         }
+        let state = answer?;
+        if exec_id.is_empty() {
+            self.note_answer(asked, state.clone());
+        }
+        Ok(state)
     }
 
     /// Starts init, or the exec `exec_id` if it is not empty, and gives its number on the host.
@@ -413,10 +449,14 @@ impl Task {
     ///
     /// - `NotFound`: it was deleted before.
     /// - `Refused`: init has not ended.
-    /// - `NoAnswer`, `Quarantined`: the shim does not answer; nothing is deleted.
+    /// - `NoAnswer`, `Quarantined`, `Unreachable`: the shim does not answer; nothing is deleted.
     pub async fn delete(&self) -> Result<Exit, Error> {
         // Waits for an adoption to end, and refuses what is not there.
-        self.shim().await?;
+        match self.shim().await {
+            // What has ended needs no answer of the shim's.
+            Err(Error::Unreachable { .. }) if self.told().is_some() => {}
+            shim => drop(shim?),
+        }
         let (reply, answer) = oneshot::channel();
         let sent = self.commands.send(Command::Delete(reply)).await;
         sent.map_err(|_| self.not_found())?;
@@ -425,19 +465,54 @@ impl Task {
 
     /// The connection to the shim, once there is one.
     async fn shim(&self) -> Result<Shim, Error> {
-        if let Phase::Live(shim) = &*self.phase.borrow() {
+        if let Phase::Live(shim) = &*self.phase.borrow()
+            && !shim.is_closed()
+        {
             return Ok(shim.clone());
         }
+        let settled = tokio::time::timeout(ADOPT_WAIT, self.settled_shim()).await;
+        // It may live: whoever were told that there is none would remove what it uses.
+        settled.unwrap_or_else(|_| Err(self.late(ADOPT_WAIT)))
+    }
+
+    /// Waits for as long as it is not known whether there is a shim, and for one that is lost not for
+    /// long.
+    async fn settled_shim(&self) -> Result<Shim, Error> {
         let mut phase = self.phase.subscribe();
-        let settled = phase.wait_for(|phase| !matches!(phase, Phase::Adopting));
-        match tokio::time::timeout(ADOPT_WAIT, settled).await {
-            Ok(Ok(phase)) => match &*phase {
-                Phase::Live(shim) => Ok(shim.clone()),
-                _ => Err(self.not_found()),
-            },
-            Ok(Err(_)) => Err(self.not_found()),
-            // It may live: whoever were told that there is none would remove what it uses.
-            Err(_) => Err(self.late(ADOPT_WAIT)),
+        loop {
+            let lost = match &*phase.borrow_and_update() {
+                Phase::Live(shim) if !shim.is_closed() => return Ok(shim.clone()),
+                // The actor is about to notice.
+                Phase::Live(_) | Phase::Adopting => None,
+                Phase::Lost(lost) => Some(lost.clone()),
+                Phase::Creating | Phase::Ending | Phase::Gone(_) => return Err(self.not_found()),
+            };
+            let Some(lost) = lost else {
+                phase.changed().await.map_err(|_| self.not_found())?;
+                continue;
+            };
+            let until = (lost.since + LOST_WAIT).into();
+            match tokio::time::timeout_at(until, phase.changed()).await {
+                Ok(changed) => changed.map_err(|_| self.not_found())?,
+                Err(_) => return Err(self.unreachable(&lost)),
+            }
+        }
+    }
+
+    /// Why a call cannot be made now; for the actor, of a task that has no way to its shim.
+    pub(super) fn unheard(&self) -> Error {
+        match &*self.phase.borrow() {
+            Phase::Lost(lost) => self.unreachable(lost),
+            _ => self.late(ADOPT_WAIT),
+        }
+    }
+
+    fn unreachable(&self, lost: &Lost) -> Error {
+        Error::Unreachable {
+            id: self.id.clone(),
+            pid: self.known().shim_pid,
+            address: lost.address.clone(),
+            since: Duration::from_secs(lost.since.elapsed().as_secs()),
         }
     }
 
@@ -459,7 +534,8 @@ impl Task {
     pub(super) fn place(&self) -> Place {
         match &*self.phase.borrow() {
             Phase::Live(shim) => Place::At(shim.address().to_owned()),
-            Phase::Creating | Phase::Adopting => Place::InBundle,
+            Phase::Lost(Lost { address: Some(address), .. }) => Place::At(address.clone()),
+            Phase::Creating | Phase::Adopting | Phase::Lost(_) => Place::InBundle,
             Phase::Ending | Phase::Gone(_) => Place::Nowhere,
         }
     }
@@ -566,7 +642,8 @@ impl Task {
     pub(super) fn judge<T>(&self, result: &Result<T, Error>) {
         match result {
             Err(Error::NoAnswer { source: CallError::Deadline { .. }, .. }) => self.health.doubt(),
-            Err(Error::NoAnswer { .. } | Error::Quarantined { .. }) => {}
+            Err(Error::NoAnswer { .. } | Error::Quarantined { .. } | Error::Unreachable { .. }) => {
+            }
             _ => {
                 if let Some(after) = self.health.clear() {
                     let namespace = &self.namespace;
@@ -592,6 +669,16 @@ impl Task {
     /// Notes which process the shim is.
     pub(super) fn note_shim(&self, pid: Option<u32>) {
         self.known().shim_pid = pid;
+    }
+
+    /// Notes which process init is, of which the shim has just said that it is there.
+    pub(super) fn note_init(&self, pid: u32) {
+        self.known().init = Sighting::of(pid);
+    }
+
+    /// Init's process, if it is known for sure.
+    pub(super) fn init(&self) -> Option<Sighting> {
+        self.known().init
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -622,13 +709,21 @@ impl Drop for Change<'_> {
 async fn wait(mut phase: watch::Receiver<Phase>, request: v3::WaitRequest) -> Result<Exit, Error> {
     let not_found = || Error::NotFound { id: request.id.clone() };
     loop {
-        let settled = phase.wait_for(|phase| matches!(phase, Phase::Live(_) | Phase::Gone(_)));
-        let now = tokio::time::timeout(END_WAIT, settled).await;
-        let now = now.ok().and_then(Result::ok).map(|phase| phase.clone());
+        let now = phase.borrow_and_update().clone();
         let shim = match now {
-            Some(Phase::Live(shim)) => shim,
-            Some(Phase::Gone(Some(exit))) => return Ok(exit),
-            _ => return Err(not_found()),
+            Phase::Live(shim) => shim,
+            Phase::Gone(Some(exit)) => return Ok(exit),
+            Phase::Gone(None) => return Err(not_found()),
+            // It may run, for as long as nobody knows.
+            Phase::Adopting | Phase::Lost(_) => {
+                phase.changed().await.map_err(|_| not_found())?;
+                continue;
+            }
+            Phase::Creating | Phase::Ending => {
+                let changed = tokio::time::timeout(END_WAIT, phase.changed()).await;
+                changed.map_err(|_| not_found())?.map_err(|_| not_found())?;
+                continue;
+            }
         };
         match shim.call(&request).await {
             Ok(answer) => {

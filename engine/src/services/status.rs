@@ -103,9 +103,11 @@ pub(super) fn task_status(error: &runtime::Error) -> Status {
         E::NoAnswer { source: CallError::TooMany, .. } => Code::ResourceExhausted,
         E::NoAnswer { source: CallError::Request(_), .. } => Code::InvalidArgument,
         E::Unending { .. } => Code::FailedPrecondition,
-        E::NoAnswer { .. } | E::Quarantined { .. } | E::Ending { .. } | E::Stopping => {
-            Code::Unavailable
-        }
+        E::NoAnswer { .. }
+        | E::Quarantined { .. }
+        | E::Unreachable { .. }
+        | E::Ending { .. }
+        | E::Stopping => Code::Unavailable,
         E::Bundle { .. }
         | E::Start { .. }
         | E::Spawn { .. }

@@ -7,7 +7,10 @@ use std::{
     os::unix::{fs::PermissionsExt, process::ExitStatusExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use engine::{
@@ -71,6 +74,7 @@ impl Stage {
              while [ $# -gt 0 ]; do [ \"$1\" = -id ] && id=$2; shift; done\n\
              echo \"$last $id\" >> {0}/calls\n\
              [ $last = delete ] && [ -e {0}/unlucky ] && echo no luck >&2 && exit 1\n\
+             [ -e {0}/shared ] && id=$(cat {0}/shared)\n\
              [ $last = start ] && echo unix://{0}/$id.sock && exit\n\
              printf '\\010\\222\\041\\020\\211\\001'\n",
             folder.path().display()
@@ -136,6 +140,11 @@ impl Stage {
         self.events.subscribe(Filter::default())
     }
 
+    /// Lets all tasks from now on have the shim of one name.
+    pub(crate) fn share(&self, id: &str) {
+        fs::write(self.folder.path().join("shared"), id).expect("written");
+    }
+
     /// Whether the binary's `delete` fails.
     pub(crate) fn unlucky(&self, fails: bool) {
         let path = self.folder.path().join("unlucky");
@@ -164,6 +173,7 @@ pub(crate) struct FakeShim {
     asked: Mutex<Vec<String>>,
     made_with: Mutex<v3::CreateTaskRequest>,
     process: Mutex<Child>,
+    init: AtomicU32,
     state: Mutex<State>,
     exited: Notify,
     down: Notify,
@@ -182,6 +192,7 @@ impl FakeShim {
             asked: Mutex::default(),
             made_with: Mutex::default(),
             process: Mutex::new(sleep()),
+            init: AtomicU32::new(INIT),
             state: Mutex::default(),
             exited: Notify::new(),
             down: Notify::new(),
@@ -220,6 +231,11 @@ impl FakeShim {
 
     pub(crate) fn behave(&self, manner: Manner) {
         *self.manner.lock().expect("no panic") = manner;
+    }
+
+    /// Says of the next init that it is this process.
+    pub(crate) fn init_is(&self, pid: u32) {
+        self.init.store(pid, Ordering::Relaxed);
     }
 
     /// Lets init end.
@@ -341,7 +357,8 @@ impl FakeShim {
             }
             "Create" => {
                 state.created = true;
-                Ok(v3::CreateTaskResponse { pid: INIT }.encode_to_vec())
+                let pid = self.init.load(Ordering::Relaxed);
+                Ok(v3::CreateTaskResponse { pid }.encode_to_vec())
             }
             "State" if state.created => {
                 let status = if state.exit_status.is_some() { 3 } else { 2 };

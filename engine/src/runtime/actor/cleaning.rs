@@ -279,7 +279,7 @@ impl Actor {
     }
 
     /// Whether the shim at `address` serves others too.
-    fn is_shared(&self, address: &str) -> bool {
+    pub(super) fn is_shared(&self, address: &str) -> bool {
         self.bundle.is_in_sandbox() || self.context.sharing(&self.task, address).is_some()
     }
 

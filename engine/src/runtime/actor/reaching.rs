@@ -1,0 +1,243 @@
+//! What an actor does when there is no way to its task's shim, or when the shim does not answer.
+//!
+//! A shim that is lost is tried again for as long as nothing speaks against its life, since whoever
+//! takes a shim that lives for dead ends a container that runs. The actor goes on to read what it is
+//! asked for meanwhile, so that each caller has an answer:
+//!
+//! | asked for         | the shim is the task's own     | others need the shim, or it is not found    |
+//! |-------------------|--------------------------------|---------------------------------------------|
+//! | SIGKILL for init  | is killed, and cleaned up after | init is killed, if it is known for sure     |
+//! | delete, init has  | the same                       | refused                                     |
+//! | been seen to end  |                                |                                             |
+//! | any other delete  | refused                        | refused                                     |
+//!
+//! Nobody is killed by a number alone. The shim is held by a descriptor since it said its number, or
+//! has its own socket open. Init is who had its number, and started when it did, when its shim said
+//! so last.
+
+use std::{pin::pin, sync::Arc};
+
+use tokio::{sync::oneshot, time::sleep};
+
+use super::{Actor, Command, Turn, blocking, identify};
+use crate::runtime::{
+    Error,
+    bootstrap::Bootstrap,
+    held::{Held, REACH_PAUSE, Reached, reach_again},
+    process::Process,
+    shim::Shim,
+    task::{Exit, LOST_WAIT, Lost, Phase},
+};
+
+/// What was killed for someone who wants init dead.
+pub(super) enum Killed {
+    /// The shim; and its process, if nobody had it before.
+    Shim(Option<Process>),
+    /// Init. The shim lives.
+    Init,
+}
+
+/// What came of a request to an actor that has no way to the shim.
+enum Answered {
+    /// Nothing has changed for the shim.
+    Stay,
+    /// The shim was killed. Whoever waits for the delete is told when it is cleaned up after.
+    Killed(Option<Process>, Option<oneshot::Sender<Result<Exit, Error>>>),
+}
+
+impl Actor {
+    /// Decides what the end of a connection or of a process means.
+    pub(super) async fn lose(&mut self, held: &mut Held) -> Turn {
+        // Not by the bundle's: to read it takes a descriptor.
+        let at = held.shim.bootstrap();
+        let (reached, reply) = self.reach(&at, &mut held.process).await;
+        if let (Reached::Shim(shim), None) = (&reached, &held.process) {
+            held.process = identify(shim, self.task.id()).await;
+        }
+        match reached {
+            // One that does not say who it is, and drops connections, is none.
+            Reached::Shim(shim) if held.process.is_some() => {
+                tracing::warn!(
+                    id = self.task.id(),
+                    "connection to the shim was lost, and made again"
+                );
+                self.task.note_shim(held.process.as_ref().map(Process::pid));
+                self.task.enter(Phase::Live(shim.clone()));
+                held.shim = shim;
+                Turn::Stay
+            }
+            Reached::Shim(_) | Reached::Nobody => {
+                self.end(held.process.as_ref(), reply).await;
+                Turn::Leave
+            }
+            Reached::Stop => Turn::Leave,
+        }
+    }
+
+    /// Cleans up after a shim that is dead, and answers who has asked for the delete.
+    pub(super) async fn end(
+        &mut self,
+        process: Option<&Process>,
+        reply: Option<oneshot::Sender<Result<Exit, Error>>>,
+    ) {
+        let exit = self.bury(process).await;
+        if let Some(reply) = reply {
+            let _ = reply.send(Ok(exit));
+        }
+        self.leave(Some(exit)).await;
+    }
+
+    /// Connects again to a shim that is lost, and answers meanwhile who asks for its task. `process` is
+    /// the shim's, if it is known; it may become known when the shim is killed.
+    pub(super) async fn reach(
+        &mut self,
+        at: &Bootstrap,
+        process: &mut Option<Process>,
+    ) -> (Reached, Option<oneshot::Sender<Result<Exit, Error>>>) {
+        self.task.enter(Phase::Lost(Lost::now(Some(&at.address))));
+        let (task, context) = (Arc::clone(&self.task), Arc::clone(&self.context));
+        let (found, reached, reply) = {
+            let process = process.as_ref();
+            let connect = || Shim::connect(task.namespace(), task.id(), at);
+            // Lists need not wait for it.
+            let waits = || task.health().doubt();
+            let mut reaching = pin!(reach_again(process, &context.stop, connect, waits));
+            let mut moment = pin!(sleep(LOST_WAIT));
+            let mut is_lost = false;
+            loop {
+                tokio::select! {
+                    reached = &mut reaching => break (None, reached, None),
+                    () = &mut moment, if !is_lost => is_lost = true,
+                    command = self.commands.recv(), if is_lost => {
+                        let Some(command) = command else { break (None, Reached::Stop, None) };
+                        let answered = self.answer_lost(command, process, Some(&at.address)).await;
+                        if let Answered::Killed(found, reply) = answered {
+                            break (found, Reached::Nobody, reply);
+                        }
+                    }
+                }
+            }
+        };
+        if found.is_some() {
+            *process = found;
+        }
+        (reached, reply)
+    }
+
+    /// Waits before something is tried again that is needed to find the shim, and answers meanwhile who
+    /// asks for its task. `false` when the daemon stops.
+    pub(super) async fn pause_lost(&mut self) -> bool {
+        let context = Arc::clone(&self.context);
+        let mut pause = pin!(sleep(REACH_PAUSE));
+        loop {
+            tokio::select! {
+                () = &mut pause => return true,
+                () = context.stop.cancelled() => return false,
+                Some(command) = self.commands.recv() => {
+                    // Nobody is killed whose address is not known.
+                    let _ = self.answer_lost(command, None, None).await;
+                }
+            }
+        }
+    }
+
+    async fn answer_lost(
+        &self,
+        command: Command,
+        process: Option<&Process>,
+        address: Option<&str>,
+    ) -> Answered {
+        match command {
+            Command::EndShim(reply) => match self.kill(process, address).await {
+                Ok(Killed::Shim(found)) => {
+                    let _ = reply.send(Ok(()));
+                    Answered::Killed(found, None)
+                }
+                killed => {
+                    let _ = reply.send(killed.map(drop));
+                    Answered::Stay
+                }
+            },
+            Command::Delete(reply) if self.task.told().is_some() && !self.is_needed(address) => {
+                match self.kill(process, address).await {
+                    Ok(Killed::Shim(found)) => Answered::Killed(found, Some(reply)),
+                    killed => {
+                        let _ = reply.send(Err(killed.err().unwrap_or(self.task.unheard())));
+                        Answered::Stay
+                    }
+                }
+            }
+            Command::Delete(reply) => {
+                let _ = reply.send(Err(self.task.unheard()));
+                Answered::Stay
+            }
+        }
+    }
+
+    fn is_needed(&self, address: Option<&str>) -> bool {
+        address.is_none_or(|address| self.is_shared(address))
+    }
+
+    /// Kills the shim, which does not answer, or else init. A shim was identified while it did, or is
+    /// who listens at its socket.
+    pub(super) async fn kill(
+        &self,
+        process: Option<&Process>,
+        address: Option<&str>,
+    ) -> Result<Killed, Error> {
+        let found = match self.find_killable(process, address).await {
+            Ok(found) => found,
+            Err(reason) => return self.kill_init(address, reason),
+        };
+        if let Some(process) = process.or(found.as_ref()) {
+            let (id, pid) = (self.task.id(), process.pid());
+            tracing::warn!(id, pid, "shim that does not answer is killed");
+            process.kill();
+        }
+        Ok(Killed::Shim(found))
+    }
+
+    /// The process of a shim that may be killed, if it is not known yet; or why it may not be.
+    async fn find_killable(
+        &self,
+        process: Option<&Process>,
+        address: Option<&str>,
+    ) -> Result<Option<Process>, String> {
+        let address = address.ok_or("it is not known where it is")?.to_owned();
+        if self.bundle.is_in_sandbox() {
+            return Err("its sandbox needs it".to_owned());
+        }
+        if let Some(other) = self.context.sharing(&self.task, &address) {
+            return Err(format!("task {} shares it", other.id()));
+        }
+        if process.is_some() {
+            return Ok(None);
+        }
+        let program = self.binary.clone();
+        let found = blocking(move || Ok(Process::listening_at(&address, &program))).await;
+        match found.map_err(|error| error.to_string())? {
+            Ok(Some(found)) => Ok(Some(found)),
+            Ok(None) => Err("nobody is found who listens there".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    /// Kills init, where its shim cannot be killed for a reason.
+    fn kill_init(&self, address: Option<&str>, reason: String) -> Result<Killed, Error> {
+        let init = self.task.init().ok_or("which process init is is not known".to_owned());
+        let init = init.and_then(|init| init.open().map_err(|error| format!("init: {error}")));
+        match init {
+            Ok(init) => {
+                let (id, pid) = (self.task.id(), init.pid());
+                tracing::warn!(id, pid, reason, "init is killed without its shim");
+                init.kill();
+                Ok(Killed::Init)
+            }
+            Err(too) => Err(Error::Unending {
+                id: self.task.id().to_owned(),
+                address: address.unwrap_or("an unknown address").to_owned(),
+                reason: format!("{reason}; {too}"),
+            }),
+        }
+    }
+}
