@@ -59,7 +59,7 @@ use super::{
     bundle::Bundle,
     context::Context,
     health::probe,
-    held::{Held, Reached},
+    held::{Held, Identity, Reached},
     launch::Launch,
     log::ShimLog,
     process::Process,
@@ -169,11 +169,7 @@ impl Actor {
         if bundle.path().exists() {
             self.clear_left_over().await?;
         }
-        let make = move || {
-            bundle.make(&work, spec.as_ref(), &binary)?;
-            Ok(spec)
-        };
-        blocking(make).await?;
+        blocking(move || bundle.make(&work, spec.as_ref(), &binary)).await?;
         let log = ShimLog::open(&self.bundle, self.task.id());
         let checkpoint = match self.checkpoint(request.checkpoint).await {
             Ok(checkpoint) => checkpoint,
@@ -211,9 +207,9 @@ impl Actor {
             parent_checkpoint: String::new(),
             options: request.options,
         };
-        let identified = identify_by(&self.bundle, &shim, self.task.id());
-        let (process, created) = tokio::join!(identified, shim.call(&call));
-        let held = Held { shim, process, _log: log };
+        let identified = Identity::ask_by(&self.bundle, &shim, self.task.id());
+        let (identity, created) = tokio::join!(identified, shim.call(&call));
+        let held = Held { shim, identity, _log: log };
         match created {
             Ok(answer) => {
                 self.task.note_init(answer.pid);
@@ -326,7 +322,7 @@ impl Actor {
         self.context.recall(&self.task, &self.bundle).await;
         let bootstrap = self.find_bootstrap(&mut place).await?;
         let log = ShimLog::open(&self.bundle, self.task.id());
-        let mut process = None;
+        let mut identity = Identity::Unknown;
         let connected = Shim::connect(self.task.namespace(), self.task.id(), &bootstrap).await;
         let (reached, reply) = match connected {
             Ok(shim) => (Reached::Shim(shim), None),
@@ -334,23 +330,23 @@ impl Actor {
                 // Others need not wait for this one.
                 place = None;
                 self.report("reach the shim", &error);
-                self.reach(&bootstrap, &mut process).await
+                self.reach(&bootstrap, &mut identity).await
             }
             Err(_) => (Reached::Nobody, None),
         };
         let shim = match reached {
             Reached::Shim(shim) => shim,
             Reached::Nobody => {
-                self.end(process.as_ref(), reply).await;
+                self.end(identity.process(), reply).await;
                 return None;
             }
             Reached::Stop => return None,
         };
         self.task.enter(Phase::Adopting);
         // Both at once, so that the shim has to wake up once.
-        let identified = identify_by(&self.bundle, &shim, self.task.id());
+        let identified = Identity::ask_by(&self.bundle, &shim, self.task.id());
         let asked = self.task.ask();
-        let (answer, process) = tokio::join!(self.ask_found(&shim), identified);
+        let (answer, identity) = tokio::join!(self.ask_found(&shim), identified);
         self.task.judge(&answer);
         match answer {
             Ok(state) => {
@@ -358,7 +354,7 @@ impl Actor {
                 self.task.note_answer(asked, state);
             }
             Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
-                let exit = self.bury(process.as_ref()).await;
+                let exit = self.bury(identity.process()).await;
                 self.leave(Some(exit)).await;
                 return None;
             }
@@ -366,7 +362,7 @@ impl Actor {
                 // The daemon went away between the start of the shim and the end of the create,
                 // so nobody was told of a task.
                 tracing::warn!(id = self.task.id(), "shim without a task is shut down");
-                self.end_unused(&Held { shim, process, _log: log }).await;
+                self.end_unused(&Held { shim, identity, _log: log }).await;
                 self.leave(None).await;
                 return None;
             }
@@ -379,7 +375,7 @@ impl Actor {
         }
         self.task.enter(Phase::Live(shim.clone()));
         drop(place);
-        Some(Held { shim, process, _log: log })
+        Some(Held { shim, identity, _log: log })
     }
 
     /// The state of the task that a shim has which an earlier daemon left. It may be about to create
@@ -405,7 +401,7 @@ impl Actor {
     async fn run(mut self, mut held: Held) {
         let mut grace = pin!(tokio::time::sleep(TELL_GRACE));
         let mut untold = self.is_stopped() && self.task.told().is_none();
-        self.task.note_shim(held.process.as_ref().map(Process::pid));
+        self.task.note_shim(held.process().map(Process::pid));
         loop {
             let turn = tokio::select! {
                 command = self.commands.recv() => match command {
@@ -417,7 +413,7 @@ impl Actor {
                     }
                     Some(Command::EndShim(reply)) => {
                         let address = Some(held.shim.address());
-                        let killed = self.kill(held.process.as_ref(), address).await;
+                        let killed = self.kill(held.process(), address).await;
                         let _ = reply.send(killed.map(drop));
                         Turn::Stay
                     }
@@ -425,10 +421,13 @@ impl Actor {
                 },
                 () = held.ended() => Box::pin(self.lose(&mut held)).await,
                 () = probe(&self.task, &held.shim) => {
-                    if held.process.is_none() {
-                        held.process = identify(&held.shim, self.task.id()).await;
-                        self.task.note_shim(held.process.as_ref().map(Process::pid));
+                    if held.process().is_none() {
+                        self.identify(&mut held).await;
                     }
+                    Turn::Stay
+                }
+                () = held.short() => {
+                    self.identify(&mut held).await;
                     Turn::Stay
                 }
                 () = &mut grace, if untold => {
@@ -461,7 +460,7 @@ impl Actor {
                 Ok(Exit { pid: answer.pid, status: answer.exit_status, at: answer.exited_at })
             }
             Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
-                let exit = self.bury(held.process.as_ref()).await;
+                let exit = self.bury(held.process()).await;
                 let _ = reply.send(Ok(exit));
                 self.leave(Some(exit)).await;
                 return Turn::Leave;
@@ -561,29 +560,6 @@ impl Actor {
 pub(super) fn mark_of(namespace: &Namespace, delete: &TaskDelete) -> Mark {
     let container_id = format!("{namespace}/{}", delete.container_id);
     Mark::of(&TaskDelete { container_id, pid: delete.pid, ..TaskDelete::default() })
-}
-
-/// Takes hold of a shim's process.
-pub(super) async fn identify(shim: &Shim, id: &str) -> Option<Process> {
-    let request = v3::ConnectRequest { id: id.to_owned() };
-    let answer = shim.call(&request).await.ok()?;
-    let process = Process::open(answer.shim_pid).ok()?;
-    // The number was the shim's when it answered. If it lives still, it was when it was opened.
-    shim.call(&request).await.ok().map(|_| process)
-}
-
-/// Takes hold of the process of a shim whose number may be in the bundle, which saves a question.
-async fn identify_by(bundle: &Bundle, shim: &Shim, id: &str) -> Option<Process> {
-    let Some(process) = bundle.shim_pid().and_then(|pid| Process::open(pid).ok()) else {
-        return identify(shim, id).await;
-    };
-    let request = v3::ConnectRequest { id: id.to_owned() };
-    // The connection is older than the hold. So is the shim; if it still has the number now, it had it
-    // when it was opened.
-    match shim.call(&request).await {
-        Ok(answer) if answer.shim_pid == process.pid() => Some(process),
-        _ => identify(shim, id).await,
-    }
 }
 
 /// Runs blocking code on a thread of its own.

@@ -155,7 +155,7 @@ impl Error {
 }
 
 /// Whether there are too few descriptors or processes, too little memory or room.
-fn is_shortage(error: &io::Error) -> bool {
+pub(super) fn is_shortage(error: &io::Error) -> bool {
     use rustix::io::Errno;
 
     // By kind too: what was not started for want of processes has been given another text.

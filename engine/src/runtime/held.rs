@@ -1,10 +1,13 @@
-//! A shim that an actor has, and how its end is noticed.
+//! A shim that an actor has, who it is, and how its end is noticed.
 
-use std::{pin::pin, time::Duration};
+use std::{io, pin::pin, time::Duration};
 
+use proto::{containerd::task::v3, ttrpc::CallError};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, log::ShimLog, process::Process, shim::Shim};
+use super::{
+    Error, bundle::Bundle, error::is_shortage, log::ShimLog, process::Process, shim::Shim,
+};
 
 /// How long after its connection broke a shim may take to be dead.
 const DEATH_LIMIT: Duration = Duration::from_millis(500);
@@ -15,13 +18,94 @@ pub(super) const REACH_PAUSE: Duration = Duration::from_secs(1);
 /// A shim and what watches it.
 pub(super) struct Held {
     pub(super) shim: Shim,
-    /// `None` when the shim did not say who it is; then only its connection tells of its end.
-    pub(super) process: Option<Process>,
+    pub(super) identity: Identity,
     /// Its log is copied for as long as this lives.
     pub(super) _log: ShimLog,
 }
 
+/// Who a shim is.
+#[derive(Debug)]
+pub(super) enum Identity {
+    /// This process.
+    Known(Process),
+    /// It does not say. Then only its connection tells of its end.
+    Unknown,
+    /// There was too little here to take hold of it. That says nothing about the shim.
+    Short,
+    /// It was too slow to say so.
+    Slow,
+}
+
+impl Identity {
+    /// Who a shim is that says that it is this one.
+    fn of(opened: io::Result<Process>) -> Self {
+        match opened {
+            Ok(process) => Self::Known(process),
+            Err(error) if is_shortage(&error) => Self::Short,
+            Err(_) => Self::Unknown,
+        }
+    }
+
+    /// What it means that there is no answer of the shim's.
+    fn without_answer(error: &Error) -> Self {
+        match error {
+            Error::NoAnswer { source: CallError::Deadline { .. }, .. } => Self::Slow,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// The process, if it is held.
+    pub(super) fn process(&self) -> Option<&Process> {
+        match self {
+            Self::Known(process) => Some(process),
+            Self::Unknown | Self::Short | Self::Slow => None,
+        }
+    }
+
+    /// Asks a shim, which serves the task or the sandbox `id`, who it is.
+    pub(super) async fn ask(shim: &Shim, id: &str) -> Self {
+        let request = v3::ConnectRequest { id: id.to_owned() };
+        let identity = match shim.call(&request).await {
+            Ok(answer) => Self::of(Process::open(answer.shim_pid)),
+            Err(error) => return Self::without_answer(&error),
+        };
+        // The number was the shim's when it answered. If it lives still, it was when it was opened.
+        match shim.call(&request).await {
+            Ok(_) => identity,
+            Err(error) => Self::without_answer(&error),
+        }
+    }
+
+    /// As [`ask`](Self::ask), of a shim whose number may be in the bundle, which saves a question.
+    pub(super) async fn ask_by(bundle: &Bundle, shim: &Shim, id: &str) -> Self {
+        let Some(process) = bundle.shim_pid().and_then(|pid| Process::open(pid).ok()) else {
+            return Self::ask(shim, id).await;
+        };
+        let request = v3::ConnectRequest { id: id.to_owned() };
+        // The connection is older than the hold. So is the shim; if it still has the number now, it had
+        // it when it was opened.
+        match shim.call(&request).await {
+            Ok(answer) if answer.shim_pid == process.pid() => Self::Known(process),
+            _ => Self::ask(shim, id).await,
+        }
+    }
+}
+
 impl Held {
+    /// The shim's process, if it is held.
+    pub(super) fn process(&self) -> Option<&Process> {
+        self.identity.process()
+    }
+
+    /// Waits until it is time to ask the shim again who it is, if there was too little to take hold of it.
+    pub(super) async fn short(&self) {
+        if matches!(self.identity, Identity::Short) {
+            tokio::time::sleep(REACH_PAUSE).await;
+        } else {
+            std::future::pending().await
+        }
+    }
+
     /// Waits until something happens to the shim: its process exits, or its connection breaks.
     pub(super) async fn ended(&self) {
         tokio::select! {
@@ -32,7 +116,7 @@ impl Held {
 
     /// Waits until the shim is gone.
     pub(super) async fn gone(&self) {
-        match &self.process {
+        match self.process() {
             Some(process) => process.exited().await,
             None => self.shim.closed().await,
         }
@@ -80,6 +164,29 @@ pub(super) async fn reach_again<C: Future<Output = Result<Shim, Error>>>(
             () = tokio::time::sleep(REACH_PAUSE) => {}
             () = &mut died => return Reached::Nobody,
             () = stop.cancelled() => return Reached::Stop,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_process() {
+        let cases = [
+            ("descriptors", Errno::MFILE, true),
+            ("the machine's descriptors", Errno::NFILE, true),
+            ("memory", Errno::NOMEM, true),
+            ("what may be watched", Errno::NOSPC, true),
+            ("nobody", Errno::SRCH, false),
+            ("no number", Errno::INVAL, false),
+        ];
+        for (case, errno, want) in cases {
+            let identity = Identity::of(Err(errno.into()));
+            assert_eq!(matches!(identity, Identity::Short), want, "{case}: {identity:?}");
         }
     }
 }

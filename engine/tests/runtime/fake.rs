@@ -11,6 +11,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use engine::{
@@ -53,6 +54,8 @@ pub(crate) enum Manner {
     Cut,
     /// Answers with a frame whose message is not the one that was asked for.
     OddMessage,
+    /// Does not say who it is.
+    Anonymous,
     /// Runs on when it is shut down, until [`FakeShim::end`].
     Lingers,
 }
@@ -176,6 +179,7 @@ pub(crate) struct FakeShim {
     init: AtomicU32,
     state: Mutex<State>,
     exited: Notify,
+    dropped: Notify,
     down: Notify,
 }
 
@@ -195,6 +199,7 @@ impl FakeShim {
             init: AtomicU32::new(INIT),
             state: Mutex::default(),
             exited: Notify::new(),
+            dropped: Notify::new(),
             down: Notify::new(),
         });
         let serving = Arc::clone(&shim);
@@ -202,8 +207,13 @@ impl FakeShim {
             let mut connections = JoinSet::new();
             let accept = async {
                 loop {
-                    let (stream, _) = listener.accept().await.expect("accepts");
-                    connections.spawn(Arc::clone(&serving).connection(stream));
+                    match listener.accept().await {
+                        Ok((stream, _)) => {
+                            connections.spawn(Arc::clone(&serving).connection(stream));
+                        }
+                        // Without a descriptor it is not even known whether somebody is there.
+                        Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                    }
                 }
             };
             tokio::select! {
@@ -244,6 +254,11 @@ impl FakeShim {
         self.exited.notify_waiters();
     }
 
+    /// Ends the connections.
+    pub(crate) fn drop_connections(&self) {
+        self.dropped.notify_waiters();
+    }
+
     /// Dies, with the connections.
     pub(crate) fn die(&self) {
         let mut process = self.process.lock().expect("no panic");
@@ -271,7 +286,14 @@ impl FakeShim {
         let writing = Arc::new(tokio::sync::Mutex::new(writing));
         let mut calls = JoinSet::new();
         let mut buffer = Vec::new();
-        while reading.read_buf(&mut buffer).await.is_ok_and(|count| count > 0) {
+        loop {
+            let read = tokio::select! {
+                read = reading.read_buf(&mut buffer) => read,
+                () = self.dropped.notified() => break,
+            };
+            if !read.is_ok_and(|count| count > 0) {
+                break;
+            }
             while let Some((frame, used)) = Frame::parse(&buffer).expect("frames") {
                 let request = Request::decode(frame.payload).expect("a request");
                 let (shim, writing, id) =
@@ -302,7 +324,7 @@ impl FakeShim {
             Manner::Garbage | Manner::Oversized | Manner::Cut | Manner::OddMessage => {
                 return Err(manner);
             }
-            Manner::Good | Manner::CreateFails | Manner::Lingers => {}
+            Manner::Good | Manner::CreateFails | Manner::Lingers | Manner::Anonymous => {}
         }
         let result = match request.method.as_str() {
             "Create" if manner == Manner::CreateFails => {
@@ -333,6 +355,9 @@ impl FakeShim {
                 self.look("Create")
             }
             "Shutdown" if manner == Manner::Lingers => Ok(vec![]),
+            "Connect" if manner == Manner::Anonymous => {
+                Err(ttrpc::status(Code::Unknown, "no such thing is said here"))
+            }
             method => self.look(method),
         };
         Ok(match result {

@@ -55,10 +55,9 @@ impl Full {
 /// Ends the connection to a shim, and lets there be no other.
 async fn lose(stage: &Stage, id: &str, task: &Task, shim: &FakeShim) -> Full {
     let full = Full::new(stage, id);
-    shim.behave(Manner::Garbage);
-    let error = soon("an answer", task.state("")).await.expect_err("the connection is given up");
+    shim.drop_connections();
+    let error = soon("an answer", task.state("")).await.expect_err("the connection is gone");
     assert!(matches!(error, Error::Unreachable { .. }), "{error}");
-    shim.behave(Manner::Good);
     full
 }
 
@@ -207,9 +206,6 @@ async fn sigkill_for_one_of_several_below_a_lost_shim() {
     soon("a kill", first.kill(&signal("c1", 9))).await.expect("killed");
     let status = inits[0].wait().expect("reaped");
     assert_eq!(status.signal(), Some(Signal::KILL.as_raw()));
-    shim.behave(Manner::Garbage);
-    soon("an answer", second.state("")).await.expect_err("is lost too");
-    shim.behave(Manner::Good);
     let error = soon("a kill", second.kill(&signal("c2", 9))).await.expect_err("not known");
     let text = error.to_string();
     assert!(matches!(error, Error::Unending { .. }), "{text}");

@@ -13,11 +13,11 @@ use proto::{
     ttrpc::CallError,
 };
 
-use super::{Actor, STATUS_UNKNOWN, blocking, identify};
+use super::{Actor, STATUS_UNKNOWN, blocking};
 use crate::runtime::{
     Error,
     bootstrap::Bootstrap,
-    held::{Held, REACH_PAUSE},
+    held::{Held, Identity, REACH_PAUSE},
     log::ShimLog,
     process::Process,
     shim::{Call, Shim, remove_dead_socket},
@@ -75,8 +75,8 @@ impl Actor {
         let (at, error) = match at {
             Ok(at) => match Shim::connect(self.task.namespace(), self.task.id(), &at).await {
                 Ok(shim) => {
-                    let process = identify(&shim, self.task.id()).await;
-                    return self.end_unused(&Held { shim, process, _log: log }).await;
+                    let identity = Identity::ask(&shim, self.task.id()).await;
+                    return self.end_unused(&Held { shim, identity, _log: log }).await;
                 }
                 Err(error) => (Some(at), error),
             },
@@ -233,7 +233,7 @@ impl Actor {
         self.task.enter(Phase::Ending);
         let down = self.shutdown(&held.shim).await;
         if !down && !self.is_shared(held.shim.address()) {
-            self.end_process(held.process.as_ref()).await;
+            self.end_process(held.process()).await;
         }
         self.await_exit(held).await;
         self.clean_and_remove().await;
@@ -267,7 +267,7 @@ impl Actor {
             return false;
         }
         tracing::warn!(id = self.task.id(), "shim still runs after it was shut down");
-        self.end_process(held.process.as_ref()).await;
+        self.end_process(held.process()).await;
         true
     }
 

@@ -19,11 +19,11 @@ use std::{pin::pin, sync::Arc};
 
 use tokio::{sync::oneshot, time::sleep};
 
-use super::{Actor, Command, Turn, blocking, identify};
+use super::{Actor, Command, Turn, blocking};
 use crate::runtime::{
     Error,
     bootstrap::Bootstrap,
-    held::{Held, REACH_PAUSE, Reached, reach_again},
+    held::{Held, Identity, REACH_PAUSE, Reached, reach_again},
     process::Process,
     shim::Shim,
     task::{Exit, LOST_WAIT, Lost, Phase},
@@ -50,27 +50,36 @@ impl Actor {
     pub(super) async fn lose(&mut self, held: &mut Held) -> Turn {
         // Not by the bundle's: to read it takes a descriptor.
         let at = held.shim.bootstrap();
-        let (reached, reply) = self.reach(&at, &mut held.process).await;
-        if let (Reached::Shim(shim), None) = (&reached, &held.process) {
-            held.process = identify(shim, self.task.id()).await;
+        let (reached, reply) = self.reach(&at, &mut held.identity).await;
+        let shim = match reached {
+            Reached::Shim(shim) => shim,
+            Reached::Nobody => {
+                self.end(held.process(), reply).await;
+                return Turn::Leave;
+            }
+            Reached::Stop => return Turn::Leave,
+        };
+        held.shim = shim;
+        if held.process().is_none() {
+            self.identify(held).await;
         }
-        match reached {
+        if matches!(held.identity, Identity::Unknown) {
             // One that does not say who it is, and drops connections, is none.
-            Reached::Shim(shim) if held.process.is_some() => {
-                tracing::warn!(
-                    id = self.task.id(),
-                    "connection to the shim was lost, and made again"
-                );
-                self.task.note_shim(held.process.as_ref().map(Process::pid));
-                self.task.enter(Phase::Live(shim.clone()));
-                held.shim = shim;
-                Turn::Stay
-            }
-            Reached::Shim(_) | Reached::Nobody => {
-                self.end(held.process.as_ref(), reply).await;
-                Turn::Leave
-            }
-            Reached::Stop => Turn::Leave,
+            self.end(None, reply).await;
+            return Turn::Leave;
+        }
+        tracing::warn!(id = self.task.id(), "connection to the shim was lost, and made again");
+        self.task.enter(Phase::Live(held.shim.clone()));
+        Turn::Stay
+    }
+
+    /// Asks the shim who it is.
+    pub(super) async fn identify(&self, held: &mut Held) {
+        held.identity = Identity::ask(&held.shim, self.task.id()).await;
+        self.task.note_shim(held.process().map(Process::pid));
+        if matches!(held.identity, Identity::Slow) {
+            // It is asked again when it answers.
+            self.task.health().doubt();
         }
     }
 
@@ -87,17 +96,17 @@ impl Actor {
         self.leave(Some(exit)).await;
     }
 
-    /// Connects again to a shim that is lost, and answers meanwhile who asks for its task. `process` is
-    /// the shim's, if it is known; it may become known when the shim is killed.
+    /// Connects again to a shim that is lost, and answers meanwhile who asks for its task. Who it
+    /// is may become known when it is killed.
     pub(super) async fn reach(
         &mut self,
         at: &Bootstrap,
-        process: &mut Option<Process>,
+        identity: &mut Identity,
     ) -> (Reached, Option<oneshot::Sender<Result<Exit, Error>>>) {
         self.task.enter(Phase::Lost(Lost::now(Some(&at.address))));
         let (task, context) = (Arc::clone(&self.task), Arc::clone(&self.context));
         let (found, reached, reply) = {
-            let process = process.as_ref();
+            let process = identity.process();
             let connect = || Shim::connect(task.namespace(), task.id(), at);
             // Lists need not wait for it.
             let waits = || task.health().doubt();
@@ -118,8 +127,8 @@ impl Actor {
                 }
             }
         };
-        if found.is_some() {
-            *process = found;
+        if let Some(found) = found {
+            *identity = Identity::Known(found);
         }
         (reached, reply)
     }

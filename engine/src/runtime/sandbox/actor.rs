@@ -25,11 +25,11 @@ use tokio::sync::{mpsc, oneshot};
 use super::{CreateSandbox, Phase, Sandbox};
 use crate::runtime::{
     Error,
-    actor::{EXIT_LIMIT, Left, blocking, identify},
+    actor::{EXIT_LIMIT, Left, blocking},
     bootstrap::Bootstrap,
     bundle::{Bundle, SANDBOX_FOLDER},
     context::Context,
-    held::{Held, REACH_PAUSE, Reached, reach_again},
+    held::{Held, Identity, REACH_PAUSE, Reached, reach_again},
     launch::Launch,
     log::ShimLog,
     process::Process,
@@ -104,8 +104,8 @@ impl Actor {
                 return Err(error);
             }
         };
-        let process = identify(&shim, &self.sandbox.id).await;
-        let held = Held { shim, process, _log: log };
+        let identity = Identity::ask(&shim, &self.sandbox.id).await;
+        let held = Held { shim, identity, _log: log };
         let call = api::CreateSandboxRequest {
             sandbox_id: self.sandbox.id.clone(),
             bundle_path: self.bundle.path().display().to_string(),
@@ -139,9 +139,9 @@ impl Actor {
         let Some(at) = at else { return self.remove_bundle().await };
         match Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &at).await {
             Ok(shim) => {
-                let process = identify(&shim, &self.sandbox.id).await;
+                let identity = Identity::ask(&shim, &self.sandbox.id).await;
                 let log = ShimLog::open(&self.bundle, &self.sandbox.id);
-                self.end_unused(&Held { shim, process, _log: log }).await;
+                self.end_unused(&Held { shim, identity, _log: log }).await;
             }
             Err(error) if error.is_shortage() => self.left = Some(Left::Shim(Some(at))),
             Err(_) => self.clean_up().await,
@@ -182,13 +182,13 @@ impl Actor {
                 () = self.context.stop.cancelled() => return None,
             }
         };
-        let process = identify(&shim, &self.sandbox.id).await;
-        let held = Held { shim, process, _log: log };
+        let identity = Identity::ask(&shim, &self.sandbox.id).await;
+        let held = Held { shim, identity, _log: log };
         let id = self.sandbox.id.clone();
         let request = api::SandboxStatusRequest { sandbox_id: id, verbose: false };
         match held.shim.call(&request).await {
             Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
-                self.bury(held.process.as_ref()).await;
+                self.bury(held.process()).await;
                 return None;
             }
             // The daemon went away before the sandbox was made, so nobody was told of one.
@@ -231,6 +231,9 @@ impl Actor {
                         return;
                     }
                 }
+                () = held.short() => {
+                    held.identity = Identity::ask(&held.shim, &self.sandbox.id).await;
+                }
                 () = self.context.stop.cancelled() => return,
             }
         }
@@ -258,24 +261,26 @@ impl Actor {
         let at = held.shim.bootstrap();
         let connect = || Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &at);
         let waits = || self.enter(Phase::Adopting);
-        let process = held.process.as_ref();
+        let process = held.process();
         let reached = reach_again(process, &self.context.stop, connect, waits).await;
-        if let (Reached::Shim(shim), None) = (&reached, &held.process) {
-            held.process = identify(shim, &self.sandbox.id).await;
-        }
         match reached {
-            // One that does not say who it is, and drops connections, is none.
-            Reached::Shim(shim) if held.process.is_some() => {
-                self.enter(Phase::Live(shim.clone()));
-                held.shim = shim;
-                true
+            Reached::Shim(shim) => held.shim = shim,
+            Reached::Nobody => {
+                self.bury(held.process()).await;
+                return false;
             }
-            Reached::Shim(_) | Reached::Nobody => {
-                self.bury(held.process.as_ref()).await;
-                false
-            }
-            Reached::Stop => false,
+            Reached::Stop => return false,
         }
+        if held.process().is_none() {
+            held.identity = Identity::ask(&held.shim, &self.sandbox.id).await;
+        }
+        if matches!(held.identity, Identity::Unknown) {
+            // One that does not say who it is, and drops connections, is none.
+            self.bury(None).await;
+            return false;
+        }
+        self.enter(Phase::Live(held.shim.clone()));
+        true
     }
 
     /// Cleans up after a shim that died.
@@ -307,7 +312,7 @@ impl Actor {
     async fn await_exit(&self, held: &Held) {
         if tokio::time::timeout(EXIT_LIMIT, held.gone()).await.is_err() {
             tracing::warn!(id = self.sandbox.id, "shim still runs after it was shut down");
-            if let Some(process) = &held.process {
+            if let Some(process) = held.process() {
                 process.kill();
             }
         }

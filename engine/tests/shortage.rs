@@ -1,0 +1,82 @@
+//! That a shortage of descriptors is not taken for the end of a shim. A program of its own, since the
+//! shortage is the whole program's.
+
+#[path = "runtime/fake.rs"]
+#[expect(dead_code, reason = "other tests need more of it")]
+mod fake;
+
+use std::{
+    fs::{self, File},
+    time::Duration,
+};
+
+use proto::containerd::v1::types::Status;
+
+use fake::{Manner, Stage};
+
+/// How long something may take that is tried each second.
+const LIMIT: Duration = Duration::from_secs(60);
+
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, future).await.unwrap_or_else(|_| panic!("{what} takes too long"))
+}
+
+/// Takes all descriptors that there are.
+fn exhaust() -> Vec<File> {
+    let mut taken = Vec::new();
+    while let Ok(file) = File::open("/dev/null") {
+        taken.push(file);
+    }
+    taken
+}
+
+/// Whether this program holds a process by a descriptor.
+fn holds_process() -> bool {
+    let open = fs::read_dir("/proc/self/fd").expect("read").filter_map(Result::ok);
+    let mut targets = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+    targets.any(|target| target.to_string_lossy().contains("pidfd"))
+}
+
+/// A shim that did not say who it is loses its connection, for which there is one more descriptor, and
+/// one for the other end, but none for its process.
+#[tokio::test]
+async fn a_shim_whose_process_cannot_be_held_is_not_taken_for_dead() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Anonymous);
+    soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await.expect("made");
+    let task = runtime.task(&stage.namespace, "c1").expect("is there");
+    shim.behave(Manner::Good);
+    let is = async |status: Status| {
+        while task.state_or_last().await.expect("is there").status() != status {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("the state", is(Status::Running)).await;
+    assert!(!holds_process());
+    let taken = exhaust();
+    shim.drop_connections();
+    let connects = || shim.asked().iter().filter(|method| *method == "Connect").count();
+    let before = connects();
+    let tried = async {
+        while connects() < before + 4 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("two tries", tried).await;
+    soon("the state", is(Status::Running)).await;
+    assert!(!shim.is_dead());
+    drop(taken);
+    assert_eq!(stage.calls(), ["start c1"], "nothing was cleaned up");
+    // It is held as soon as it can be.
+    let held = async {
+        while !holds_process() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("another try", held).await;
+    shim.exit(0);
+    soon("delete", task.delete()).await.expect("ended");
+    soon("close", runtime.close()).await;
+    stage.assert_nothing_left();
+}
