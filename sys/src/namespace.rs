@@ -4,7 +4,7 @@
 
 use rustix::thread::UnshareFlags;
 
-/// Moves this process to new namespaces of the kinds in `kinds`.
+/// Moves this thread, and a process that has no other, to new namespaces of the kinds in `kinds`.
 ///
 /// # Errors
 ///

@@ -5,25 +5,30 @@
 //! for all layers. The upper directory is as it is: whoever made it gave it to the mapped root.
 //!
 //! The copy has no place in the tree of mounts where the kernel takes layers from such a one (about
-//! 6.15). Elsewhere it has one until the overlay is mounted, in a directory for temporary files.
+//! 6.15). Elsewhere it has one in the tree of a thread of its own, which nobody else sees and which ends
+//! with that thread, however that ends. The overlay is made there, over the copy, and then moved out.
 //!
 //! Source: containerd, `core/mount/mount_idmapped_linux.go`; mount_setattr(2).
 
 use std::{
-    fs, io,
+    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, Ordering},
+    thread,
 };
 
 use rustix::{
     fs::CWD,
-    mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags, move_mount, open_tree, unmount},
+    mount::{
+        MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
+    },
+    thread::UnshareFlags,
 };
 
-use super::{Mount, MountAttrFlags, Plan, Recursive, make};
+use super::{Mount, MountAttrFlags, Plan, Recursive, change_propagation, make, undo};
 use crate::{
     mount_attributes::{Attributes, set_attributes},
+    namespace::unshare,
     user_namespace::{self, IdMap},
 };
 
@@ -100,13 +105,13 @@ fn attach(tree: &OwnedFd, target: &Path) -> io::Result<()> {
     Ok(move_mount(tree, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)
 }
 
-/// Where the layers are looked at.
+/// Where the copy of the layers is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Copy {
-    /// Nowhere in the tree of mounts.
+    /// Nowhere in a tree of mounts.
     Detached,
-    /// In a directory for temporary files, for as long as the mount takes.
-    Attached,
+    /// In a tree of its own.
+    Apart,
 }
 
 /// Mounts an overlay whose lower layers are mapped.
@@ -118,7 +123,7 @@ pub(super) fn overlay(
 ) -> io::Result<()> {
     match overlay_on(Copy::Detached, one, target, plan, namespace) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-            overlay_on(Copy::Attached, one, target, plan, namespace)
+            overlay_on(Copy::Apart, one, target, plan, namespace)
         }
         result => result,
     }
@@ -131,32 +136,84 @@ fn overlay_on(
     plan: &Plan,
     namespace: BorrowedFd<'_>,
 ) -> io::Result<()> {
-    let layers = plan.data.iter().find_map(|option| option.strip_prefix("lowerdir="));
-    let layers = layers.filter(|text| !text.contains('\\'));
-    let shared = layers.and_then(shared);
-    let (Some(layers), Some(shared)) = (layers, shared) else {
-        let text = "the lower directories are in no directory that could be mapped";
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-    };
-    let tree = copy(&shared, true, namespace, MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-    let place = match how {
-        Copy::Detached => None,
-        Copy::Attached => Some(Place::new(&tree)?),
-    };
-    let above = match &place {
-        None => PathBuf::from(format!("/proc/self/fd/{}", tree.as_raw_fd())),
-        Some(place) => place.0.clone(),
-    };
-    let mapped = layers.split(':').map(|layer| {
-        let below = Path::new(layer).strip_prefix(&shared).unwrap_or(Path::new(layer));
-        above.join(below).display().to_string()
-    });
-    let mapped = format!("lowerdir={}", mapped.collect::<Vec<_>>().join(":"));
-    let replace = |option: &String| {
-        if option.starts_with("lowerdir=") { mapped.clone() } else { option.clone() }
-    };
-    let data = plan.data.iter().map(replace).collect();
-    make(one, target, &Plan { data, ids: None, ..plan.clone() }, None)
+    let layers = Layers::new(plan)?;
+    match how {
+        Copy::Detached => {
+            let tree = layers.copy(namespace)?;
+            let above = PathBuf::from(format!("/proc/self/fd/{}", tree.as_raw_fd()));
+            make(one, target, &layers.below(&above, plan), None)
+        }
+        Copy::Apart => {
+            // A path of the program's, whatever the thread's directory is.
+            let target = std::path::absolute(target)?;
+            let work = || make_apart(&layers, one, &target, plan, namespace);
+            let made = thread::scope(|scope| {
+                Ok::<_, io::Error>(thread::Builder::new().spawn_scoped(scope, work)?.join())
+            })?;
+            let made =
+                made.map_err(|_panic| io::Error::other("the thread that mounts has panicked"))?;
+            attach(&made?, &target)?;
+            change_propagation(&target, plan).inspect_err(|_| undo(&target))
+        }
+    }
+}
+
+/// Makes the overlay in a tree of mounts that is this thread's alone from now on.
+fn make_apart(
+    layers: &Layers<'_>,
+    one: &Mount,
+    target: &Path,
+    plan: &Plan,
+    namespace: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    unshare(UnshareFlags::NEWNS)?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    attach(&layers.copy(namespace)?, target)?;
+    // Over it, with layers that are looked up before.
+    make(one, target, &layers.below(target, plan), None)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(open_tree(CWD, target, flags)?)
+}
+
+/// The lower directories of an overlay.
+struct Layers<'p> {
+    text: &'p str,
+    /// The directory that has all of them.
+    shared: PathBuf,
+}
+
+impl<'p> Layers<'p> {
+    fn new(plan: &'p Plan) -> io::Result<Self> {
+        let text = plan.data.iter().find_map(|option| option.strip_prefix("lowerdir="));
+        let text = text.filter(|text| !text.contains('\\'));
+        let (Some(text), Some(shared)) = (text, text.and_then(shared)) else {
+            let text = "the lower directories are in no directory that could be mapped";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        };
+        Ok(Self { text, shared })
+    }
+
+    /// A mapped copy of what has them all. Only the overlay says whether programs and devices in it work.
+    fn copy(&self, namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+            | MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NODEV;
+        copy(&self.shared, true, namespace, attributes)
+    }
+
+    /// The plan of an overlay of the same directories below `above`, where the copy is.
+    fn below(&self, above: &Path, plan: &Plan) -> Plan {
+        let mapped = self.text.split(':').map(|layer| {
+            let below = Path::new(layer).strip_prefix(&self.shared).unwrap_or(Path::new(layer));
+            above.join(below).display().to_string()
+        });
+        let mapped = format!("lowerdir={}", mapped.collect::<Vec<_>>().join(":"));
+        let replace = |option: &String| {
+            if option.starts_with("lowerdir=") { mapped.clone() } else { option.clone() }
+        };
+        let data = plan.data.iter().map(replace).collect();
+        Plan { data, ids: None, ..plan.clone() }
+    }
 }
 
 /// The directory that has all `layers`. `None`: there is none but `/`.
@@ -172,33 +229,15 @@ fn shared(layers: &str) -> Option<PathBuf> {
     is_usable.then(|| shared.to_owned())
 }
 
-/// A place for a mount, for a while.
-struct Place(PathBuf);
-
-impl Place {
-    fn new(tree: &OwnedFd) -> io::Result<Self> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!(".gantry-mapped-{}-{number}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir(&path)?;
-        let place = Self(path);
-        attach(tree, &place.0)?;
-        Ok(place)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // The overlay has what it needs. What cannot be removed is an empty directory.
-        let _ = unmount(&self.0, UnmountFlags::DETACH);
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::{MetadataExt, chown};
+    use std::{
+        fs,
+        os::unix::fs::{MetadataExt, PermissionsExt, chown},
+        process::Command,
+    };
+
+    use rustix::mount::{MountFlags, mount_bind, mount_remount};
 
     use super::*;
     use crate::mount::unmount_all;
@@ -268,7 +307,7 @@ mod tests {
 
     #[test]
     fn overlays_with_mapped_layers() {
-        for how in [Copy::Detached, Copy::Attached] {
+        for how in [Copy::Detached, Copy::Apart] {
             let tree = Tree::new();
             let (one, at) = (tree.overlay(), tree.0.path().join("at"));
             let plan = Plan::new(&one).expect("supported");
@@ -285,6 +324,44 @@ mod tests {
                 "{how:?}: copied up, untouched"
             );
         }
+    }
+
+    /// Nothing is made where others see it, nor in a directory for temporary files, and a program that
+    /// changes its user works, which a layer alone would not let it.
+    #[test]
+    fn overlays_without_another_place() {
+        let tree = Tree::new();
+        let at = tree.0.path().join("at");
+        let program = tree.0.path().join("2/id");
+        fs::copy("/usr/bin/id", &program).expect("copied");
+        chown(&program, Some(7), Some(0)).expect("owned");
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).expect("set");
+        let table =
+            || fs::read_to_string("/proc/thread-self/mountinfo").expect("proc").lines().count();
+        let work = || {
+            unshare(UnshareFlags::NEWNS).expect("a tree of mounts");
+            let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+            mount_change("/", private).expect("private");
+            // All of the directory for temporary files but what is in use is read-only.
+            let flags = [
+                (std::env::temp_dir(), MountFlags::BIND | MountFlags::RDONLY),
+                (tree.0.path().to_owned(), MountFlags::BIND),
+            ];
+            for (path, flags) in flags {
+                mount_bind(&path, &path).expect("bound");
+                mount_remount(&path, flags, c"").expect("set");
+            }
+            let one = tree.overlay();
+            let plan = Plan::new(&one).expect("supported");
+            let ids = plan.ids.clone().expect("are mapped").namespace().expect("a namespace");
+            let before = table();
+            overlay_on(Copy::Apart, &one, &at, &plan, ids.as_fd()).expect("mounts");
+            let mounts = table() - before;
+            let said = Command::new(at.join("id")).arg("-u").output().expect("runs");
+            (mounts, tree.look("at/low"), String::from_utf8_lossy(&said.stdout).into_owned())
+        };
+        let seen = thread::scope(|scope| scope.spawn(work).join().expect("no panic"));
+        assert_eq!(seen, (1, (100_005, 200_006), "100007\n".to_owned()));
     }
 
     #[test]
