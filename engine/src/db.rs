@@ -13,6 +13,7 @@
 //! [`dump`](Root::dump) writes the records as text.
 
 mod check;
+mod commits;
 mod dump;
 mod hold;
 mod json;
@@ -55,6 +56,8 @@ pub struct Root {
 pub struct Report {
     /// What is wrong.
     pub problems: Vec<Problem>,
+    /// What was noticed that is no problem.
+    pub notes: Vec<String>,
     /// How many rows each table has that could be read.
     pub rows: BTreeMap<String, u64>,
 }

@@ -199,6 +199,7 @@ fn db(args: Args, command: &Db) -> Result<bool, Box<dyn std::error::Error>> {
     let good = match command {
         Db::Check { deep, format } => {
             let report = root.check(*deep)?;
+            warn(&report.notes);
             match format {
                 Format::Json => writeln!(out, "{}", serde_json::to_string(&report)?)?,
                 Format::Text => {
@@ -212,6 +213,7 @@ fn db(args: Args, command: &Db) -> Result<bool, Box<dyn std::error::Error>> {
         Db::Repair { deep, namespace } => {
             let now = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ").to_string();
             let repaired = root.repair(*deep, namespace, &now)?;
+            warn(&repaired.notes);
             for line in &repaired.done {
                 writeln!(out, "{line}")?;
             }
@@ -272,6 +274,12 @@ async fn keep_a_thread() {
         beat.tick().await;
         // It only fails when the runtime ends.
         let _ = tokio::task::spawn_blocking(|| {}).await;
+    }
+}
+
+fn warn(notes: &[String]) {
+    for note in notes {
+        tracing::warn!("{note}");
     }
 }
 

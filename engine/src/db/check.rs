@@ -22,6 +22,10 @@ use crate::{
 /// How much of a blob is read at a time, in bytes.
 const CHUNK_LEN: usize = 1 << 20;
 
+/// What is told when the library takes another commit than the last one.
+const WENT_BACK: &str = "the last commit of the database is not whole, as after a stop of the machine in the \
+                         middle of it: the one before it is used";
+
 /// What problems of the file as such are about.
 const FILE: &str = super::DATABASE;
 
@@ -62,8 +66,9 @@ impl Root {
 
     /// Opens the database if its pages are good.
     fn open_checked(&self, report: &mut Report) -> Result<Option<Database>, Error> {
+        let Report { problems, notes, .. } = report;
         let mut rebuild = |problem: String| {
-            report.problems.push(Problem::new(FILE, "", "", problem, Remedy::Rebuild));
+            problems.push(Problem::new(FILE, "", "", problem, Remedy::Rebuild));
         };
         if let Err(error) = super::refuse_lost(&self.path)
             && matches!(error, Error::LostDatabase { .. })
@@ -80,7 +85,12 @@ impl Root {
             return Ok(None);
         }
         let mut database = match scratch::open(&self.database()) {
-            Ok(database) => database,
+            Ok((database, went_back)) => {
+                if went_back {
+                    notes.push(WENT_BACK.to_owned());
+                }
+                database
+            }
             Err(error) => {
                 rebuild(damage(error, "open")?);
                 return Ok(None);
@@ -88,7 +98,7 @@ impl Root {
         };
         match database.check_integrity() {
             Ok(true) => {}
-            Ok(false) => report.problems.push(Problem::new(
+            Ok(false) => problems.push(Problem::new(
                 FILE,
                 "",
                 "pages",

@@ -21,7 +21,7 @@ impl Root {
     /// - `Database`: it cannot be opened, or a page cannot be read.
     /// - `File`: `to` takes no more.
     pub fn dump(&self, to: &mut dyn Write) -> Result<(), Error> {
-        let database = scratch::open(&self.database()).map_err(Error::database("open"))?;
+        let (database, _) = scratch::open(&self.database()).map_err(Error::database("open"))?;
         let transaction = database.begin_read().map_err(Error::database("begin"))?;
         let mut put = |line: Value| {
             writeln!(to, "{line}").map_err(Error::file("write", "the standard output"))

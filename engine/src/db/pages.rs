@@ -5,28 +5,24 @@
 //! the one before, which redb keeps until the next, stand in for them. Sums of pages are not compared, so
 //! who takes rows over has to look at what is in them.
 //!
-//! Nothing that a file holds makes this panic, go round in circles, or read beyond the file.
+//! Nothing that a file holds makes this panic, go round in circles, or read beyond the file. Of one tree no
+//! byte is read twice: there a page has one number, and none is in another one, as one may be in a file that
+//! somebody has made to keep this busy.
 //!
 //! Source: redb 4.4, `docs/design.md` and `src/tree_store`.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    fs::File,
-    io,
-    os::unix::fs::FileExt,
-    path::Path,
-};
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, path::Path};
 
 const MAGIC: &[u8] = b"redb\x1a\x0a\xa9\x0d\x0a";
 const VERSION: u8 = 3;
 
 /// Where the flags are of which the lowest names the slot of the last commit.
-const FLAGS_AT: usize = 9;
+pub(super) const FLAGS_AT: usize = 9;
 const PAGE_SIZE_AT: usize = 12;
 const REGION_HEADER_AT: usize = 16;
 const REGION_DATA_AT: usize = 20;
-const SLOTS_AT: [usize; 2] = [64, 192];
-const HEADER_LEN: usize = 320;
+pub(super) const SLOTS_AT: [usize; 2] = [64, 192];
+pub(super) const HEADER_LEN: usize = 320;
 
 const LEAF: u8 = 1;
 const BRANCH: u8 = 2;
@@ -37,8 +33,9 @@ const DEPTH_MAX: usize = 32;
 /// How long a region is at most, in bytes; redb's have 4 GiB.
 const REGION_LEN_MAX: u64 = 1 << 40;
 
-/// The largest page, as a power of two of the smallest.
-const ORDER_MAX: u32 = 20;
+/// The largest page, as a power of two of the smallest: 64 MiB, for no message that becomes a row has more
+/// than 16.
+const ORDER_MAX: u64 = 14;
 
 /// A database's file.
 pub(super) struct Pages {
@@ -56,6 +53,8 @@ pub(super) struct Pages {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Rows {
     pub(super) rows: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// Those of the commit before, where the last one has lost some.
+    pub(super) earlier: BTreeMap<Vec<u8>, Vec<u8>>,
     /// How many pages could not be read, each with what was below it.
     pub(super) lost: usize,
     /// How many rows there should be.
@@ -93,15 +92,16 @@ impl Pages {
         Ok(Some(Self { file, len, page_size, region_header, region_len, roots }))
     }
 
-    /// The rows of the table `name`.
-    pub(super) fn table(&self, name: &str) -> Rows {
+    /// The rows of the table `name` of which `is_good` says that they mean something.
+    pub(super) fn table(&self, name: &str, is_good: impl Fn(&[u8], &[u8]) -> bool) -> Rows {
         let mut commits = self.roots.iter();
         let mut found = commits.next().map(|root| self.table_at(*root, name)).unwrap_or_default();
+        found.rows.retain(|key, value| is_good(key, value));
         if found.lost > 0 || found.rows.len() < found.len {
             for before in commits {
-                for (key, value) in self.table_at(*before, name).rows {
-                    found.rows.entry(key).or_insert(value);
-                }
+                let mut rows = self.table_at(*before, name).rows;
+                rows.retain(|key, value| !found.rows.contains_key(key) && is_good(key, value));
+                found.earlier.append(&mut rows);
             }
         }
         found
@@ -110,7 +110,7 @@ impl Pages {
     /// The rows of the table `name` of one commit.
     fn table_at(&self, root: u64, name: &str) -> Rows {
         let mut tables = Rows::default();
-        self.walk(root, 0, &mut HashSet::new(), &mut tables);
+        self.walk(root, 0, &mut Seen::default(), &mut tables);
         let Some(definition) = tables.rows.get(name.as_bytes()) else {
             // Whether it is on a page that is lost is not known.
             return Rows { lost: tables.lost, ..Rows::default() };
@@ -122,14 +122,14 @@ impl Pages {
         let len = usize::try_from(len).unwrap_or(0);
         let mut found = Rows { len, ..Rows::default() };
         if let Some(root) = root {
-            self.walk(root, 0, &mut HashSet::new(), &mut found);
+            self.walk(root, 0, &mut Seen::default(), &mut found);
         }
         found
     }
 
     /// Takes all rows below a page.
-    fn walk(&self, number: u64, depth: usize, seen: &mut HashSet<u64>, found: &mut Rows) {
-        let page = if depth < DEPTH_MAX && seen.insert(number) { self.page(number) } else { None };
+    fn walk(&self, number: u64, depth: usize, seen: &mut Seen, found: &mut Rows) {
+        let page = if depth < DEPTH_MAX { self.page(number, seen) } else { None };
         let done = match page.as_deref() {
             Some(page @ [LEAF, ..]) => leaf(page, found),
             Some(page @ [BRANCH, ..]) => match children(page) {
@@ -146,20 +146,41 @@ impl Pages {
         found.lost += usize::from(!done);
     }
 
-    /// The bytes of a page, if it is in the file.
-    fn page(&self, number: u64) -> Option<Vec<u8>> {
-        let order = u32::try_from(number >> 59).ok().filter(|order| *order <= ORDER_MAX)?;
+    /// The bytes of a page, if it is in the file, and none of them was seen.
+    fn page(&self, number: u64, seen: &mut Seen) -> Option<Vec<u8>> {
+        let order = Some(number >> 59).filter(|order| *order <= ORDER_MAX)?;
         let index = number & (0x000f_ffff >> order);
         let region = (number >> 20) & 0x000f_ffff;
+        if number != order << 59 | region << 20 | index {
+            // Another number of the same page.
+            return None;
+        }
         let len = self.page_size << order;
         let in_region = self.region_header + index * len;
         let start = self.page_size + region * self.region_len + in_region;
-        if in_region + len > self.region_len || start + len > self.len {
+        if in_region + len > self.region_len || start + len > self.len || !seen.add(start, len) {
             return None;
         }
         let mut bytes = vec![0; usize::try_from(len).ok()?];
         self.file.read_exact_at(&mut bytes, start).ok()?;
         Some(bytes)
+    }
+}
+
+/// The bytes that were read of a tree: where each part starts, and where it ends.
+#[derive(Default)]
+struct Seen(BTreeMap<u64, u64>);
+
+impl Seen {
+    /// Notes `len` bytes from `start` on; whether none of them was seen before.
+    fn add(&mut self, start: u64, len: u64) -> bool {
+        let end = start + len;
+        let last = self.0.range(..end).next_back();
+        let is_new = last.is_none_or(|(_, last_end)| *last_end <= start);
+        if is_new {
+            self.0.insert(start, end);
+        }
+        is_new
     }
 }
 
@@ -203,7 +224,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-fn long(bytes: &[u8], at: usize) -> Option<u64> {
+pub(super) fn long(bytes: &[u8], at: usize) -> Option<u64> {
     Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?))
 }
 
@@ -266,15 +287,16 @@ mod tests {
         let path = folder.path().join("d.redb");
         database(&path);
         let pages = Pages::open(&path).expect("opens").expect("is one");
-        let found = pages.table("table");
+        let all = |_: &[u8], _: &[u8]| true;
+        let found = pages.table("table", all);
         assert_eq!((found.lost, found.rows.len()), (0, 501));
         assert_eq!(found.rows[&b"long"[..]], [7; 20_000]);
         assert_eq!(found.rows[&500_u32.wrapping_sub(1).to_be_bytes()[..]], [1; 100]);
-        let found = pages.table("other");
+        let found = pages.table("other", all);
         let names: Vec<_> = found.rows.keys().map(|key| three(key).expect("names")).collect();
         assert!(names.contains(&["s", "n", "k"]), "{names:?}");
         assert!(names.contains(&["", &"n".repeat(300), ""]), "{names:?}");
-        assert_eq!(pages.table("none"), Rows::default());
+        assert_eq!(pages.table("none", all), Rows::default());
     }
 
     #[test]
@@ -292,7 +314,8 @@ mod tests {
                     assert_eq!(page, 0, "page {page} is no header");
                     continue;
                 };
-                counts.push(pages.table("table").rows.len());
+                let found = pages.table("table", |_, _| true);
+                counts.push(found.rows.len() + found.earlier.len());
             }
         }
         counts.sort_unstable();
@@ -303,6 +326,99 @@ mod tests {
         );
     }
 
+    const PAGE: usize = 4096;
+
+    /// A branch with these pages below it.
+    fn branch(children: &[u64]) -> Vec<u8> {
+        let mut page = vec![BRANCH, 0];
+        page.extend(u16::try_from(children.len() - 1).expect("few").to_le_bytes());
+        page.resize(8 + 16 * children.len(), 0);
+        page.extend(children.iter().flat_map(|child| child.to_le_bytes()));
+        page.resize(PAGE, 0);
+        page
+    }
+
+    /// A leaf with one row.
+    fn row(key: &[u8], value: &[u8]) -> Vec<u8> {
+        let mut page = vec![LEAF, 0, 1, 0];
+        let key_end = 12 + key.len();
+        for end in [key_end, key_end + value.len()] {
+            page.extend(u32::try_from(end).expect("short").to_le_bytes());
+        }
+        page.extend([key, value].concat());
+        page.resize(PAGE, 0);
+        page
+    }
+
+    /// A file of one region in which the table `table` has its root in page 1, and pages from there on.
+    fn crafted(path: &Path, pages: &[Vec<u8>]) -> Pages {
+        let mut header = vec![0; PAGE];
+        header[..MAGIC.len()].copy_from_slice(MAGIC);
+        header[PAGE_SIZE_AT..][..4].copy_from_slice(&(PAGE as u32).to_le_bytes());
+        header[REGION_DATA_AT..][..4].copy_from_slice(&64_u32.to_le_bytes());
+        header[SLOTS_AT[0]..][..2].copy_from_slice(&[VERSION, 1]);
+        let mut definition = vec![0; 9];
+        definition.push(1);
+        definition.extend(1_u64.to_le_bytes());
+        let mut file = [header, row(b"table", &definition)].concat();
+        file.extend(pages.concat());
+        file.resize(65 * PAGE, 0);
+        std::fs::write(path, file).expect("writes");
+        Pages::open(path).expect("opens").expect("is one")
+    }
+
+    /// Each page below the root is named by all pages above it, in all the ways that there are.
+    #[test]
+    fn no_page_is_read_twice() {
+        let leaf = row(b"key", b"value");
+        let times = |children: &dyn Fn(u64) -> Vec<u64>| {
+            let mut pages: Vec<_> = (2..6).map(|next| branch(&children(next))).collect();
+            pages.push(leaf.clone());
+            pages
+        };
+        let in_each_other = [branch(&[1 << 59 | 1, 2, 3]), leaf.clone(), leaf.clone()].to_vec();
+        // Of each branch one child is read.
+        let cases = [
+            ("once", times(&|next| vec![next]), 0),
+            ("twice", times(&|next| vec![next, next]), 4),
+            ("a circle", times(&|next| vec![next, next - 1]), 4),
+            (
+                "under other numbers",
+                times(&|next| (0..60).map(|it| next | it << 40).collect()),
+                4 * 59,
+            ),
+            ("in each other", in_each_other, 2),
+        ];
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        for (case, pages, want) in cases {
+            let pages = crafted(&folder.path().join("d.redb"), &pages);
+            let found = pages.table("table", |_, _| true);
+            let rows: Vec<_> = found.rows.keys().collect();
+            assert_eq!((rows, found.lost), (vec![&b"key".to_vec()], want), "{case}");
+        }
+        let pages = crafted(&folder.path().join("d.redb"), &[branch(&[1 << 59 | 1 | 1 << 19])]);
+        let found = pages.table("table", |_, _| true);
+        assert_eq!((found.rows.len(), found.lost), (0, 1), "another number of a larger page");
+    }
+
+    #[test]
+    fn parts_that_were_seen() {
+        let cases = [
+            ("the same", 8, 4, false),
+            ("around", 4, 16, false),
+            ("within", 9, 1, false),
+            ("its start", 6, 3, false),
+            ("its end", 11, 4, false),
+            ("before", 4, 4, true),
+            ("after", 12, 4, true),
+        ];
+        for (case, start, len, want) in cases {
+            let mut seen = Seen::default();
+            assert!(seen.add(8, 4) && seen.add(100, 4), "{case}");
+            assert_eq!(seen.add(start, len), want, "{case}");
+        }
+    }
+
     #[test]
     fn a_file_that_is_cut_off() {
         let folder = tempfile::tempdir().expect("a temporary directory");
@@ -311,7 +427,7 @@ mod tests {
         for len in (0..good.len()).step_by(3001) {
             std::fs::write(&path, &good[..len]).expect("writes");
             if let Some(pages) = Pages::open(&path).expect("opens") {
-                pages.table("table");
+                pages.table("table", |_, _| true);
             }
         }
     }

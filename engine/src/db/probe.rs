@@ -39,7 +39,7 @@ const SAID_LEN_MAX: u64 = 4096;
 pub fn probe(path: &Path) {
     end_on_damage(path);
     let read = || -> Result<(), redb::Error> {
-        let mut database = scratch::open(path)?;
+        let (mut database, _) = scratch::open(path)?;
         database.check_integrity()?;
         let transaction = database.begin_read()?;
         for table in Table::ALL {

@@ -218,10 +218,11 @@ fn salvage(old: &Path, store: &metadata::Store, done: &mut Vec<String>) -> Resul
         }
     };
     for table in Table::ALL {
-        let rows = readable(&pages, table.name(), done, |key, value| match table {
+        let found = pages.table(table.name(), |key, value| match table {
             Table::Namespaces => metadata::namespace_of(key, value).is_ok(),
             _ => metadata::object(table, key, value).is_ok(),
         });
+        let rows = merged(found, table.name(), done);
         store.write(|changes| {
             for (key, value) in rows {
                 changes.put(table, &key, value);
@@ -229,9 +230,12 @@ fn salvage(old: &Path, store: &metadata::Store, done: &mut Vec<String>) -> Resul
             Ok(())
         })?;
     }
-    let rows = readable(&pages, SNAPSHOTS.name(), done, |key, value| {
-        three(key).is_some() && Record::decode(value).is_ok()
-    });
+    let mut found = pages.table(SNAPSHOTS.name(), |key, value| directory(key, value).is_some());
+    // A commit gives a snapshot another name. Its directory is that of the last one.
+    let last: BTreeSet<_> =
+        found.rows.iter().filter_map(|(key, value)| directory(key, value)).collect();
+    found.earlier.retain(|key, value| directory(key, value).is_some_and(|it| !last.contains(&it)));
+    let rows = merged(found, SNAPSHOTS.name(), done);
     repair::change_snapshots(store, &mut |transaction| {
         let mut table = transaction.open_table(SNAPSHOTS).map_err(repair::database)?;
         for (key, value) in &rows {
@@ -245,27 +249,28 @@ fn salvage(old: &Path, store: &metadata::Store, done: &mut Vec<String>) -> Resul
     })
 }
 
-/// The rows of a table that can be read and are good; what is lost is told.
-fn readable(
-    pages: &Pages,
-    table: &str,
-    done: &mut Vec<String>,
-    is_good: impl Fn(&[u8], &[u8]) -> bool,
-) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let Rows { mut rows, lost, len } = pages.table(table);
-    let all = rows.len();
-    rows.retain(|key, value| is_good(key, value));
+/// The directory of the snapshot of a row, if that is good: its snapshotter and its number.
+fn directory(key: &[u8], value: &[u8]) -> Option<(String, u64)> {
+    let [snapshotter, ..] = three(key)?;
+    Some((snapshotter.to_owned(), Record::decode(value).ok()?.id))
+}
+
+/// The rows of a table, of both commits; what is lost is told.
+fn merged(found: Rows, table: &str, done: &mut Vec<String>) -> BTreeMap<Vec<u8>, Vec<u8>> {
+    let Rows { mut rows, mut earlier, lost, len } = found;
+    let stand_in = earlier.len();
+    rows.append(&mut earlier);
     if !rows.is_empty() {
         done.push(format!("took over {} rows of table {table}", rows.len()));
     }
-    if all > rows.len() {
-        done.push(format!("lost {} rows of table {table} that mean nothing", all - rows.len()));
+    if stand_in > 0 {
+        done.push(format!("of table {table}, {stand_in} rows are those of the commit before"));
     }
     if lost > 0 {
         done.push(format!("lost what was on {lost} pages of table {table}"));
     }
-    if len > all {
-        done.push(format!("lost {} rows of table {table}", len - all));
+    if len > rows.len() {
+        done.push(format!("lost {} rows of table {table}", len - rows.len()));
     }
     rows
 }

@@ -24,6 +24,8 @@ const ROUNDS_MAX: usize = 1000;
 /// What a repair has done.
 #[derive(Debug, Default)]
 pub struct Repaired {
+    /// What was noticed before, a line each.
+    pub notes: Vec<String>,
     /// What was done, a line each.
     pub done: Vec<String>,
     /// What is still wrong.
@@ -53,6 +55,7 @@ impl Root {
     ) -> Result<Repaired, Error> {
         let mut repaired = Repaired::default();
         let mut report = self.check(deep)?;
+        repaired.notes.append(&mut report.notes);
         if report.problems.is_empty() {
             return Ok(repaired);
         }

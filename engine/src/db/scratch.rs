@@ -9,30 +9,40 @@ use std::{
     io,
     os::unix::fs::FileExt,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use redb::{Database, DatabaseError, StorageBackend};
 
+use super::{commits::Commits, pages::HEADER_LEN};
+
 /// The size of a block, in bytes.
 const BLOCK_LEN: u64 = 4096;
 
-/// Opens the database at `path` for a look.
-pub(super) fn open(path: &Path) -> Result<Database, DatabaseError> {
+/// Opens the database at `path` for a look, and tells whether the library took another commit than the last
+/// for that.
+pub(super) fn open(path: &Path) -> Result<(Database, bool), DatabaseError> {
     let file = File::open(path)?;
     let len = file.metadata()?.len();
     if len == 0 {
         // redb would make a new one of it.
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file is empty").into());
     }
-    let kept = Mutex::new(Kept { len, stored: len, blocks: BTreeMap::new() });
-    Database::builder().create_with_backend(Scratch { file, kept })
+    let kept = Arc::new(Mutex::new(Kept { len, stored: len, blocks: BTreeMap::new() }));
+    let scratch = Scratch { file: Arc::new(file), kept };
+    let before = scratch.commits();
+    let database = Database::builder().create_with_backend(scratch.clone())?;
+    let went_back = match (before, scratch.commits()) {
+        (Ok(before), Ok(after)) => after.went_back(&before),
+        _ => false,
+    };
+    Ok((database, went_back))
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Scratch {
-    file: File,
-    kept: Mutex<Kept>,
+    file: Arc<File>,
+    kept: Arc<Mutex<Kept>>,
 }
 
 #[derive(Debug)]
@@ -46,6 +56,12 @@ struct Kept {
 impl Scratch {
     fn lock(&self) -> MutexGuard<'_, Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn commits(&self) -> io::Result<Commits> {
+        let mut header = [0; HEADER_LEN];
+        self.read(0, &mut header)?;
+        Ok(Commits::of(&header))
     }
 
     /// The block as it is in the file.
