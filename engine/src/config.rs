@@ -88,6 +88,8 @@ pub struct Config {
     pub diff: Diff,
     /// How the snapshotters `overlayfs` and `erofs` mount.
     pub overlayfs: Overlayfs,
+    /// How the snapshotter `erofs` keeps layers.
+    pub erofs: Erofs,
 }
 
 /// The `[overlayfs]` section.
@@ -98,6 +100,14 @@ pub struct Overlayfs {
     pub mount_options: Vec<String>,
     /// Whether snapshots show the path of their upper directory as a label.
     pub upperdir_label: bool,
+}
+
+/// The `[erofs]` section.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Erofs {
+    /// Whether the kernel checks images when they are read.
+    pub enable_fsverity: bool,
 }
 
 /// The `[content]` section.

@@ -20,6 +20,15 @@ pub trait Layout: Send + Sync {
     /// Whether [`show`](Self::show) does anything.
     const SHOWS: bool = false;
 
+    /// Refuses to keep snapshots below `root`, if what is asked for cannot be done there.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::File`].
+    fn check_place(&self, _root: &Path) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Refuses labels that ask for what is not done.
     ///
     /// # Errors

@@ -81,6 +81,7 @@ impl<L: Layout> Store<L> {
         }
         let records = Records::open(transactions, L::NAME, boot.to_owned())?;
         let directories = Directories::open(root.join("snapshots"), &records)?;
+        layout.check_place(root)?;
         let turns = Turns::default();
         let store = Self { layout, records, directories, turns, on_commit: Box::new(|| {}) };
         store.cleanup()?;

@@ -27,3 +27,4 @@ pub mod trace;
 pub mod tree;
 pub mod usage;
 pub mod user_namespace;
+pub mod verity;

@@ -21,7 +21,7 @@ use snapshotter::{
 };
 
 use crate::{
-    config::{Config, OWN_DIFFER, Overlayfs, Paths, ProxyKind, ProxyPlugin, SharingPolicy},
+    config::{Config, OWN_DIFFER, Paths, ProxyKind, ProxyPlugin, SharingPolicy},
     content, db,
     durability::{self, Syncer},
     error::Error,
@@ -48,7 +48,7 @@ impl State {
         let content = content(&paths.root.join("content"), config, metadata.clone())?;
         let syncer = Syncer::default();
         let root = paths.root.join("snapshots");
-        let mut snapshotters = snapshotters(&root, &config.overlayfs, &metadata, &syncer)?;
+        let mut snapshotters = snapshotters(&root, config, &metadata, &syncer)?;
         add_external(&mut snapshotters, &config.proxy_plugins, &metadata)?;
         let snapshotters = Arc::new(snapshotters);
         durability::recover(&content, &snapshotters)?;
@@ -86,7 +86,7 @@ fn content(
 
 fn snapshotters(
     root: &Path,
-    overlayfs: &Overlayfs,
+    Config { overlayfs, erofs, .. }: &Config,
     metadata: &metadata::Store,
     syncer: &Syncer,
 ) -> Result<Snapshotters, Error> {
@@ -110,7 +110,7 @@ fn snapshotters(
         ("native".to_owned(), Arc::new(native)),
     ]);
     if Images::is_supported() {
-        let images = Images::new(options);
+        let images = Images::new(options).with_verity(erofs.enable_fsverity);
         let erofs =
             Erofs::open(&root.join("erofs"), Arc::clone(&records), images)?.on_commit(notice());
         snapshotters.insert("erofs".to_owned(), Arc::new(erofs));

@@ -48,7 +48,9 @@
 //! They are made by this program from files, and mounted from where only its owner may write. None
 //! that was made elsewhere is mounted.
 //!
-//! fs-verity would say so when the disk returns other bytes than were written. Not done yet.
+//! With fs-verity ([`Images::with_verity`]) the kernel says so when the disk returns other bytes than were
+//! written, instead of handing them on. An image without it is then not mounted: it was made before that was
+//! asked for, or put there by somebody else. The hash of an image is not kept elsewhere.
 //!
 //! Source: containerd, `plugins/snapshots/erofs`. Its mounts name the images, and a part of the
 //! daemon that knows templates mounts them; older shims cannot use those.
@@ -62,7 +64,10 @@ use std::{
 };
 
 use rustix::fs::statfs;
-use sys::mount::{MountError, holders};
+use sys::{
+    mount::{MountError, holders},
+    verity,
+};
 
 use crate::{
     Error, Key, Kind, Labels, Mount, OverlayOptions, Store, erofs,
@@ -75,6 +80,9 @@ pub type Erofs = Store<Images>;
 /// The file with the image of a committed snapshot, and its name until it is whole.
 const IMAGE: &str = "layer.erofs";
 const UNFINISHED: &str = "layer.erofs.new";
+
+/// The operation, in errors.
+const ENABLE: &str = "enable fs-verity in";
 
 /// What overlayfs works in, of an active snapshot.
 const WORK: &str = "work";
@@ -98,6 +106,8 @@ struct Shown {
 #[derive(Debug)]
 pub struct Images {
     overlay: OverlayOptions,
+    /// Whether the kernel is to check images when they are read.
+    has_verity: bool,
     /// Whether images stay mounted after the end of this.
     outlives: bool,
     /// By the directories of snapshots. The lock is held while an image is mounted.
@@ -109,7 +119,20 @@ pub struct Images {
 impl Images {
     /// Overlays with these options.
     pub fn new(overlay: OverlayOptions) -> Self {
-        Self { overlay, outlives: true, shown: Mutex::default(), held: Mutex::default() }
+        Self {
+            overlay,
+            has_verity: false,
+            outlives: true,
+            shown: Mutex::default(),
+            held: Mutex::default(),
+        }
+    }
+
+    /// The same, and with `has_verity` images whose bytes the kernel checks, and no others.
+    #[must_use]
+    pub fn with_verity(mut self, has_verity: bool) -> Self {
+        self.has_verity = has_verity;
+        self
     }
 
     /// For a look at snapshots that nobody is to use: whatever is mounted for it is unmounted at its end.
@@ -176,6 +199,15 @@ impl Images {
         }
         let is_new = !is_mounted(&content);
         if is_new {
+            let image = directory.join(IMAGE);
+            if self.has_verity
+                && !verity::is_enabled(&image).map_err(Error::file("stat", &image))?
+            {
+                let source = std::io::Error::other(
+                    "fs-verity is asked for, and the image was made without: unpack it again",
+                );
+                return Err(Error::File { operation: "mount", path: image, source });
+            }
             self.empty(directory)?;
             let image = sys::mount::Mount {
                 kind: "erofs".to_owned(),
@@ -221,6 +253,29 @@ impl Layout for Images {
     const REBASE: bool = OverlayOptions::REBASE;
     const SHOWS: bool = true;
 
+    fn check_place(&self, root: &Path) -> Result<(), Error> {
+        if !self.has_verity {
+            return Ok(());
+        }
+        // A file for which it cannot be taken back.
+        let path = root.join("verity");
+        // That of an attempt that was cut short cannot be written to.
+        remove(&path)?;
+        let made = fs::write(&path, "verity").and_then(|()| verity::enable(&path));
+        let removed = fs::remove_file(&path);
+        made.map_err(|error| {
+            let source = std::io::Error::new(
+                error.kind(),
+                format!(
+                    "fs-verity is asked for, which this kernel or filesystem does not do (an ext4 needs \
+                     `tune2fs -O verity`): {error}"
+                ),
+            );
+            Error::File { operation: ENABLE, path: root.to_owned(), source }
+        })?;
+        removed.map_err(Error::file("delete", path))
+    }
+
     fn check(&self, key: &Key, labels: &Labels) -> Result<(), Error> {
         self.overlay.check(key, labels)
     }
@@ -264,14 +319,12 @@ impl Layout for Images {
     fn seal(&self, directory: &Path) -> Result<Option<u64>, Error> {
         let (image, unfinished) = (directory.join(IMAGE), directory.join(UNFINISHED));
         // From an earlier attempt, that is.
-        match fs::remove_file(&unfinished) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::file("delete", unfinished)(error));
-            }
-            _ => {}
-        }
+        remove(&unfinished)?;
         erofs::build(&self.content(directory), &unfinished)
             .map_err(Error::file("make image", &image))?;
+        if self.has_verity {
+            verity::enable(&unfinished).map_err(Error::file(ENABLE, &unfinished))?;
+        }
         fs::rename(&unfinished, &image).map_err(Error::file("rename", &unfinished))?;
         let found = fs::metadata(&image).map_err(Error::file("stat", image))?;
         Ok(Some(found.blocks() * 512))
@@ -352,6 +405,16 @@ impl Layout for Images {
 
     fn defers_removal(&self) -> bool {
         self.overlay.defers_removal()
+    }
+}
+
+/// Deletes a file, if it is there.
+fn remove(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::file("delete", path)(error))
+        }
+        _ => Ok(()),
     }
 }
 

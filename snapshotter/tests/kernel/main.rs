@@ -5,3 +5,4 @@ mod layers;
 mod mapped;
 mod modes;
 mod mounted;
+mod verity;

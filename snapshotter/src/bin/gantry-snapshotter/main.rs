@@ -61,6 +61,9 @@ struct Args {
     /// Show the path of an overlay's upper directory as a label
     #[arg(long)]
     upperdir_label: bool,
+    /// Have the kernel check the images of erofs when they are read; the filesystem has to do fs-verity
+    #[arg(long)]
+    enable_fsverity: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -119,7 +122,7 @@ fn open(args: &Args) -> Result<Arc<dyn Snapshotter>, Error> {
             Arc::new(Overlay::open(&args.root.join("overlayfs"), database, options)?)
         }
         Layout::Erofs => {
-            let images = Images::new(options);
+            let images = Images::new(options).with_verity(args.enable_fsverity);
             Arc::new(Erofs::open(&args.root.join("erofs"), database, images)?)
         }
         Layout::Btrfs => Arc::new(Btrfs::open(&args.root.join("btrfs"), database, Subvolumes)?),
