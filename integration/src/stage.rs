@@ -34,6 +34,16 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 /// How the names of private directories begin, below the directory for temporary files.
 const PREFIX: &str = "gantry-stage-";
 
+/// Whether the kernel has the filesystem `name`.
+///
+/// # Errors
+///
+/// There is no proc(5).
+pub fn has_filesystem(name: &str) -> Result<bool> {
+    let known = fs::read_to_string("/proc/filesystems").context("list filesystems")?;
+    Ok(known.lines().any(|line| line.split_whitespace().last() == Some(name)))
+}
+
 /// What differs from the machine's own view.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct View {

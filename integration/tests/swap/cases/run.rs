@@ -207,8 +207,7 @@ fn erofs(cell: &mut Cell) -> Result<()> {
         let why = "containerd 1.6 has no such snapshotter, and 2.3's needs mkfs.erofs 1.7";
         return Err(Skipped(why).into());
     }
-    let kernel = fs::read_to_string("/proc/filesystems")?;
-    if !kernel.lines().any(|line| line.ends_with("erofs")) {
+    if !integration::stage::has_filesystem("erofs")? {
         return Err(Skipped("this kernel has no EROFS").into());
     }
     let archive = cell.file("erofs.tar");
