@@ -1,5 +1,6 @@
 //! The runtime's tests, on machines with other cgroups than this one: v2, v1 with every
 //! capability, and systemd on v2, on v1 and on both. Each machine says first whether it is such.
+//! And the snapshotter's, on one with fs-verity and an older kernel, which mounts images by loop devices.
 //!
 //! `cargo test -p integration --test vm -- [<machine>] [<test>]...`
 //!
@@ -13,7 +14,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a report is what it is for")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     process::{Command, ExitCode},
     time::Instant,
@@ -27,12 +28,16 @@ use integration::{
 };
 use serde_json::Value;
 
-/// A machine, and the runtime's test programs that run on it.
+/// A machine, and the test programs that run on it.
 struct Suite {
     name: &'static str,
     cgroups: Cgroups,
     /// Whether it has an emulated processor.
     emulated: bool,
+    /// The package that the test programs are of.
+    package: &'static str,
+    /// The program for which it is there; without that it says nothing.
+    needs: Option<&'static str>,
     programs: &'static [&'static str],
     /// Those for which Debian's kernel is too slow.
     long: &'static [&'static str],
@@ -45,6 +50,8 @@ const SMALL: Suite = Suite {
     name: "",
     cgroups: Cgroups::Unified,
     emulated: false,
+    package: "runc-rs",
+    needs: None,
     programs: &[],
     long: &[],
     tests: &[],
@@ -70,6 +77,7 @@ const SUITES: &[Suite] = &[
     Suite {
         name: "criu",
         emulated: true,
+        needs: Some("criu"),
         programs: &["checkpoint", "restore"],
         tests: &[
             "needs_criu_another_cgroup",
@@ -78,6 +86,14 @@ const SUITES: &[Suite] = &[
             "needs_criu_limits",
             "needs_criu_tcp_connection",
         ],
+        ..SMALL
+    },
+    Suite {
+        name: "images",
+        emulated: true,
+        package: "snapshotter",
+        programs: &["kernel"],
+        tests: &["needs_erofs_layers_are_files", "needs_fsverity_of_images"],
         ..SMALL
     },
 ];
@@ -148,8 +164,9 @@ fn run() -> Result<Sum> {
 fn machine(suite: &Suite) -> Result<Machine> {
     let share = programs::target();
     if suite.emulated {
-        // What it is for.
-        programs::debian("criu")?;
+        if let Some(program) = suite.needs {
+            programs::debian(program)?;
+        }
         return Machine::emulated(suite.cgroups, &share);
     }
     Machine::new(suite.cgroups, &share)
@@ -214,8 +231,8 @@ fn script(
         suite.cgroups.name(),
     );
     if suite.emulated {
-        // It is there for criu; a criu that does not work is a failure.
-        text += "export GANTRY_REQUIRE_CRIU=1\n";
+        // They are there for that; if it does not work that is a failure.
+        text += "export GANTRY_REQUIRE_CRIU=1 GANTRY_REQUIRE_FSVERITY=1\n";
     }
     for (feature, condition) in FEATURES {
         text += &format!(
@@ -240,12 +257,16 @@ fn script(
 fn build(suites: impl Iterator<Item = &'static Suite>) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = Command::new(env!("CARGO"));
     command
-        .args(["test", "--no-run", "--quiet", "--message-format", "json", "--package", "runc-rs"])
+        .args(["test", "--no-run", "--quiet", "--message-format", "json"])
         .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
-    let mut names: Vec<&str> =
-        suites.flat_map(|suite| [suite.programs, suite.long].concat()).collect();
-    names.sort_unstable();
-    names.dedup();
+    let (mut packages, mut names) = (BTreeSet::new(), BTreeSet::new());
+    for suite in suites {
+        packages.insert(suite.package);
+        names.extend([suite.programs, suite.long].concat());
+    }
+    for package in packages {
+        command.args(["--package", package]);
+    }
     for name in names {
         command.args(["--test", name]);
     }
