@@ -6,9 +6,14 @@ use std::io;
 
 /// Unmaps the pages of the program's code and constants that are in memory.
 ///
-/// What runs next is mapped again, page by page, from the page cache. A program that has started
+/// What runs next is mapped again, piece by piece, from the page cache. A program that has started
 /// and now sleeps counts few pages as its own afterwards. Nothing is looked up in `/proc`, which may be
 /// somebody else's, and reading which would take more of the program than it is worth.
+///
+/// At one fault the kernel maps what of the file lies around in the page cache, and that may be large
+/// pieces since the page cache has them, but nothing beyond the mapping. So the program's mappings are
+/// cut into pieces, of which every second is left out of core dumps, where code that a file has is not
+/// put anyway: what differs in nothing would be one mapping again.
 ///
 /// # Errors
 ///
@@ -19,12 +24,38 @@ pub fn forget_program() -> io::Result<()> {
     // SAFETY: `note_segments` takes the pointer for what it is, and nobody else uses it meanwhile.
     unsafe { libc::dl_iterate_phdr(Some(note_segments), pointer) };
     for (start, end) in ranges.into_iter().flatten() {
-        let address = std::ptr::with_exposed_provenance_mut::<libc::c_void>(start);
-        // SAFETY: the pages are whole ones of a segment of the program's file that cannot be
-        // written, so each of them can be read from the file again, and reads the same.
-        if unsafe { libc::madvise(address, end - start, libc::MADV_DONTNEED) } != 0 {
-            return Err(io::Error::last_os_error());
+        for (piece, odd) in pieces(start, end).zip([false, true].into_iter().cycle()) {
+            if odd {
+                // SAFETY: `note_segments` notes such pages, and this is about core dumps.
+                unsafe { advise(piece, libc::MADV_DONTDUMP) }?;
+            }
         }
+        // After all of them are cut, because what runs between is mapped again.
+        // SAFETY: `note_segments` notes such pages, so what is discarded can be read again.
+        unsafe { advise((start, end), libc::MADV_DONTNEED) }?;
+    }
+    Ok(())
+}
+
+/// How large a piece of the program is, in bytes.
+const PIECE_LEN: usize = 32 << 10;
+
+/// The pieces of whole pages.
+fn pieces(start: usize, end: usize) -> impl Iterator<Item = (usize, usize)> {
+    (start..end).step_by(PIECE_LEN).map(move |start| (start, end.min(start + PIECE_LEN)))
+}
+
+/// Gives the kernel an advice about whole pages.
+///
+/// # Safety
+///
+/// They are of a segment of the program's file that cannot be written, and the advice does no more
+/// than discard them.
+unsafe fn advise((start, end): (usize, usize), advice: libc::c_int) -> io::Result<()> {
+    let address = std::ptr::with_exposed_provenance_mut::<libc::c_void>(start);
+    // SAFETY: each of the pages can be read from the file again, and reads the same.
+    if unsafe { libc::madvise(address, end - start, advice) } != 0 {
+        return Err(io::Error::last_os_error());
     }
     Ok(())
 }
@@ -80,6 +111,21 @@ mod tests {
         ];
         for (case, base, offset, size, want) in cases {
             assert_eq!(whole_pages(base, offset, size, 0x1000), want, "{case}");
+        }
+    }
+
+    #[test]
+    fn pieces_of_pages() {
+        const LEN: usize = PIECE_LEN;
+        type Pieces = &'static [(usize, usize)];
+        let cases: [(&str, usize, usize, Pieces); 4] = [
+            ("none", 0, 0, &[]),
+            ("less than one", LEN, LEN + 4096, &[(LEN, LEN + 4096)]),
+            ("one", 4096, 4096 + LEN, &[(4096, 4096 + LEN)]),
+            ("two and a rest", 0, 2 * LEN + 1, &[(0, LEN), (LEN, 2 * LEN), (2 * LEN, 2 * LEN + 1)]),
+        ];
+        for (case, start, end, want) in cases {
+            assert_eq!(pieces(start, end).collect::<Vec<_>>(), want, "{case}");
         }
     }
 
