@@ -2,6 +2,7 @@
 
 mod archive;
 mod blobs;
+mod checkpoint;
 mod digest;
 mod document;
 mod leased;
@@ -12,9 +13,12 @@ mod unpack;
 mod walk;
 
 pub(crate) use archive::{ImportOptions, Naming, import};
-pub(crate) use blobs::{blob_exists, stream_blob, write_blob, write_stream};
+pub(crate) use blobs::{blob_exists, stream_blob, write_stream};
+pub(crate) use checkpoint::{
+    Checkpoint, Origin as CheckpointOrigin, part as checkpoint_part, read_any,
+};
 pub(crate) use digest::{Digest, chain_id};
-pub(crate) use document::Descriptor;
+pub(crate) use document::{Descriptor, to_api};
 pub(crate) use leased::{EXPIRE_LABEL, Lease, expiry};
 pub(crate) use resolve::{Resolved, find_image, resolve, resolve_snapshotter};
 pub(crate) use rootfs::{directory_accounts, snapshot_accounts};

@@ -1,13 +1,17 @@
 //! `ctr containers`
 
+mod checkpoint;
 mod create;
 mod document;
 mod info;
 mod label;
 mod list;
 mod remove;
+mod restore;
 
 super::group! {
+    /// Keep a container as an image
+    Checkpoint(checkpoint::Checkpoint),
     /// Create a container
     Create(create::Create),
     /// Delete containers
@@ -20,4 +24,6 @@ super::group! {
     List(list::List),
     /// Set and clear labels of a container
     Label(label::Label),
+    /// Make a container of its checkpoint
+    Restore(restore::Restore),
 }

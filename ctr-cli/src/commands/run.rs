@@ -4,7 +4,7 @@ mod create;
 mod flags;
 mod specify;
 
-pub(crate) use create::{Created, Undo, create};
+pub(crate) use create::{Created, Undo, create, recreate};
 pub(crate) use flags::ContainerFlags;
 
 use std::{cell::Cell, fs, path::PathBuf};
@@ -39,7 +39,7 @@ pub(crate) struct Run {
 }
 
 /// How a task is started.
-#[derive(Args, Debug)]
+#[derive(Args, Debug, Default)]
 pub(crate) struct TaskFlags {
     /// Leave the task to itself once it runs
     #[arg(long, short)]
@@ -204,6 +204,7 @@ async fn create_task(
         stdout: stdio.stdout.clone(),
         stderr: stdio.stderr.clone(),
         terminal: stdio.terminal,
+        checkpoint: container.checkpoint.clone(),
         options: options.map(|options| proto::any::pack(&options)),
         ..Default::default()
     };

@@ -9,6 +9,7 @@
 //! these commands are for repairs.
 
 mod connection;
+mod exec;
 mod found;
 mod list;
 
@@ -49,10 +50,12 @@ enum Command {
     /// Print the state of a task's init as its shim knows it
     State(StateOf),
     /// Start the task of a container, or the exec that is named
-    Start(Exec),
+    Start(Process),
+    /// Run another process in a container
+    Exec(exec::Exec),
     /// Delete an ended task, or the exec that is named, behind the daemon's back
     #[command(visible_aliases = ["del", "remove", "rm"])]
-    Delete(Exec),
+    Delete(Process),
     /// Ask a shim to exit, which it does if it has no task
     Shutdown,
 }
@@ -67,7 +70,7 @@ struct StateOf {
 
 /// Of which process.
 #[derive(Args, Debug)]
-struct Exec {
+struct Process {
     /// The exec; init if absent
     exec_id: Option<String>,
 }
@@ -83,14 +86,14 @@ impl Shim {
                 let state: v3::StateResponse = connection.call("State", &request).await?;
                 print(&state)
             }
-            Command::Start(Exec { exec_id }) => {
+            Command::Start(Process { exec_id }) => {
                 let exec_id = exec_id.clone().unwrap_or_default();
                 let request = v3::StartRequest { id: self.id()?, exec_id };
                 let connection = self.connect(global).await?;
                 let _: v3::StartResponse = connection.call("Start", &request).await?;
                 Ok(())
             }
-            Command::Delete(Exec { exec_id }) => {
+            Command::Delete(Process { exec_id }) => {
                 let exec_id = exec_id.clone().unwrap_or_default();
                 let request = v3::DeleteRequest { id: self.id()?, exec_id };
                 let connection = self.connect(global).await?;
@@ -98,6 +101,7 @@ impl Shim {
                 let status = answer.exit_status;
                 Ok(output::outln!("container deleted and returned exit status {status}")?)
             }
+            Command::Exec(exec) => exec.run(&self.connect(global).await?, self.id()?).await,
             Command::Shutdown => {
                 let id = self.id.clone().unwrap_or_default();
                 let connection = self.connect(global).await?;

@@ -12,6 +12,8 @@ mod tree;
 mod unpack;
 mod usage;
 
+pub(crate) use diff::Views;
+
 use clap::{Args, Subcommand};
 use proto::containerd::{
     services::snapshots::v1::{Info, ListSnapshotsRequest},

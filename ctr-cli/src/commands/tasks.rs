@@ -40,13 +40,15 @@ super::group! {
     Metrics(metrics::Metrics),
 }
 
+pub(crate) use start::created;
+
 use anyhow::Context as _;
 use proto::containerd::services::containers::v1::{Container, GetContainerRequest};
 
 use crate::{client::Client, spec::Spec};
 
 /// Loads a container's record.
-async fn load(client: &Client, id: &str) -> anyhow::Result<Container> {
+pub(crate) async fn load(client: &Client, id: &str) -> anyhow::Result<Container> {
     let request = GetContainerRequest { id: id.to_owned() };
     let container = client.containers().get(request).await?.into_inner().container;
     container.context("daemon returned no container")

@@ -16,10 +16,12 @@ pub(crate) async fn supervise(
 ) -> anyhow::Result<u32> {
     let mut wait = std::pin::pin!(wait);
     resize(process, console).await;
+    // The process may have ended before its input.
+    let close = async || drop(process.close_stdin().await);
     loop {
         tokio::select! {
             status = &mut wait => return status,
-            result = pump.run(process) => result?,
+            result = pump.run(&close) => result?,
             number = signals.next() => {
                 if number == libc::SIGWINCH {
                     resize(process, console).await;

@@ -26,7 +26,7 @@ use tokio::{
     net::unix::pipe,
 };
 
-use super::{Process, Stdio};
+use super::Stdio;
 
 const BUFFER_BYTES: usize = 64 << 10;
 
@@ -66,13 +66,14 @@ impl Pump {
         std::future::pending().await
     }
 
-    /// Copies until the future is dropped, which loses nothing. The process is started.
-    pub(crate) async fn run(&mut self, process: &Process) -> anyhow::Result<()> {
+    /// Copies until the future is dropped, which loses nothing. The process is started; `close`
+    /// makes it read the end of its input.
+    pub(crate) async fn run(&mut self, close: impl AsyncFn()) -> anyhow::Result<()> {
         let outputs = self.outputs.iter_mut().map(Output::run);
         let outputs = futures::future::try_join_all(outputs);
         let input = async {
             match &mut self.input {
-                Some(input) => input.run(process).await,
+                Some(input) => input.run(close).await,
                 None => std::future::pending().await,
             }
         };
@@ -142,7 +143,7 @@ impl Input {
         Ok(Self { source, fifo: Some(fifo), pending: Pending::new() })
     }
 
-    async fn run(&mut self, process: &Process) -> anyhow::Result<()> {
+    async fn run(&mut self, close: impl AsyncFn()) -> anyhow::Result<()> {
         while let Some(fifo) = &self.fifo {
             while !self.pending.data().is_empty() {
                 fifo.writable().await?;
@@ -155,8 +156,7 @@ impl Input {
             // A terminal that hangs up or a descriptor that is closed ends the input as well.
             if self.read().await.unwrap_or(0) == 0 {
                 self.fifo = None;
-                // The process may have ended before its input.
-                let _ = process.close_stdin().await;
+                close().await;
             }
         }
         std::future::pending().await

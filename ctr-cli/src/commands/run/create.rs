@@ -13,9 +13,10 @@ use proto::containerd::{
     runc::v1::Options,
     services::{
         containers::v1::{Container, CreateContainerRequest, DeleteContainerRequest, container},
+        diff::v1::ApplyRequest,
         snapshots::v1::{PrepareSnapshotRequest, RemoveSnapshotRequest},
     },
-    types::Mount,
+    types::{Descriptor, Mount},
 };
 use proto::runtimeoptions;
 use tonic::Code;
@@ -45,6 +46,8 @@ pub(crate) struct Created {
     pub(crate) rootfs: Vec<Mount>,
     /// The runtime's options, if they are runc's.
     pub(crate) options: Option<Options>,
+    /// The processes that it goes on with, as an archive of criu's.
+    pub(crate) checkpoint: Option<Descriptor>,
 }
 
 /// What was made and would have to be removed.
@@ -170,7 +173,32 @@ async fn create_from_image(
     register(client, record, undo).await?;
     let terminal = spec.process.terminal;
     let options = runtime.options;
-    Ok(Created { id: id.to_owned(), terminal, spec, rootfs, options })
+    Ok(Created { id: id.to_owned(), terminal, spec, rootfs, options, checkpoint: None })
+}
+
+/// Makes a container whose record is known, on a snapshot of the image that the record names, with
+/// `changes` on top. What was made before an error is in `undo`.
+pub(crate) async fn recreate(
+    client: &Client,
+    record: &Container,
+    changes: Option<Descriptor>,
+    undo: &Undo,
+) -> anyhow::Result<()> {
+    let lease = Lease::create(client).await?;
+    undo.lease.set(Some(lease.clone()));
+    let client = lease.client();
+    let image = find_image(client, &record.image).await?;
+    let target = image.target.unwrap_or_default().into();
+    let resolved = resolve(client, &target, &Platform::host()).await?;
+    let Container { snapshotter, snapshot_key: key, .. } = record;
+    let snapshot = Snapshot { snapshotter, key, labels: BTreeMap::new() };
+    let mounts = snapshot.prepare(client, &resolved).await?;
+    undo.snapshot.set(Some((snapshotter.clone(), key.clone())));
+    if changes.is_some() {
+        let request = ApplyRequest { diff: changes, mounts, ..Default::default() };
+        client.diff().apply(request).await?;
+    }
+    register(client, record.clone(), undo).await
 }
 
 /// Makes a container of a directory, or of a specification that names its own.
@@ -202,7 +230,8 @@ async fn create_without_image(
     register(client, record, undo).await?;
     let terminal = spec.process.terminal;
     let options = runtime.options;
-    Ok(Created { id: id.to_owned(), terminal, spec, rootfs: Vec::new(), options })
+    let rootfs = Vec::new();
+    Ok(Created { id: id.to_owned(), terminal, spec, rootfs, options, checkpoint: None })
 }
 
 /// Who the process is, by the flag or the image.

@@ -45,31 +45,37 @@ impl Connection {
         method: &'static str,
         request: &impl Message,
     ) -> anyhow::Result<A> {
-        let answer = self.call_within(method, request, CALL_LIMIT).await;
+        let answer = self.call_within(method, request, Some(CALL_LIMIT)).await;
         answer.map_err(|error| self.explain(method, error))
     }
 
     /// Asks the shim to exit; it may be gone before its answer.
     pub(super) async fn shutdown(&self, request: &v3::ShutdownRequest) -> anyhow::Result<()> {
-        match self.call_within("Shutdown", request, CALL_LIMIT).await {
+        match self.call_within("Shutdown", request, Some(CALL_LIMIT)).await {
             Ok(()) | Err(CallError::Closed) => Ok(()),
             Err(error) => Err(self.explain("Shutdown", error)),
         }
     }
 
-    /// Makes a call that must be answered within `limit`.
+    /// Waits for the end of a process, however long that takes.
+    pub(super) async fn wait(&self, request: &v3::WaitRequest) -> anyhow::Result<v3::WaitResponse> {
+        let answer = self.call_within("Wait", request, None).await;
+        answer.map_err(|error| self.explain("Wait", error))
+    }
+
+    /// Makes a call that must be answered within `limit`, if there is one.
     pub(super) async fn call_within<A: Message + Default>(
         &self,
         method: &'static str,
         request: &impl Message,
-        limit: Duration,
+        limit: Option<Duration>,
     ) -> Result<A, CallError> {
         let mut answer = Err(CallError::Closed);
         for version in if self.version == 2 { [2, 3] } else { [3, 2] } {
             let service =
                 if version == 2 { "containerd.task.v2.Task" } else { "containerd.task.v3.Task" };
             let target = Target { service, method };
-            answer = self.client.call(target, request, &self.metadata, Some(limit)).await;
+            answer = self.client.call(target, request, &self.metadata, limit).await;
             let unknown = matches!(&answer, Err(CallError::Status(status))
                 if status.code == Code::Unimplemented as i32);
             if !unknown {

@@ -88,7 +88,7 @@ async fn look(shim: &Found) -> Seen {
         Err(_) => return orphan,
     };
     let request = ConnectRequest { id: shim.id.clone() };
-    let answer = connection.call_within("Connect", &request, ANSWER_LIMIT).await;
+    let answer = connection.call_within("Connect", &request, Some(ANSWER_LIMIT)).await;
     match answer {
         Ok(ConnectResponse { shim_pid, .. }) => Seen { state: "live", pid: Some(shim_pid) },
         // It has no task, and is there.

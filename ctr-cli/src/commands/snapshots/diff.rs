@@ -97,9 +97,9 @@ impl Diff {
 }
 
 /// Ways to see snapshots.
-struct Views<'a> {
-    client: &'a Client,
-    snapshotter: &'a str,
+pub(crate) struct Views<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) snapshotter: &'a str,
 }
 
 impl Views<'_> {
@@ -113,13 +113,18 @@ impl Views<'_> {
         info.context("daemon returned no snapshot")
     }
 
-    async fn parent(&self, key: &str) -> anyhow::Result<Option<String>> {
+    /// The snapshot below, if there is one.
+    pub(crate) async fn parent(&self, key: &str) -> anyhow::Result<Option<String>> {
         let parent = self.stat(key).await?.parent;
         Ok((!parent.is_empty()).then_some(parent))
     }
 
     /// The mounts of a snapshot; the key of a view that was made for them is added to `made`.
-    async fn mounts(&self, key: &str, made: &mut Vec<String>) -> anyhow::Result<Vec<Mount>> {
+    pub(crate) async fn mounts(
+        &self,
+        key: &str,
+        made: &mut Vec<String>,
+    ) -> anyhow::Result<Vec<Mount>> {
         let snapshotter = self.snapshotter.to_owned();
         let key = key.to_owned();
         if self.stat(&key).await?.kind() != Kind::Committed {
@@ -138,7 +143,8 @@ impl Views<'_> {
         Ok(mounts)
     }
 
-    async fn remove(&self, key: String) -> anyhow::Result<()> {
+    /// Removes a view that was made.
+    pub(crate) async fn remove(&self, key: String) -> anyhow::Result<()> {
         let request = RemoveSnapshotRequest { snapshotter: self.snapshotter.to_owned(), key };
         self.client.snapshots().remove(request).await?;
         Ok(())

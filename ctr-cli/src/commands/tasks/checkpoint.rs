@@ -1,8 +1,7 @@
 //! `ctr tasks checkpoint`
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Context as _;
 use clap::Args;
 use proto::containerd::{
     runc::v1::CheckpointOptions,
@@ -12,17 +11,13 @@ use proto::containerd::{
     },
     types::Descriptor,
 };
-use serde_json::json;
 
 use crate::{
     cli::Global,
     client::Client,
-    image::{Lease, write_blob},
+    image::{Checkpoint as Index, Lease},
     output::outln,
 };
-
-/// The media type of the list of a checkpoint's parts.
-const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Checkpoint a task
 #[derive(Args, Debug)]
@@ -72,26 +67,11 @@ impl Checkpoint {
 
 /// Keeps the parts of a checkpoint as an image, and prints its name.
 async fn record(client: &Client, id: &str, parts: &[Descriptor]) -> anyhow::Result<()> {
-    let manifests = parts.iter().map(|part| {
-        json!({"mediaType": part.media_type, "digest": part.digest, "size": part.size,
-            "platform": {"os": "linux", "architecture": crate::platform::Platform::host().architecture}})
-    });
-    let index = json!({"schemaVersion": 2, "mediaType": INDEX,
-        "manifests": manifests.collect::<Vec<_>>()});
-    let bytes = serde_json::to_vec(&index)?;
-    let references = parts.iter().enumerate();
-    let labels: BTreeMap<_, _> = references
-        .map(|(at, part)| (format!("containerd.io/gc.ref.content.{at}"), part.digest.clone()))
-        .collect();
-    let digest = write_blob(client, &bytes, labels).await.context("write the checkpoint")?;
+    let mut index = Index::of(None);
+    index.parts.extend(parts.iter().cloned().map(Into::into));
+    let target = index.write(client).await?;
     let now = jiff::Timestamp::now().strftime("%m-%d-%Y-%H:%M:%S");
     let name = format!("containerd.io/checkpoint/{id}:{now}");
-    let target = Descriptor {
-        media_type: INDEX.to_owned(),
-        digest: digest.to_string(),
-        size: i64::try_from(bytes.len())?,
-        ..Default::default()
-    };
     let image = Image { name: name.clone(), target: Some(target), ..Default::default() };
     let request = CreateImageRequest { image: Some(image), source_date_epoch: None };
     client.images().create(request).await?;

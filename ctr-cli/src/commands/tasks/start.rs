@@ -35,7 +35,7 @@ impl Start {
 }
 
 /// What the task of a container needs, from its record.
-async fn created(client: &Client, container: Container) -> anyhow::Result<Created> {
+pub(crate) async fn created(client: &Client, container: Container) -> anyhow::Result<Created> {
     let spec = spec_of(&container)?;
     let rootfs = if container.snapshot_key.is_empty() {
         Vec::new()
@@ -48,5 +48,5 @@ async fn created(client: &Client, container: Container) -> anyhow::Result<Create
     let options = any.as_ref().map(proto::any::unpack::<Options>).transpose();
     let options = options.context("the container's runtime options")?.flatten();
     let terminal = spec.process.terminal;
-    Ok(Created { id: container.id, terminal, spec, rootfs, options })
+    Ok(Created { id: container.id, terminal, spec, rootfs, options, checkpoint: None })
 }

@@ -1,9 +1,12 @@
 //! Containers as records: create, list, info, label, remove.
 
 use anyhow::Result;
-use integration::cell::{Cell, IMAGE};
+use integration::{
+    cell::{Cell, Client, IMAGE},
+    process, wait,
+};
 
-use super::{Case, has, has_not, row};
+use super::{Case, Skipped, has, has_not, row, same};
 
 pub(crate) const CASES: &[Case] = &[
     Case { name: "containers_create_ls_rm", run: create },
@@ -11,6 +14,8 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "containers_label", run: label },
     Case { name: "containers_create_twice", run: twice },
     Case { name: "containers_rm_running", run: running },
+    Case { name: "containers_checkpoint", run: checkpoint },
+    Case { name: "containers_exec_by_shim", run: exec_by_shim },
 ];
 
 fn create(cell: &mut Cell) -> Result<()> {
@@ -62,4 +67,68 @@ fn running(cell: &mut Cell) -> Result<()> {
     let said = cell.refused(&["containers", "rm", &id])?;
     cell.remove(&id)?;
     has(&said, "stopped")
+}
+
+/// Keeps a container without its processes, and makes another one of it.
+fn checkpoint(cell: &mut Cell) -> Result<()> {
+    if cell.choice().client != Client::Own {
+        return Err(Skipped("containerd's ctr restores no container without its processes").into());
+    }
+    let id = cell.background(&[], &["sleep", "100"])?;
+    let image = &format!("registry.test/kept:{id}");
+    let script = "echo kept >/kept";
+    cell.ok(&["tasks", "exec", "--exec-id", "e", &id, "sh", "-c", script])?;
+    cell.ok(&["containers", "checkpoint", "--image", "--rw", &id, image])?;
+    let twice = cell.refused(&["containers", "checkpoint", &id, image])?;
+    let table = cell.ok(&["tasks", "ls"])?;
+    let goes_on = has(row(&table, &id)?, "RUNNING");
+    cell.remove(&id)?;
+    goes_on?;
+    has(&twice, "already exists")?;
+    let again = cell.id();
+    let live = cell.refused(&["containers", "restore", "--live", &again, image])?;
+    has(&live, "which --live needs")?;
+    cell.ok(&["containers", "restore", "--rw", &again, image])?;
+    let said = cell.ctr(&["tasks", "exec", "--exec-id", "e", &again, "cat", "/kept"])?;
+    cell.remove(&again)?;
+    cell.ok(&["images", "rm", image])?;
+    same(said.ok()?.as_str(), "kept\n")?;
+    has(&cell.refused(&["containers", "restore", &again, image])?, "not found")?;
+    has(&cell.refused(&["containers", "restore", &again, IMAGE])?, "checkpoint")
+}
+
+/// Runs a process by the shim, past the daemon.
+fn exec_by_shim(cell: &mut Cell) -> Result<()> {
+    if cell.choice().client != Client::Own {
+        return Err(Skipped("containerd's ctr names container and process by one ID").into());
+    }
+    let id = cell.background(&[], &["sleep", "100"])?;
+    let file = cell.file("process.json");
+    let process = serde_json::json!({
+        "args": ["sh", "-c", "read x; echo $x $E; pwd; echo err >&2; exit 7"],
+        "cwd": "/", "env": ["PATH=/bin"], "user": {"uid": 0, "gid": 0},
+    });
+    std::fs::write(&file, process.to_string())?;
+    let file = file.display().to_string();
+    let exec = ["shim", "--id", &id, "exec", "--spec", &file];
+    let flags = ["--attach", "--env", "E=e", "--cwd", "/tmp", "e1"];
+    let words = [&exec[..], &flags].concat();
+    let said = process::run_with_input(&mut cell.command(&words), b"words\n");
+    let detached = cell.ok(&[&exec[..], &["e2"]].concat());
+    // Its input is empty, so it ends at once.
+    let removed = wait::until("the end of the exec", || {
+        Ok(cell.ok(&["shim", "--id", &id, "delete", "e2"]).ok())
+    });
+    let bad = cell.refused(&["shim", "--id", &id, "exec", "--spec", "/dev/null", "e3"]);
+    let stranger = ["shim", "--id", &id, "exec", "--spec", &file, "--stdout", "http://x", "e4"];
+    let stranger = cell.refused(&stranger);
+    cell.remove(&id)?;
+    std::fs::remove_file(&file)?;
+    let said = said?;
+    same((said.code, said.stdout.as_str(), said.stderr.as_str()), (7, "words e\n/tmp\n", "err\n"))?;
+    has(&detached?, "exec running with pid ")?;
+    has(&removed?, "exit status 7")?;
+    has(&bad?, "--spec /dev/null")?;
+    // The daemon's shim may be containerd's, which says it otherwise.
+    has(&stranger?, "scheme")
 }

@@ -50,10 +50,9 @@ fn checkpoint(cell: &mut Cell) -> Result<()> {
     if cell.choice().runtime == Runtime::Crun {
         return Err(Skipped("Debian's crun has criu as a library only").into());
     }
-    let mut check = Command::new("criu");
-    check.arg("check").stdout(Stdio::null()).stderr(Stdio::null());
-    if !check.status().is_ok_and(|status| status.success()) {
-        return Err(Skipped("there is no criu that works on this kernel").into());
+    let check = Command::new("criu").arg("check").stdout(Stdio::null()).output();
+    if !check.is_ok_and(|said| said.status.success()) {
+        return Err(Skipped(NO_CRIU).into());
     }
     let made = checkpoint_and_restore(cell);
     // What criu keeps of the kernel's features.
@@ -61,18 +60,27 @@ fn checkpoint(cell: &mut Cell) -> Result<()> {
     made
 }
 
+/// Why checkpoints are skipped. Debian's criu 3.17 gives up on kernels since 6.12 ("Unexpected rt
+/// vDSO area bounds"): there one in `PATH` that is new enough makes the case run.
+const NO_CRIU: &str = "no criu in PATH works on this kernel, as `criu check` says";
+
 fn checkpoint_and_restore(cell: &Cell) -> Result<()> {
-    let id = cell.background(&[], &["sleep", "100"])?;
     if cell.choice().client == Client::Own {
+        // Of another container: containerd 1.6 refuses a specification that it has kept already.
+        let id = cell.background(&[], &["sleep", "100"])?;
         let said = cell.ok(&["tasks", "checkpoint", "--exit", &id])?;
         let images = cell.ok(&["images", "ls", "-q"])?;
         cell.remove(&id)?;
         cell.ok(&["images", "rm", said.trim()])?;
-        return has(&images, said.trim());
+        has(&images, said.trim())?;
     }
-    let image = "registry.test/checkpoint:1";
+    let id = cell.background(&[], &["sleep", "100"])?;
+    let image = &format!("registry.test/checkpoint:{id}");
     cell.ok(&["containers", "checkpoint", "--task", &id, image])?;
+    let table = cell.ok(&["tasks", "ls"])?;
+    let goes_on = has(row(&table, &id)?, "RUNNING");
     cell.remove(&id)?;
+    goes_on?;
     let again = cell.id();
     let _attached = cell.spawn(&["containers", "restore", "--live", &again, image])?;
     wait::until("the task", || {
