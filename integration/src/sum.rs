@@ -35,6 +35,21 @@ impl Sum {
         true
     }
 
+    /// Counts a test, and prints how it ended as test programs do: `test a_name ... ok`.
+    #[expect(clippy::print_stdout, reason = "test programs report there")]
+    pub fn take(&mut self, name: &str, result: &anyhow::Result<()>) {
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                println!("test {name} ... ok");
+            }
+            Err(why) => {
+                self.failed += 1;
+                println!("test {name} ... FAILED\n    {why:#}");
+            }
+        }
+    }
+
     /// Adds what another program counted.
     pub fn add(&mut self, other: Self) {
         self.passed += other.passed;

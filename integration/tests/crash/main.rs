@@ -146,9 +146,7 @@ fn inside(stage: &Stage) -> Result<bool> {
     if all {
         stopped::run(&mut world, &arguments, &mut report);
     }
-    if let Err(error) = world.last_look() {
-        report.failed("at the end", &error);
-    }
+    report.take(&format!("{name} at the end"), &world.last_look());
     println!("{}", report.sum());
     Ok(report.sum().failed == 0)
 }

@@ -44,17 +44,8 @@ const ROWS: &[(Role, Victim)] = &[
 pub(crate) struct Report(Sum);
 
 impl Report {
-    pub(crate) fn passed(&mut self, name: &str) {
-        println!("test crash {name} ... ok");
-        self.0.passed += 1;
-    }
-
-    pub(crate) fn failed(&mut self, name: &str, error: &anyhow::Error) {
-        println!(
-            "test crash {name} ... FAILED
-    {error:#}"
-        );
-        self.0.failed += 1;
+    pub(crate) fn take(&mut self, name: &str, result: &Result<()>) {
+        self.0.take(&format!("crash {name}"), result);
     }
 
     pub(crate) fn sum(&self) -> Sum {
@@ -101,12 +92,10 @@ pub(crate) fn run(
             let begun = Instant::now();
             for step in &chosen {
                 let name = format!("{choice} {row} at {step}");
-                match at(world, operation, (role, victim), step) {
-                    Ok(()) => report.passed(&name),
-                    Err(error) => {
-                        report.failed(&name, &error);
-                        world.recover();
-                    }
+                let result = at(world, operation, (role, victim), step);
+                report.take(&name, &result);
+                if result.is_err() {
+                    world.recover();
                 }
                 if report.is_hopeless() {
                     return Ok(());

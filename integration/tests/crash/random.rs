@@ -56,12 +56,10 @@ pub(crate) fn run(
             killed.engine,
             killed.shim
         );
-        match at(world, operation, killed, delay) {
-            Ok(()) => report.passed(&name),
-            Err(error) => {
-                report.failed(&name, &error);
-                world.recover();
-            }
+        let result = at(world, operation, killed, delay);
+        report.take(&name, &result);
+        if result.is_err() {
+            world.recover();
         }
     }
     Ok(())

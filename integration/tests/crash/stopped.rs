@@ -24,10 +24,7 @@ pub(crate) fn run(world: &mut World, arguments: &Arguments, report: &mut Report)
         if !arguments.words.is_empty() && !arguments.words.iter().any(wanted) {
             continue;
         }
-        match act(world).and_then(|()| world.wait_clean()) {
-            Ok(()) => report.passed(&name),
-            Err(error) => report.failed(&name, &error),
-        }
+        report.take(&name, &act(world).and_then(|()| world.wait_clean()));
     }
 }
 

@@ -43,9 +43,7 @@ fn inside(stage: &Stage) -> Result<()> {
         }
         let before = Inventory::take(cell.namespace());
         let result = case(&cell).and_then(|()| before.wait_restored(cell.namespace()));
-        let said = result.as_ref().err().map_or("ok".to_owned(), |error| format!("{error:#}"));
-        println!("test {name} ... {said}");
-        *(if result.is_ok() { &mut sum.passed } else { &mut sum.failed }) += 1;
+        sum.take(name, &result);
     }
     println!("\n{sum}");
     ensure!(sum.failed == 0, "there were failures; the engine's log:\n{}", log(&cell));

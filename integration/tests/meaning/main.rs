@@ -102,7 +102,10 @@ fn inside(stage: &Stage) -> Result<()> {
             (Some(why), true) => Some(format!("no longer differ ({why})")),
         };
         if let Some(wrong) = wrong {
-            println!("{}: {wrong}\n  containerd: {wanted}\n  gantryd:    {got}", row.name);
+            println!(
+                "test {} ... FAILED: {wrong}\n  containerd: {wanted}\n  gantryd:    {got}",
+                row.name
+            );
             sum.failed += 1;
         } else {
             sum.passed += 1;

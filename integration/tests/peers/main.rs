@@ -97,14 +97,7 @@ fn inside(stage: &Stage) -> Result<bool> {
             println!("test {name}/{} ... once more: {why:#}", case.name);
             run(case, &peer)
         });
-        match outcome {
-            Ok(()) => sum.passed += 1,
-            Err(_) => sum.failed += 1,
-        }
-        match outcome {
-            Ok(()) => println!("test {name}/{} ... ok", case.name),
-            Err(why) => println!("test {name}/{} ... FAILED\n    {why:#}", case.name),
-        }
+        sum.take(&format!("{name}/{}", case.name), &outcome);
     }
     println!("{sum}");
     Ok(sum.failed == 0)

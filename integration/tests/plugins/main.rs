@@ -50,11 +50,7 @@ fn inside(stage: &Stage) -> Result<()> {
         layouts.retain(|layout| *layout != "erofs");
         sum.skipped += 2;
     }
-    let mut report = |name: String, result: Result<()>| {
-        let said = result.as_ref().err().map_or("ok".to_owned(), |error| format!("{error:#}"));
-        println!("test {name} ... {said}");
-        *(if result.is_ok() { &mut sum.passed } else { &mut sum.failed }) += 1;
-    };
+    let mut report = |name: String, result: Result<()>| sum.take(&name, &result);
     for choice in [CONTAINERD, Choice::OWN] {
         for layout in &layouts {
             let result = snapshots::with_plugin(stage, choice, layout);

@@ -81,16 +81,11 @@ fn inside(stage: &Stage) -> Result<()> {
     ensure!(missing.is_empty(), "{}", missing.join(", "));
     stage.enter(choice.view())?;
     let mut sum = Sum::default();
-    let mut test = |name: &str, result: Result<()>| {
-        let said = result.as_ref().err().map_or("ok".to_owned(), |error| format!("{error:#}"));
-        println!("test {name} ... {said}");
-        *(if result.is_ok() { &mut sum.passed } else { &mut sum.failed }) += 1;
-    };
-    test("verdict", verdict::judges_right());
+    sum.take("verdict", &verdict::judges_right());
     let soak = Soak::start(stage)?;
-    test("cycles", soak.cycles(arguments.cycles));
-    test("execs", soak.execs(arguments.execs));
-    test("end", soak.end());
+    sum.take("cycles", &soak.cycles(arguments.cycles));
+    sum.take("execs", &soak.execs(arguments.execs));
+    sum.take("end", &soak.end());
     println!("\n{sum}");
     ensure!(sum.failed == 0, "there were failures");
     Ok(())
