@@ -94,10 +94,13 @@ pub(super) const STATUS_UNKNOWN: u32 = 255;
 /// The first version of shims' API that has sandboxes.
 const SANDBOX_VERSION_MIN: u8 = 3;
 
+/// Where the answer to a delete goes.
+type DeleteReply = oneshot::Sender<Result<Exit, Error>>;
+
 /// What an actor is asked to do.
 pub(super) enum Command {
     /// Delete the task.
-    Delete(oneshot::Sender<Result<Exit, Error>>),
+    Delete(DeleteReply),
     /// Kill the shim, which does not answer.
     EndShim(oneshot::Sender<Result<(), Error>>),
 }
@@ -330,7 +333,7 @@ impl Actor {
                 // Others need not wait for this one.
                 place = None;
                 self.report("reach the shim", &error);
-                self.reach(&bootstrap, &mut identity).await
+                self.reach(&bootstrap, &mut identity, None).await
             }
             Err(_) => (Reached::Nobody, None),
         };
@@ -409,7 +412,7 @@ impl Actor {
                         if std::mem::take(&mut untold) {
                             self.tell_exit(self.last_exit()).await;
                         }
-                        Box::pin(self.delete(&held, reply)).await
+                        Box::pin(self.delete(&mut held, reply)).await
                     }
                     Some(Command::EndShim(reply)) => {
                         let address = Some(held.shim.address());
@@ -419,7 +422,7 @@ impl Actor {
                     }
                     None => Turn::Leave,
                 },
-                () = held.ended() => Box::pin(self.lose(&mut held)).await,
+                () = held.ended() => Box::pin(self.lose(&mut held, None)).await,
                 () = probe(&self.task, &held.shim) => {
                     if held.process().is_none() {
                         self.identify(&mut held).await;
@@ -443,7 +446,7 @@ impl Actor {
         }
     }
 
-    async fn delete(&mut self, held: &Held, reply: oneshot::Sender<Result<Exit, Error>>) -> Turn {
+    async fn delete(&mut self, held: &mut Held, reply: DeleteReply) -> Turn {
         let request = v3::DeleteRequest { id: self.task.id().to_owned(), exec_id: String::new() };
         // The turn that does this otherwise is this one.
         let probing = async {
@@ -459,11 +462,9 @@ impl Actor {
             Ok(answer) => {
                 Ok(Exit { pid: answer.pid, status: answer.exit_status, at: answer.exited_at })
             }
+            // That is the shim's end, or init may run.
             Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
-                let exit = self.bury(held.process()).await;
-                let _ = reply.send(Ok(exit));
-                self.leave(Some(exit)).await;
-                return Turn::Leave;
+                return self.lose(held, Some(reply)).await;
             }
             // An earlier delete was cut short, after the shim's part.
             Err(error) if error.is_unknown_to_shim() => {

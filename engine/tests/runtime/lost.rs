@@ -245,3 +245,30 @@ async fn sigkill_ends_a_shim_that_a_later_daemon_has_never_reached() {
     stage.assert_nothing_left();
     drop(shim);
 }
+
+/// The connection ends in the middle of the delete of a task that runs.
+#[tokio::test]
+async fn a_delete_during_a_loss_ends_nothing_that_runs() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Good);
+    let task = made(&stage, &runtime, "c1").await;
+    shim.behave(Manner::Stuck);
+    let heard = async {
+        while !shim.asked().contains(&"Delete".to_owned()) {
+            tokio::task::yield_now().await;
+        }
+        shim.drop_connections();
+    };
+    let (deleted, ()) = soon("delete", async { tokio::join!(task.delete(), heard) }).await;
+    let error = deleted.expect_err("runs");
+    assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
+    shim.behave(Manner::Good);
+    soon("the state", is(&task, Status::Running)).await;
+    assert!(!shim.is_dead());
+    assert_eq!(stage.calls(), ["start c1"], "nothing was cleaned up");
+    shim.exit(4);
+    assert_eq!(soon("delete", task.delete()).await.expect("ended").status, 4);
+    soon("close", runtime.close()).await;
+    stage.assert_nothing_left();
+}

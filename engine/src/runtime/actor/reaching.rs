@@ -17,16 +17,17 @@
 
 use std::{pin::pin, sync::Arc};
 
-use tokio::{sync::oneshot, time::sleep};
+use proto::{containerd::task::v3, ttrpc::CallError};
+use tokio::time::sleep;
 
-use super::{Actor, Command, Turn, blocking};
+use super::{Actor, Command, DeleteReply, Turn, blocking};
 use crate::runtime::{
     Error,
     bootstrap::Bootstrap,
     held::{Held, Identity, REACH_PAUSE, Reached, reach_again},
     process::Process,
-    shim::Shim,
-    task::{Exit, LOST_WAIT, Lost, Phase},
+    shim::{Call, Shim},
+    task::{LOST_WAIT, Lost, Phase},
 };
 
 /// What was killed for someone who wants init dead.
@@ -42,15 +43,16 @@ enum Answered {
     /// Nothing has changed for the shim.
     Stay,
     /// The shim was killed. Whoever waits for the delete is told when it is cleaned up after.
-    Killed(Option<Process>, Option<oneshot::Sender<Result<Exit, Error>>>),
+    Killed(Option<Process>, Option<DeleteReply>),
 }
 
 impl Actor {
-    /// Decides what the end of a connection or of a process means.
-    pub(super) async fn lose(&mut self, held: &mut Held) -> Turn {
+    /// Decides what the end of a connection or of a process means, and answers a delete that it came
+    /// in the middle of.
+    pub(super) async fn lose(&mut self, held: &mut Held, waiting: Option<DeleteReply>) -> Turn {
         // Not by the bundle's: to read it takes a descriptor.
         let at = held.shim.bootstrap();
-        let (reached, reply) = self.reach(&at, &mut held.identity).await;
+        let (reached, reply) = self.reach(&at, &mut held.identity, waiting).await;
         let shim = match reached {
             Reached::Shim(shim) => shim,
             Reached::Nobody => {
@@ -69,6 +71,11 @@ impl Actor {
             return Turn::Leave;
         }
         tracing::warn!(id = self.task.id(), "connection to the shim was lost, and made again");
+        if let Some(reply) = reply {
+            // It is not known whether the shim has heard it. It may be repeated.
+            let (id, method) = (self.task.id().to_owned(), v3::DeleteRequest::METHOD);
+            let _ = reply.send(Err(Error::NoAnswer { id, method, source: CallError::Closed }));
+        }
         self.task.enter(Phase::Live(held.shim.clone()));
         Turn::Stay
     }
@@ -84,11 +91,7 @@ impl Actor {
     }
 
     /// Cleans up after a shim that is dead, and answers who has asked for the delete.
-    pub(super) async fn end(
-        &mut self,
-        process: Option<&Process>,
-        reply: Option<oneshot::Sender<Result<Exit, Error>>>,
-    ) {
+    pub(super) async fn end(&mut self, process: Option<&Process>, reply: Option<DeleteReply>) {
         let exit = self.bury(process).await;
         if let Some(reply) = reply {
             let _ = reply.send(Ok(exit));
@@ -102,7 +105,8 @@ impl Actor {
         &mut self,
         at: &Bootstrap,
         identity: &mut Identity,
-    ) -> (Reached, Option<oneshot::Sender<Result<Exit, Error>>>) {
+        mut waiting: Option<DeleteReply>,
+    ) -> (Reached, Option<DeleteReply>) {
         self.task.enter(Phase::Lost(Lost::now(Some(&at.address))));
         let (task, context) = (Arc::clone(&self.task), Arc::clone(&self.context));
         let (found, reached, reply) = {
@@ -116,7 +120,12 @@ impl Actor {
             loop {
                 tokio::select! {
                     reached = &mut reaching => break (None, reached, None),
-                    () = &mut moment, if !is_lost => is_lost = true,
+                    () = &mut moment, if !is_lost => {
+                        is_lost = true;
+                        if let Some(reply) = waiting.take() {
+                            let _ = reply.send(Err(self.task.unheard()));
+                        }
+                    }
                     command = self.commands.recv(), if is_lost => {
                         let Some(command) = command else { break (None, Reached::Stop, None) };
                         let answered = self.answer_lost(command, process, Some(&at.address)).await;
@@ -130,7 +139,7 @@ impl Actor {
         if let Some(found) = found {
             *identity = Identity::Known(found);
         }
-        (reached, reply)
+        (reached, reply.or(waiting))
     }
 
     /// Waits before something is tried again that is needed to find the shim, and answers meanwhile who
