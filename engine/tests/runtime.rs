@@ -8,6 +8,8 @@ mod lost;
 mod restart;
 #[path = "runtime/rubbish.rs"]
 mod rubbish;
+#[path = "runtime/sandbox.rs"]
+mod sandbox;
 
 use std::{
     fs,

@@ -59,13 +59,13 @@ use super::{
     bundle::Bundle,
     context::Context,
     health::probe,
-    held::{Held, Identity, Reached},
+    held::{Held, Identity, Lost, Reached},
     launch::Launch,
     log::ShimLog,
     process::Process,
     sandbox::Membership,
     shim::{Call, Shim},
-    task::{Exit, Lost, Phase, Task},
+    task::{Exit, Phase, Task},
     told::Mark,
 };
 use crate::{
@@ -188,9 +188,9 @@ impl Actor {
         let shim = match started {
             Ok(shim) => shim,
             Err(NotStarted { at, error }) => {
-                // A binary that fails leaves no shim; one that was killed may, and so does one whose
-                // shim could not be connected to.
-                if matches!(error, Error::Start { .. } | Error::Spawn { .. }) {
+                // A binary that was killed may leave a shim, and so does one whose shim could not be
+                // connected to.
+                if error.leaves_no_shim() {
                     self.remove_bundle().await;
                 } else {
                     self.end_unstarted(at).await;

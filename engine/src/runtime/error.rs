@@ -83,6 +83,13 @@ pub enum Error {
     )]
     Unreachable { id: String, pid: Option<u32>, address: Option<String>, since: Duration },
 
+    /// There is no way to a sandbox's shim, which is tried again.
+    #[error(
+        "sandbox {id}: shim ({}) cannot be reached for {since:?}; it is tried again, and its containers may well run: unavailable",
+        address.as_deref().unwrap_or("of unknown address")
+    )]
+    SandboxUnreachable { id: String, address: Option<String>, since: Duration },
+
     /// The shim cannot be ended.
     #[error("task {id}: shim at {address} cannot be ended: {reason}: failed precondition")]
     Unending { id: String, address: String, reason: String },
@@ -121,6 +128,18 @@ impl Error {
     /// Whether a shim says that it has no such task.
     pub(super) fn is_unknown_to_shim(&self) -> bool {
         matches!(self, Self::Refused { status, .. } if status.code == Code::NotFound as i32)
+    }
+
+    /// Whether a start that failed so has left no shim: its binary has failed, or there was no sandbox to
+    /// join.
+    pub(super) fn leaves_no_shim(&self) -> bool {
+        matches!(
+            self,
+            Self::Start { .. }
+                | Self::Spawn { .. }
+                | Self::NoSandbox { .. }
+                | Self::SandboxUnreachable { .. }
+        )
     }
 
     /// Whether the shim was not asked, because it would not hear it.

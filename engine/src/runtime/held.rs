@@ -1,8 +1,13 @@
 //! A shim that an actor has, who it is, and how its end is noticed.
 
-use std::{io, pin::pin, time::Duration};
+use std::{
+    io,
+    pin::pin,
+    time::{Duration, Instant},
+};
 
 use proto::{containerd::task::v3, ttrpc::CallError};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -14,6 +19,69 @@ const DEATH_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long to wait until a shim is tried again that could not be reached.
 pub(super) const REACH_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long calls wait for a shim that is lost, from its loss on.
+pub(super) const LOST_WAIT: Duration = Duration::from_secs(2);
+
+/// A shim that cannot be reached, and is tried again.
+#[derive(Clone, Debug)]
+pub(super) struct Lost {
+    /// Where it is, if that is known.
+    pub(super) address: Option<String>,
+    pub(super) since: Instant,
+}
+
+impl Lost {
+    /// A loss of this moment.
+    pub(super) fn now(address: Option<&str>) -> Self {
+        Self { address: address.map(str::to_owned), since: Instant::now() }
+    }
+
+    /// How long ago that was, in whole seconds.
+    pub(super) fn duration(&self) -> Duration {
+        Duration::from_secs(self.since.elapsed().as_secs())
+    }
+}
+
+/// What a phase says of the way to the shim.
+pub(super) enum Way {
+    There(Shim),
+    /// It turns out soon whether there is one.
+    Soon,
+    Lost(Lost),
+    /// There is none, or none any more.
+    None,
+}
+
+/// The connection to a shim. Waits for as long as it is not known whether there is one, and for one
+/// that is lost not for long.
+///
+/// # Errors
+///
+/// There is none; or it is lost.
+pub(super) async fn way<P>(
+    phase: &watch::Sender<P>,
+    look: impl Fn(&P) -> Way,
+) -> Result<Shim, Option<Lost>> {
+    let mut phase = phase.subscribe();
+    loop {
+        let way = look(&phase.borrow_and_update());
+        let until = match way {
+            Way::There(shim) if !shim.is_closed() => return Ok(shim),
+            // The actor is about to notice.
+            Way::There(_) | Way::Soon => None,
+            Way::Lost(lost) => Some(lost),
+            Way::None => return Err(None),
+        };
+        let Some(lost) = until else {
+            phase.changed().await.map_err(|_| None)?;
+            continue;
+        };
+        let end = (lost.since + LOST_WAIT).into();
+        let changed = tokio::time::timeout_at(end, phase.changed()).await;
+        changed.map_err(|_| Some(lost))?.map_err(|_| None)?;
+    }
+}
 
 /// A shim and what watches it.
 pub(super) struct Held {

@@ -35,7 +35,9 @@ use super::{
     bootstrap::Bootstrap,
     bundle::{Bundle, SANDBOX_FOLDER},
     context::{Context, Sandboxes},
-    found, resolve,
+    found,
+    held::{Lost, Way, way},
+    resolve,
     shim::{Call, Shim},
     with_binary_name,
 };
@@ -46,6 +48,9 @@ const ADOPT_WAIT: Duration = Duration::from_secs(10);
 
 /// How long someone who waits for a sandbox whose shim has died waits for its cleaning.
 const END_WAIT: Duration = Duration::from_secs(60);
+
+/// How often a shim is asked to stop a sandbox whose connection breaks meanwhile.
+const STOP_TRIES: usize = 3;
 
 /// What a shim that stops a sandbox is given beyond the patience that the caller names.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
@@ -105,6 +110,8 @@ enum Phase {
     /// An earlier daemon left it.
     Adopting,
     Live(Shim),
+    /// There may be a shim, which cannot be reached now.
+    Lost(Lost),
     /// What is left of it is being removed.
     Ending,
     Gone,
@@ -123,7 +130,7 @@ impl Sandbox {
     ///
     /// # Errors
     ///
-    /// `NoSandbox`, and those of the shim.
+    /// `NoSandbox`, `SandboxUnreachable`, and those of the shim.
     pub async fn call<C: Call>(&self, request: &C) -> Result<C::Answer, Error> {
         self.shim().await?.call(request).await
     }
@@ -145,14 +152,21 @@ impl Sandbox {
     pub async fn stop(&self, timeout_secs: u32) -> Result<(), Error> {
         let request = api::StopSandboxRequest { sandbox_id: self.id.clone(), timeout_secs };
         let limit = STOP_LIMIT + Duration::from_secs(timeout_secs.into());
-        let shim = match self.shim().await {
-            Err(Error::NoSandbox { .. }) => return Ok(()),
-            shim => shim?,
-        };
-        match shim.call_within(&request, Some(limit)).await {
-            Err(Error::NoAnswer { source: CallError::Closed, .. }) => Ok(()),
-            Err(error) if error.is_unknown_to_shim() => Ok(()),
-            answer => answer.map(drop),
+        let mut tries = 0;
+        loop {
+            let shim = match self.shim().await {
+                Err(Error::NoSandbox { .. }) => return Ok(()),
+                shim => shim?,
+            };
+            tries += 1;
+            match shim.call_within(&request, Some(limit)).await {
+                // The actor finds out what that means: its end, or soon another connection.
+                Err(Error::NoAnswer { source: CallError::Closed, .. }) if tries < STOP_TRIES => {
+                    shim.closed().await;
+                }
+                Err(error) if error.is_unknown_to_shim() => return Ok(()),
+                answer => return answer.map(drop),
+            }
         }
     }
 
@@ -164,21 +178,27 @@ impl Sandbox {
     pub async fn wait(&self) -> Result<WaitSandboxResponse, Error> {
         let request = api::WaitSandboxRequest { sandbox_id: self.id.clone() };
         let mut phase = self.phase.subscribe();
+        let mut was_there = false;
         loop {
-            phase.mark_unchanged();
-            let shim = self.shim().await?;
-            match shim.call(&request).await {
-                Err(Error::NoAnswer { source: CallError::Closed, .. }) => {}
-                answer => return answer,
-            }
-            // The actor sees the loss too, and either connects again or cleans up.
-            let settled = async {
-                phase.changed().await.ok()?;
-                phase.wait_for(|phase| matches!(phase, Phase::Live(_) | Phase::Gone)).await.ok()?;
-                Some(())
+            let now = phase.borrow_and_update().clone();
+            let limit = match now {
+                Phase::Live(shim) if !shim.is_closed() => {
+                    was_there = true;
+                    match shim.call(&request).await {
+                        Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
+                            shim.closed().await;
+                            continue;
+                        }
+                        answer => return answer,
+                    }
+                }
+                // It may run, for as long as nobody knows.
+                Phase::Live(_) | Phase::Adopting | Phase::Lost(_) => Duration::MAX,
+                Phase::Ending if was_there => END_WAIT,
+                Phase::Gone if was_there => Duration::ZERO,
+                Phase::Creating | Phase::Ending | Phase::Gone => return Err(self.not_found()),
             };
-            let _ = tokio::time::timeout(END_WAIT, settled).await;
-            if !matches!(&*self.phase.borrow(), Phase::Live(_)) {
+            if tokio::time::timeout(limit, phase.changed()).await.is_err() {
                 let exited_at = Some(Timestamp::from(std::time::SystemTime::now()));
                 return Ok(WaitSandboxResponse { exit_status: STATUS_UNKNOWN, exited_at });
             }
@@ -191,7 +211,7 @@ impl Sandbox {
     ///
     /// - `NoSandbox`: it was shut down before.
     /// - `Refused`: it still has containers.
-    /// - `NoAnswer`: the shim does not answer; nothing is removed.
+    /// - `NoAnswer`, `SandboxUnreachable`: the shim does not answer; nothing is removed.
     pub async fn shutdown(&self) -> Result<(), Error> {
         self.shim().await?;
         let (reply, answer) = oneshot::channel();
@@ -209,15 +229,28 @@ impl Sandbox {
 
     /// The connection to the shim, once there is one.
     async fn shim(&self) -> Result<Shim, Error> {
-        let mut phase = self.phase.subscribe();
-        let settled = phase.wait_for(|phase| !matches!(phase, Phase::Adopting));
-        match tokio::time::timeout(ADOPT_WAIT, settled).await {
-            Ok(Ok(phase)) => match &*phase {
-                Phase::Live(shim) => Ok(shim.clone()),
-                _ => Err(self.not_found()),
-            },
-            _ => Err(self.not_found()),
+        let way = way(&self.phase, |phase| match phase {
+            Phase::Live(shim) => Way::There(shim.clone()),
+            Phase::Adopting => Way::Soon,
+            Phase::Lost(lost) => Way::Lost(lost.clone()),
+            Phase::Creating | Phase::Ending | Phase::Gone => Way::None,
+        });
+        match tokio::time::timeout(ADOPT_WAIT, way).await {
+            Ok(Ok(shim)) => Ok(shim),
+            Ok(Err(None)) => Err(self.not_found()),
+            Ok(Err(Some(lost))) => Err(self.unreachable(&lost)),
+            // It may live: whoever were told that there is none would remove what it uses.
+            Err(_) => Err(Error::SandboxUnreachable {
+                id: self.id.clone(),
+                address: None,
+                since: ADOPT_WAIT,
+            }),
         }
+    }
+
+    fn unreachable(&self, lost: &Lost) -> Error {
+        let (id, address) = (self.id.clone(), lost.address.clone());
+        Error::SandboxUnreachable { id, address, since: lost.duration() }
     }
 
     fn not_found(&self) -> Error {

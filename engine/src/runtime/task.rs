@@ -22,7 +22,7 @@
 //! known. Calls to a shim in quarantine fail at once and say what to do.
 //!
 //! A shim whose connection broke is *lost*: it is tried again, and may well live. A loss is mended in
-//! a moment or is the shim's end, so calls wait for a moment ([`LOST_WAIT`]); after it they fail at
+//! a moment or is the shim's end, so calls wait for a moment ([`LOST_WAIT`](super::held::LOST_WAIT)); after it they fail at
 //! once, as those to a shim in quarantine do. Nobody is told meanwhile that there is no task.
 
 use std::{
@@ -49,6 +49,7 @@ use super::{
     Attempt, Error,
     actor::Command,
     health::Health,
+    held::{Lost, Way, way},
     process::Sighting,
     shim::{Call, Shim},
     told::Told,
@@ -57,9 +58,6 @@ use crate::namespace::Namespace;
 
 /// How long a call waits for a task that is being adopted.
 const ADOPT_WAIT: Duration = Duration::from_secs(8);
-
-/// How long calls wait for a shim that is lost, from its loss on.
-pub(super) const LOST_WAIT: Duration = Duration::from_secs(2);
 
 /// How long a list waits for a shim.
 const LIST_LIMIT: Duration = Duration::from_secs(2);
@@ -92,21 +90,6 @@ pub(super) enum Phase {
     Ending,
     /// Nothing is left, but for how init ended, if it ever ran.
     Gone(Option<Exit>),
-}
-
-/// A shim that cannot be reached.
-#[derive(Clone, Debug)]
-pub(super) struct Lost {
-    /// Where it is, if that is known.
-    address: Option<String>,
-    since: Instant,
-}
-
-impl Lost {
-    /// A loss of this moment.
-    pub(super) fn now(address: Option<&str>) -> Self {
-        Self { address: address.map(str::to_owned), since: Instant::now() }
-    }
 }
 
 /// Where the shim is that a task needs.
@@ -475,28 +458,14 @@ impl Task {
         settled.unwrap_or_else(|_| Err(self.late(ADOPT_WAIT)))
     }
 
-    /// Waits for as long as it is not known whether there is a shim, and for one that is lost not for
-    /// long.
     async fn settled_shim(&self) -> Result<Shim, Error> {
-        let mut phase = self.phase.subscribe();
-        loop {
-            let lost = match &*phase.borrow_and_update() {
-                Phase::Live(shim) if !shim.is_closed() => return Ok(shim.clone()),
-                // The actor is about to notice.
-                Phase::Live(_) | Phase::Adopting => None,
-                Phase::Lost(lost) => Some(lost.clone()),
-                Phase::Creating | Phase::Ending | Phase::Gone(_) => return Err(self.not_found()),
-            };
-            let Some(lost) = lost else {
-                phase.changed().await.map_err(|_| self.not_found())?;
-                continue;
-            };
-            let until = (lost.since + LOST_WAIT).into();
-            match tokio::time::timeout_at(until, phase.changed()).await {
-                Ok(changed) => changed.map_err(|_| self.not_found())?,
-                Err(_) => return Err(self.unreachable(&lost)),
-            }
-        }
+        let way = way(&self.phase, |phase| match phase {
+            Phase::Live(shim) => Way::There(shim.clone()),
+            Phase::Adopting => Way::Soon,
+            Phase::Lost(lost) => Way::Lost(lost.clone()),
+            Phase::Creating | Phase::Ending | Phase::Gone(_) => Way::None,
+        });
+        way.await.map_err(|lost| lost.map_or_else(|| self.not_found(), |it| self.unreachable(&it)))
     }
 
     /// Why a call cannot be made now; for the actor, of a task that has no way to its shim.
@@ -512,7 +481,7 @@ impl Task {
             id: self.id.clone(),
             pid: self.known().shim_pid,
             address: lost.address.clone(),
-            since: Duration::from_secs(lost.since.elapsed().as_secs()),
+            since: lost.duration(),
         }
     }
 

@@ -106,6 +106,7 @@ pub(super) fn task_status(error: &runtime::Error) -> Status {
         E::NoAnswer { .. }
         | E::Quarantined { .. }
         | E::Unreachable { .. }
+        | E::SandboxUnreachable { .. }
         | E::Ending { .. }
         | E::Stopping => Code::Unavailable,
         E::Bundle { .. }

@@ -22,7 +22,7 @@ use engine::{
 };
 use prost::Message;
 use proto::{
-    containerd::task::v3,
+    containerd::{runtime::sandbox::v1 as api, task::v3},
     ttrpc::{self, Code, Frame, Kind, Request, Response, frame},
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -155,6 +155,15 @@ impl Stage {
         done.expect("written or removed");
     }
 
+    /// That nothing is left of sandboxes.
+    pub(crate) fn assert_no_sandboxes(&self) {
+        for folder in ["state", "root"] {
+            let folder = self.folder.path().join(folder);
+            let left = files(&folder.join("io.containerd.sandbox.controller.v1.shim/default"));
+            assert!(left.is_empty(), "{left:?}");
+        }
+    }
+
     /// That no bundle and no working directory is left.
     pub(crate) fn assert_nothing_left(&self) {
         for folder in [self.state(), self.folder.path().join("root/io.containerd.runtime.v2.task")]
@@ -175,6 +184,7 @@ pub(crate) struct FakeShim {
     manner: Mutex<Manner>,
     asked: Mutex<Vec<String>>,
     made_with: Mutex<v3::CreateTaskRequest>,
+    stopped_within: Mutex<Vec<u32>>,
     process: Mutex<Child>,
     init: AtomicU32,
     state: Mutex<State>,
@@ -195,6 +205,7 @@ impl FakeShim {
             manner: Mutex::new(manner),
             asked: Mutex::default(),
             made_with: Mutex::default(),
+            stopped_within: Mutex::default(),
             process: Mutex::new(sleep()),
             init: AtomicU32::new(INIT),
             state: Mutex::default(),
@@ -237,6 +248,11 @@ impl FakeShim {
     /// What the last task was made with.
     pub(crate) fn made_with(&self) -> v3::CreateTaskRequest {
         self.made_with.lock().expect("no panic").clone()
+    }
+
+    /// The patience, in seconds, that stops of the sandbox have come with.
+    pub(crate) fn stopped_within(&self) -> Vec<u32> {
+        self.stopped_within.lock().expect("no panic").clone()
     }
 
     pub(crate) fn behave(&self, manner: Manner) {
@@ -331,13 +347,7 @@ impl FakeShim {
                 Err(ttrpc::status(Code::Unknown, "OCI runtime create failed: no luck"))
             }
             "Wait" => {
-                loop {
-                    let exited = self.exited.notified();
-                    if self.state.lock().expect("no panic").exit_status.is_some() {
-                        break;
-                    }
-                    exited.await;
-                }
+                self.exited().await;
                 let exit_status = self.status().unwrap_or_default();
                 Ok(v3::WaitResponse { exit_status, exited_at: None }.encode_to_vec())
             }
@@ -349,6 +359,22 @@ impl FakeShim {
                 }
                 result
             }
+            "StopSandbox" => {
+                let stop = api::StopSandboxRequest::decode(request.payload.as_slice());
+                let stop = stop.expect("a request");
+                self.stopped_within.lock().expect("no panic").push(stop.timeout_secs);
+                self.exit(0);
+                Ok(vec![])
+            }
+            "WaitSandbox" => {
+                self.exited().await;
+                Ok(api::WaitSandboxResponse::default().encode_to_vec())
+            }
+            "ShutdownSandbox" => {
+                self.die();
+                Ok(vec![])
+            }
+            "CreateSandbox" | "StartSandbox" | "SandboxStatus" => Ok(vec![]),
             "Create" => {
                 let made = v3::CreateTaskRequest::decode(request.payload.as_slice());
                 *self.made_with.lock().expect("no panic") = made.expect("a request");
@@ -364,6 +390,16 @@ impl FakeShim {
             Ok(payload) => Response { status: None, payload },
             Err(status) => Response { status: Some(status), payload: vec![] },
         })
+    }
+
+    async fn exited(&self) {
+        loop {
+            let exited = self.exited.notified();
+            if self.state.lock().expect("no panic").exit_status.is_some() {
+                return;
+            }
+            exited.await;
+        }
     }
 
     fn look(&self, method: &str) -> Result<Vec<u8>, ttrpc::Status> {

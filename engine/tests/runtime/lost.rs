@@ -30,14 +30,14 @@ fn full_socket(path: &Path) -> (OwnedFd, UnixStream) {
 }
 
 /// A shim's socket that is not reached, because there is another one with no room in its place.
-struct Full {
+pub(crate) struct Full {
     path: PathBuf,
     away: PathBuf,
     socket: (OwnedFd, UnixStream),
 }
 
 impl Full {
-    fn new(stage: &Stage, id: &str) -> Self {
+    pub(crate) fn new(stage: &Stage, id: &str) -> Self {
         let path = stage.folder().join(format!("{id}.sock"));
         let away = path.with_extension("away");
         fs::rename(&path, &away).expect("renamed");
@@ -46,7 +46,7 @@ impl Full {
     }
 
     /// Lets the shim be reached again.
-    fn mend(self) {
+    pub(crate) fn mend(self) {
         drop(self.socket);
         fs::rename(self.away, self.path).expect("renamed");
     }

@@ -24,10 +24,10 @@ use super::{Actor, Command, DeleteReply, Turn, blocking};
 use crate::runtime::{
     Error,
     bootstrap::Bootstrap,
-    held::{Held, Identity, REACH_PAUSE, Reached, reach_again},
+    held::{Held, Identity, LOST_WAIT, Lost, REACH_PAUSE, Reached, reach_again},
     process::Process,
     shim::{Call, Shim},
-    task::{LOST_WAIT, Lost, Phase},
+    task::Phase,
 };
 
 /// What was killed for someone who wants init dead.

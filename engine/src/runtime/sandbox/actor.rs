@@ -6,7 +6,8 @@
 //! | shutdown            | asks the shim, waits for its end, removes the bundle            |
 //! | shim dies           | runs `shim delete`, removes the bundle                          |
 //! | connection is lost  | connects again; if nobody listens, the shim is killed           |
-//! | no way to a shim    | tries again: descriptors may be short                           |
+//! | no way to a shim    | tries again: descriptors may be short. A shutdown is refused    |
+//! |                     | meanwhile: what the shim has of containers is not known         |
 //! | something cannot be | tries again until nothing is left; the name stays taken         |
 //! | removed for want of |                                                                 |
 //! | descriptors or room |                                                                 |
@@ -14,7 +15,7 @@
 //!
 //! The tasks of a sandbox whose shim dies have actors of their own, which clean up after them.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, pin::pin, sync::Arc, time::Duration};
 
 use proto::{
     containerd::{runtime::sandbox::v1 as api, task::v3},
@@ -29,7 +30,7 @@ use crate::runtime::{
     bootstrap::Bootstrap,
     bundle::{Bundle, SANDBOX_FOLDER},
     context::Context,
-    held::{Held, Identity, REACH_PAUSE, Reached, reach_again},
+    held::{Held, Identity, LOST_WAIT, Lost, REACH_PAUSE, Reached, reach_again},
     launch::Launch,
     log::ShimLog,
     process::Process,
@@ -157,6 +158,7 @@ impl Actor {
 
     async fn find(&mut self) -> Option<Held> {
         let log = ShimLog::open(&self.bundle, &self.sandbox.id);
+        let mut lost = None;
         let shim = loop {
             let shim = match self.bundle.find_bootstrap() {
                 Ok(Some(bootstrap)) => {
@@ -177,11 +179,13 @@ impl Actor {
                     return None;
                 }
             }
-            tokio::select! {
-                () = tokio::time::sleep(REACH_PAUSE) => {}
-                () = self.context.stop.cancelled() => return None,
+            let lost = lost.get_or_insert_with(|| Lost::now(None)).clone();
+            self.enter(Phase::Lost(lost));
+            if !self.pause_lost().await {
+                return None;
             }
         };
+        self.enter(Phase::Adopting);
         let identity = Identity::ask(&shim, &self.sandbox.id).await;
         let held = Held { shim, identity, _log: log };
         let id = self.sandbox.id.clone();
@@ -259,10 +263,7 @@ impl Actor {
     async fn lose(&mut self, held: &mut Held) -> bool {
         // Not by the bundle's: to read it takes a descriptor.
         let at = held.shim.bootstrap();
-        let connect = || Shim::connect(&self.sandbox.namespace, &self.sandbox.id, &at);
-        let waits = || self.enter(Phase::Adopting);
-        let process = held.process();
-        let reached = reach_again(process, &self.context.stop, connect, waits).await;
+        let reached = self.reach_again(&at, held.process()).await;
         match reached {
             Reached::Shim(shim) => held.shim = shim,
             Reached::Nobody => {
@@ -281,6 +282,46 @@ impl Actor {
         }
         self.enter(Phase::Live(held.shim.clone()));
         true
+    }
+
+    /// Connects again to a shim that is lost, and answers meanwhile who asks for its end.
+    async fn reach_again(&mut self, at: &Bootstrap, process: Option<&Process>) -> Reached {
+        self.enter(Phase::Lost(Lost::now(Some(&at.address))));
+        let (sandbox, context) = (Arc::clone(&self.sandbox), Arc::clone(&self.context));
+        let connect = || Shim::connect(&sandbox.namespace, &sandbox.id, at);
+        let mut reaching = pin!(reach_again(process, &context.stop, connect, || {}));
+        let mut moment = pin!(tokio::time::sleep(LOST_WAIT));
+        let mut is_lost = false;
+        loop {
+            tokio::select! {
+                reached = &mut reaching => return reached,
+                () = &mut moment, if !is_lost => is_lost = true,
+                Some(command) = self.commands.recv(), if is_lost => self.refuse(command),
+            }
+        }
+    }
+
+    /// Waits before something is tried again that is needed to reach the shim, and answers meanwhile
+    /// who asks for its end. `false` when the daemon stops.
+    async fn pause_lost(&mut self) -> bool {
+        let context = Arc::clone(&self.context);
+        let mut pause = pin!(tokio::time::sleep(REACH_PAUSE));
+        loop {
+            tokio::select! {
+                () = &mut pause => return true,
+                () = context.stop.cancelled() => return false,
+                Some(command) = self.commands.recv() => self.refuse(command),
+            }
+        }
+    }
+
+    fn refuse(&self, command: Command) {
+        let Command::Shutdown(reply) = command;
+        let error = match &*self.sandbox.phase.borrow() {
+            Phase::Lost(lost) => self.sandbox.unreachable(lost),
+            _ => self.sandbox.not_found(),
+        };
+        let _ = reply.send(Err(error));
     }
 
     /// Cleans up after a shim that died.
