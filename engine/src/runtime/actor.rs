@@ -479,11 +479,12 @@ impl Actor {
         // The bundle goes last: a daemon that is killed in between finds shim and socket by it.
         self.shutdown(&held.shim).await;
         let mut ended = false;
-        if !self.bundle.is_in_sandbox() {
+        if self.bundle.is_in_sandbox() {
+            self.remove_bundle().await;
+        } else {
             ended = self.await_exit(held).await;
-            self.remove_socket(held.shim.address()).await;
+            self.remove_rest(Some(held.shim.address().to_owned())).await;
         }
-        self.remove_bundle().await;
         let exit = result.as_ref().ok().copied();
         let _ = reply.send(result);
         // Some shims end before they have told what they were shut down for.

@@ -25,7 +25,13 @@ use proto::{
 use sys::sockets::{connect_now, lock_directory};
 use tokio::net::UnixStream;
 
-use super::{Error, actor::blocking, bootstrap::Bootstrap, error::Attempt, sandbox::PROTOCOL};
+use super::{
+    Error,
+    actor::blocking,
+    bootstrap::Bootstrap,
+    error::{Attempt, is_shortage},
+    sandbox::PROTOCOL,
+};
 use crate::namespace::Namespace;
 
 /// How long connecting may take, with the wait for a socket that is not there yet.
@@ -226,11 +232,12 @@ impl Shim {
 /// Removes the socket at `address` if nobody listens there any more.
 ///
 /// A process that is about to end may listen a little longer than it answers. Whoever waits in its
-/// queue is told when it stops, and this waits for [`END_LIMIT`].
-pub(super) async fn remove_dead_socket(address: &str) {
+/// queue is told when it stops, and this waits for [`END_LIMIT`]. `false` when there is too little of
+/// something to find out.
+pub(super) async fn remove_dead_socket(address: &str) -> bool {
     let path = Path::new(address.strip_prefix("unix://").unwrap_or(address)).to_owned();
     if !path.is_absolute() {
-        return;
+        return true;
     }
     let look = async {
         loop {
@@ -238,13 +245,14 @@ pub(super) async fn remove_dead_socket(address: &str) {
             match blocking(move || Ok(try_remove_dead_socket(&dead))).await {
                 Ok(Ok(Some(stream))) => closed(stream).await,
                 Ok(Err(error)) => {
-                    return tracing::warn!(%error, address, "socket of a dead shim stays");
+                    tracing::warn!(%error, address, "socket of a dead shim stays");
+                    return !is_shortage(&error);
                 }
-                _ => return,
+                _ => return true,
             }
         }
     };
-    let _ = tokio::time::timeout(END_LIMIT, look).await;
+    tokio::time::timeout(END_LIMIT, look).await.unwrap_or(true)
 }
 
 /// How long another may hold the directory of sockets.
@@ -262,6 +270,10 @@ fn try_remove_dead_socket(path: &Path) -> io::Result<Option<std::os::unix::net::
         Ok(stream) => Ok(stream),
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).map(|()| None)
+        }
+        // One that has no room for another client is served.
+        Err(error) if is_shortage(&error) && error.kind() != io::ErrorKind::WouldBlock => {
+            Err(error)
         }
         Err(_) => Ok(None),
     }

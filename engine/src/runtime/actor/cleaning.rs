@@ -41,6 +41,8 @@ const CLEAN_LIMIT: Duration = Duration::from_secs(10);
 pub(in crate::runtime) enum Left {
     /// A shim that may run, and all that it made; at this address, if that is known.
     Shim(Option<Bootstrap>),
+    /// The bundle, and before it the socket of the shim, at this address or where the bundle says.
+    Rest(Option<String>),
     /// The bundle.
     Bundle,
 }
@@ -166,11 +168,8 @@ impl Actor {
             }
             self.report("clean up after the shim", &error);
         }
-        // A shim that was killed leaves it, and containerd's binary does not look there.
-        if let Some(bootstrap) = self.bundle.bootstrap() {
-            self.remove_socket(&bootstrap.address).await;
-        }
-        self.remove_bundle().await;
+        // A shim that was killed leaves its socket, and containerd's binary does not look there.
+        self.remove_rest(None).await;
         true
     }
 
@@ -221,8 +220,7 @@ impl Actor {
         };
         if clean && self.shutdown(&held.shim).await {
             self.await_exit(held).await;
-            self.remove_socket(held.shim.address()).await;
-            self.remove_bundle().await;
+            self.remove_rest(Some(held.shim.address().to_owned())).await;
         } else {
             self.end_unused(held).await;
         }
@@ -271,10 +269,25 @@ impl Actor {
         true
     }
 
-    /// Removes the socket of a shim that has ended and could not do that any more.
-    pub(super) async fn remove_socket(&self, address: &str) {
-        if !self.is_shared(address) {
-            remove_dead_socket(address).await;
+    /// Removes the socket of a shim that has ended and could not do that any more, and then the bundle,
+    /// which leads to it.
+    pub(super) async fn remove_rest(&mut self, address: Option<String>) {
+        let found = match &address {
+            Some(address) => Ok(Some(address.clone())),
+            None => self.bundle.find_bootstrap().map(|found| found.map(|it| it.address)),
+        };
+        let is_gone = match found {
+            Ok(Some(address)) => self.is_shared(&address) || remove_dead_socket(&address).await,
+            Ok(None) => true,
+            Err(error) => {
+                self.report("look for the shim's socket", &error);
+                false
+            }
+        };
+        if is_gone {
+            self.remove_bundle().await;
+        } else {
+            self.left = Some(Left::Rest(address));
         }
     }
 
@@ -308,6 +321,7 @@ impl Actor {
             let untold = matches!(left, Left::Shim(_));
             match left {
                 Left::Shim(at) => self.end_unstarted(at).await,
+                Left::Rest(address) => self.remove_rest(address).await,
                 Left::Bundle => self.remove_bundle().await,
             }
             if let (Some(exit), true, None) = (exit, untold, &self.left) {

@@ -253,8 +253,7 @@ impl Actor {
         }
         self.enter(Phase::Ending);
         self.await_exit(held).await;
-        remove_dead_socket(held.shim.address()).await;
-        self.remove_bundle().await;
+        self.remove_rest(Some(held.shim.address().to_owned())).await;
         Ok(())
     }
 
@@ -369,11 +368,29 @@ impl Actor {
                 return;
             }
         }
-        // A shim that was killed leaves it, and containerd's binary does not look there.
-        if let Some(bootstrap) = self.bundle.bootstrap() {
-            remove_dead_socket(&bootstrap.address).await;
+        // A shim that was killed leaves its socket, and containerd's binary does not look there.
+        self.remove_rest(None).await;
+    }
+
+    /// Removes the socket of a shim that has ended, and then the bundle, which leads to it.
+    async fn remove_rest(&mut self, address: Option<String>) {
+        let found = match &address {
+            Some(address) => Ok(Some(address.clone())),
+            None => self.bundle.find_bootstrap().map(|found| found.map(|it| it.address)),
+        };
+        let is_gone = match found {
+            Ok(Some(address)) => remove_dead_socket(&address).await,
+            Ok(None) => true,
+            Err(error) => {
+                self.report("look for the socket of the sandbox's shim", &error);
+                false
+            }
+        };
+        if is_gone {
+            self.remove_bundle().await;
+        } else {
+            self.left = Some(Left::Rest(address));
         }
-        self.remove_bundle().await;
     }
 
     async fn remove_bundle(&mut self) {
@@ -418,6 +435,7 @@ impl Actor {
             match left {
                 Left::Shim(Some(at)) => Box::pin(self.end_unstarted(Some(at))).await,
                 Left::Shim(None) => self.clean_up().await,
+                Left::Rest(address) => self.remove_rest(address).await,
                 Left::Bundle => self.remove_bundle().await,
             }
         }
