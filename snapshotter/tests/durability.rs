@@ -112,8 +112,10 @@ fn overlay() {
 
 #[test]
 fn needs_erofs() {
-    suspects_are_what_was_not_synced(|| Images::new(OverlayOptions::default()));
-    suspects_are_renewed(|| Images::new(OverlayOptions::default()));
+    // So that no layer stays mounted.
+    let images = || Images::new(OverlayOptions::default()).for_a_look();
+    suspects_are_what_was_not_synced(images);
+    suspects_are_renewed(images);
 }
 
 #[test]
