@@ -22,6 +22,7 @@ use prost_types::Any;
 use proto::{
     any,
     containerd::{runc::v1::ProcessDetails, task::v3 as api, types::Mount, v1::types::Status},
+    io::containerd::cgroups,
 };
 use rustix::process::{Resource, Rlimit};
 
@@ -285,8 +286,20 @@ fn what_the_task_has_used() {
     run(&shim, &mut client, &shim.create_request());
     let stats: api::StatsResponse =
         client.task("Stats", &api::StatsRequest { id: shim.id.clone() }).expect("Stats");
-    let name = stats.stats.map(|stats| stats.type_url).unwrap_or_default();
-    assert!(name.starts_with("io.containerd.cgroups.v"), "{name}");
+    let stats = stats.stats.expect("figures");
+    let is_v2 = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let (memory, processes) = if is_v2 {
+        let metrics: Option<cgroups::v2::Metrics> = any::unpack(&stats).expect("decodes");
+        let metrics = metrics.expect("those of cgroups v2");
+        (metrics.memory.map(|memory| memory.usage), metrics.pids.map(|pids| pids.current))
+    } else {
+        let metrics: Option<cgroups::v1::Metrics> = any::unpack(&stats).expect("decodes");
+        let metrics = metrics.expect("those of cgroups v1");
+        let usage = metrics.memory.and_then(|memory| memory.usage);
+        (usage.map(|usage| usage.usage), metrics.pids.map(|pids| pids.current))
+    };
+    assert!(memory.is_some_and(|bytes| bytes > 0), "{memory:?}");
+    assert_eq!(processes, Some(1));
     clean_up(shim, &mut client);
 }
 

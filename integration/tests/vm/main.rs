@@ -1,5 +1,5 @@
-//! The runtime's tests, on machines with other cgroups than this one: v2, v1 with every
-//! capability, and systemd on v2, on v1 and on both. Each machine says first whether it is such.
+//! The runtime's tests, and one of the shim's, on machines with other cgroups than this one: v2, v1
+//! with every capability, and systemd on v2, on v1 and on both. Each machine says first whether it is such.
 //! And the snapshotter's, on one with fs-verity and an older kernel, which mounts images by loop devices.
 //!
 //! `cargo test -p integration --test vm -- [<machine>] [<test>]...`
@@ -62,6 +62,15 @@ const SUITES: &[Suite] = &[
         name: "v2",
         programs: &["unified", "cgroup"],
         long: &["lifecycle", "isolation", "seccomp"],
+        ..SMALL
+    },
+    // Of these programs only what differs there.
+    Suite { name: "v2-limits", programs: &["cleanup"], tests: &["group_above"], ..SMALL },
+    Suite {
+        name: "v2-shim",
+        package: "shim",
+        programs: &["task"],
+        tests: &["what_the_task_has_used"],
         ..SMALL
     },
     Suite {
