@@ -33,7 +33,7 @@
 use std::{collections::HashMap, time::SystemTime};
 
 use prost_types::Timestamp;
-use rustix::process::{Pid, WaitOptions, WaitStatus, wait};
+use rustix::process::{Pid, WaitId, WaitIdOptions, WaitOptions, WaitStatus, wait, waitid};
 
 /// How a process ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,12 @@ impl Reaper {
         }
     }
 
+    /// Whether a process is a child of the shim, which was not reaped: its number is nobody else's then.
+    pub(crate) fn is_child(pid: Pid) -> bool {
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        waitid(WaitId::Pid(pid), look).is_ok()
+    }
+
     /// The exit of a process that ended before its pid was known.
     pub(crate) fn claim(&mut self, pid: Pid) -> Option<Exit> {
         self.kept.remove(&pid)
@@ -108,6 +114,16 @@ impl Reaper {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn children() {
+        let mut child = std::process::Command::new("true").spawn().expect("spawned");
+        let pid = Pid::from_child(&child);
+        assert!(Reaper::is_child(pid), "whether it runs or has ended");
+        child.wait().expect("reaped");
+        assert!(!Reaper::is_child(pid), "its number may be another's");
+        assert!(!Reaper::is_child(Pid::INIT));
+    }
 
     #[test]
     fn keeps_exits_only_while_held() {

@@ -339,6 +339,35 @@ fn script(directory: &Path, text: &str) -> String {
     path.to_string_lossy().into_owned()
 }
 
+/// A runtime that fails has reaped what it started, and the number that it has said may be another's.
+#[test]
+fn a_failed_exec_kills_nobody_else() {
+    let directory = tempfile::tempdir().expect("temporary directory");
+    let mut other = std::process::Command::new("sleep").arg("1000").spawn().expect("spawned");
+    let real = harness::runtime();
+    let text = format!(
+        "file=; last=; exec=\n\
+         for word; do\n\
+         [ \"$last\" = --pid-file ] && file=$word; [ \"$word\" = exec ] && exec=1; last=$word\n\
+         done\n\
+         [ -n \"$exec\" ] || exec {real} \"$@\"\n\
+         printf {} > $file; exit 1",
+        other.id()
+    );
+    let runtime = script(directory.path(), &text);
+    let shim = Shim::start_with("odd-exec", &["sleep", "1000"], &runtime);
+    let mut client = shim.client();
+    run(&shim, &mut client, &shim.create_request());
+    client.task::<()>("Exec", &exec_request(&shim, "e", &["true"])).expect("Exec");
+    let error = client.task::<api::StartResponse>("Start", &start(&shim, "e"));
+    error.expect_err("the runtime has failed");
+    assert!(!shim.bundle().join("exec-e.pid").exists(), "its number is forgotten");
+    clean_up(shim, &mut client);
+    assert!(other.try_wait().expect("looked at").is_none(), "it was killed");
+    other.kill().expect("killed");
+    other.wait().expect("reaped");
+}
+
 #[test]
 fn nothing_is_left_of_a_killed_exec() {
     let directory = tempfile::tempdir().expect("temporary directory");

@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::Error,
-    reaper::Exit,
+    reaper::{Exit, Reaper},
     runtime::Command,
     server::Call,
     shim::Shim,
@@ -356,8 +356,13 @@ impl Shim {
         let Some(container) = self.containers.get(id) else { return };
         let Ok(pid) = container.bundle.read_pid(Some(exec)) else { return };
         let _ = std::fs::remove_file(container.bundle.pid_file(Some(exec)));
-        // A child, whose number is its own until it is reaped, and then its exit was kept.
-        if self.reaper.claim(pid).is_none() {
+        // A child's number is its own until it is reaped, and then its exit was kept. What is no child has
+        // been reaped by the runtime, and the number may be anyone's; so may that of a child that is
+        // known by another name.
+        let is_known = self.jobs.contains_key(&pid)
+            || self.loggers.contains_key(&pid)
+            || self.containers.values().any(|container| container.find(pid).is_some());
+        if self.reaper.claim(pid).is_none() && Reaper::is_child(pid) && !is_known {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
