@@ -39,6 +39,7 @@ pub use self::{
     images::{DeleteImage, Image},
     leases::{Lease, Resource, ResourceKind},
     namespaces::NamespaceInfo,
+    record::Page,
     rows::{Changes, Rows, Table, View, Visit},
     sandboxes::Sandbox,
     store::Store,

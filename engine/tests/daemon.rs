@@ -177,6 +177,43 @@ async fn concurrent_creates() {
     fixture.stop().await;
 }
 
+/// A list is sent in pieces; see that none is missing and none comes twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_of_many_pieces_is_whole() {
+    const COUNT: usize = 20;
+    let fixture = Fixture::start().await;
+    let mut client = ContainersClient::new(fixture.channel.clone());
+    for number in 0..COUNT {
+        let mut request = new_container(format!("c{number:02}"));
+        let container = request.container.as_mut().expect("just made");
+        container.spec = Some(Any { type_url: "types/x".to_owned(), value: vec![1; 100_000] });
+        client.create(scoped(request)).await.expect("creates");
+    }
+    let list = |filters: &[&str]| {
+        let filters = filters.iter().map(|&filter| filter.to_owned()).collect();
+        scoped(ListContainersRequest { filters })
+    };
+    let cases: [(&str, &[&str], Vec<usize>); 3] = [
+        ("all", &[], (0..COUNT).collect()),
+        ("some", &["id~=/[05]$/"], vec![0, 5, 10, 15]),
+        ("none", &["id==x"], vec![]),
+    ];
+    for (case, filters, want) in cases {
+        let mut stream = client.list_stream(list(filters)).await.expect("lists").into_inner();
+        let mut found = Vec::new();
+        while let Some(message) = stream.message().await.expect("lists") {
+            let container = message.container.expect("a container");
+            assert_eq!(container.spec.map_or(0, |spec| spec.value.len()), 100_000, "{case}");
+            found.push(container.id);
+        }
+        let want: Vec<_> = want.iter().map(|number| format!("c{number:02}")).collect();
+        assert_eq!(found, want, "{case}");
+    }
+    let error = client.list_stream(list(&["id=="])).await.expect_err("no filter");
+    assert_eq!(error.code(), Code::InvalidArgument);
+    fixture.stop().await;
+}
+
 async fn write(
     client: &mut ContentClient<Channel>,
     messages: Vec<WriteContentRequest>,

@@ -7,7 +7,7 @@ use prost_types::Any;
 
 use super::{
     key, namespaces,
-    record::{self, checked, decode},
+    record::{self, Page, checked, decode},
     rows::{Changes, Rows, Table},
     store::Store,
 };
@@ -94,6 +94,23 @@ struct References {
     snapshot_key: String,
 }
 
+/// What a [`Record`] has for filters; the rest of it is passed over.
+#[derive(Clone, PartialEq, Message)]
+struct Asked {
+    #[prost(btree_map = "string, string", tag = "1")]
+    labels: Labels,
+    #[prost(string, tag = "4")]
+    image: String,
+    #[prost(string, tag = "5")]
+    runtime: String,
+}
+
+/// A container as filters see it.
+struct Shown<'r> {
+    id: &'r str,
+    record: Asked,
+}
+
 impl Store {
     /// The container `id`.
     ///
@@ -116,7 +133,31 @@ impl Store {
         namespace: &Namespace,
         filter: &Filter,
     ) -> Result<Vec<Container>, Error> {
-        self.read(|view| record::select(view, Table::Containers, namespace, filter, from_record))
+        let page = self.containers_after(namespace, filter, "", usize::MAX)?;
+        Ok(page.objects)
+    }
+
+    /// [`containers`](Self::containers) that come after the ID `after` (the empty one comes before
+    /// all), until their records are `len_max` bytes or more: a piece of a list that need not be in
+    /// memory as a whole.
+    ///
+    /// Each piece is of the last commit, so a list shows every container that is there all the while,
+    /// and what is made or deleted meanwhile or not.
+    ///
+    /// # Errors
+    ///
+    /// `Database`, `Damaged`.
+    pub fn containers_after(
+        &self,
+        namespace: &Namespace,
+        filter: &Filter,
+        after: &str,
+        len_max: usize,
+    ) -> Result<Page<Container>, Error> {
+        let read = |id: &str, value: &[u8]| selected(filter, id, value);
+        self.read(|view| {
+            record::select_after(view, Table::Containers, namespace, after, len_max, read)
+        })
     }
 
     /// Makes a container; its times are those of the call.
@@ -200,17 +241,26 @@ impl Store {
     }
 }
 
-impl Fields for Container {
+impl Fields for Shown<'_> {
     fn field<'a>(&'a self, path: &[String]) -> Option<Cow<'a, str>> {
         let (first, rest) = path.split_first()?;
         match (first.as_str(), rest) {
-            ("id", _) => filter::value(&self.id),
-            ("runtime", [field, ..]) if field == "name" => filter::value(&self.runtime.name),
-            ("image", _) => filter::value(&self.image),
-            ("labels", key) => filter::entry(&self.labels, key),
+            ("id", _) => filter::value(self.id),
+            ("runtime", [field, ..]) if field == "name" => filter::value(&self.record.runtime),
+            ("image", _) => filter::value(&self.record.image),
+            ("labels", key) => filter::entry(&self.record.labels, key),
             _ => None,
         }
     }
+}
+
+/// The container of a record, if `filter` selects it; of others only what filters ask for is read.
+fn selected(filter: &Filter, id: &str, value: &[u8]) -> Result<Option<Container>, Error> {
+    let is_selected = filter.selects_all() || {
+        let record = decode(|| format!("container {id:?}"), value)?;
+        filter.matches(&Shown { id, record })
+    };
+    is_selected.then(|| from_record(id, value)).transpose()
 }
 
 fn immutable(field: &str, old: &str, new: &str) -> Result<(), Error> {
@@ -357,5 +407,64 @@ mod tests {
         };
         assert_eq!(kept(&bare), kept(&whole));
         assert_eq!((bare.spec, bare.extensions.len()), (None, 0), "the rest is passed over");
+    }
+
+    /// A store with containers of 1000 bytes and more: of a namespace, of one whose name begins with
+    /// its name, and of one before it.
+    fn store() -> (tempfile::TempDir, Store) {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let store = Store::open(&folder.path().join("m.redb")).expect("opens");
+        for (namespace, id) in
+            [("m", "z"), ("n", "a"), ("n", "b"), ("n", "b.c"), ("n", "d"), ("nn", "a")]
+        {
+            let namespace = namespace.parse().expect("a namespace");
+            let container = Container {
+                id: id.to_owned(),
+                labels: [("even".to_owned(), (id.len() % 2 == 0).to_string())].into(),
+                image: format!("image of {id}"),
+                runtime: Runtime { name: "r".to_owned(), options: None },
+                spec: Some(Any { type_url: "types/x".to_owned(), value: vec![1; 1000] }),
+                snapshotter: String::new(),
+                snapshot_key: String::new(),
+                created: SystemTime::UNIX_EPOCH,
+                updated: SystemTime::UNIX_EPOCH,
+                extensions: BTreeMap::new(),
+                sandbox: String::new(),
+            };
+            store.create_container(&namespace, container).expect("creates");
+        }
+        (folder, store)
+    }
+
+    #[test]
+    fn a_list_in_pieces_is_the_list() {
+        let (_folder, store) = store();
+        let namespace: Namespace = "n".parse().expect("a namespace");
+        /// The filters, how many bytes a piece has, and what is in the pieces.
+        type Case = (&'static [&'static str], usize, &'static [&'static [&'static str]]);
+        let cases: [(&str, Case); 7] = [
+            ("one by one", (&[], 1, &[&["a"], &["b"], &["b.c"], &["d"], &[]])),
+            ("two by two", (&[], 1500, &[&["a", "b"], &["b.c", "d"], &[]])),
+            ("all at once", (&[], usize::MAX, &[&["a", "b", "b.c", "d"]])),
+            ("some", (&["id~=/^[ab]$/"], 1, &[&["a"], &["b"], &[]])),
+            ("by its image", (&["image==\"image of d\""], usize::MAX, &[&["d"]])),
+            ("by a label", (&["labels.even==true"], usize::MAX, &[&[]])),
+            ("by its runtime", (&["runtime.name!=r", "id==b.c"], 1, &[&["b.c"], &[]])),
+        ];
+        for (case, (filters, len_max, want)) in cases {
+            let filter = Filter::parse_all(filters).expect("a filter");
+            let (mut pieces, mut whole) = (Vec::new(), Vec::new());
+            let mut next = Some(String::new());
+            while let Some(after) = next {
+                let page = store.containers_after(&namespace, &filter, &after, len_max);
+                let page = page.expect("lists");
+                pieces.push(page.objects.iter().map(|it| it.id.clone()).collect::<Vec<_>>());
+                whole.extend(page.objects);
+                next = page.next;
+            }
+            assert_eq!(pieces, want, "{case}");
+            let listed = store.containers(&namespace, &filter).expect("lists");
+            assert_eq!(whole, listed, "{case}: whole");
+        }
     }
 }

@@ -3,13 +3,16 @@
 //! A record is an encoded protocol buffer message of this module's siblings, so that fields can be
 //! added; the messages are documented in `docs/formats.md` and are no part of the API.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    ops::ControlFlow,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use prost::Message;
 
 use super::{
     key,
-    rows::{Rows, Table},
+    rows::{Rows, Table, View},
 };
 use crate::{
     error::Error,
@@ -72,6 +75,42 @@ pub(super) fn select<T: Fields>(
         Ok(())
     })?;
     Ok(found)
+}
+
+/// Some objects of a list that is read piece by piece.
+#[derive(Debug)]
+pub struct Page<T> {
+    /// The objects, in order.
+    pub objects: Vec<T>,
+    /// The name after which the list goes on; nothing at its end.
+    pub next: Option<String>,
+}
+
+/// The objects of a namespace that come after the name `after`, by name, until their records are
+/// `len_max` bytes or more. `read` makes an object of its name and its record, or leaves it out.
+pub(super) fn select_after<T>(
+    view: &View,
+    table: Table,
+    namespace: &Namespace,
+    after: &str,
+    len_max: usize,
+    mut read: impl FnMut(&str, &[u8]) -> Result<Option<T>, Error>,
+) -> Result<Page<T>, Error> {
+    let mut page = Page { objects: Vec::new(), next: None };
+    let mut len = 0;
+    let (prefix, after) = (key::in_namespace(namespace), key::of(namespace, after));
+    view.scan_after(table, &prefix, &after, |key, value| {
+        let [_, name] = key::split(key)?;
+        let Some(object) = read(name, value)? else { return Ok(ControlFlow::Continue(())) };
+        page.objects.push(object);
+        len += value.len();
+        if len < len_max {
+            return Ok(ControlFlow::Continue(()));
+        }
+        page.next = Some(name.to_owned());
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(page)
 }
 
 /// Checks labels that a client gave, and drops the empty ones: they are not stored.

@@ -1,6 +1,9 @@
 //! Reading and changing rows.
 
-use std::{collections::BTreeMap, ops::Bound};
+use std::{
+    collections::BTreeMap,
+    ops::{Bound, ControlFlow},
+};
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
@@ -84,6 +87,25 @@ impl View {
     }
 }
 
+impl View {
+    /// Calls `visit` for the rows whose keys start with `prefix` and come after the key `after`, in
+    /// the order of keys, until it says that this is enough.
+    ///
+    /// # Errors
+    ///
+    /// Those of `visit`, which end the scan; `Database`.
+    pub(super) fn scan_after(
+        &self,
+        table: Table,
+        prefix: &[u8],
+        after: &[u8],
+        visit: impl FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Error>,
+    ) -> Result<(), Error> {
+        let table = self.0.open_table(table.definition()).map_err(Error::database("open table"))?;
+        scan(&table, (Bound::Excluded(after), Bound::Unbounded), prefix, visit)
+    }
+}
+
 impl Rows for View {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Error> {
         let table = self.0.open_table(table.definition()).map_err(Error::database("open table"))?;
@@ -92,7 +114,9 @@ impl Rows for View {
 
     fn scan(&self, table: Table, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), Error> {
         let table = self.0.open_table(table.definition()).map_err(Error::database("open table"))?;
-        scan(&table, prefix, |key, value| visit(key, value).map(|()| true))
+        scan(&table, from(prefix), prefix, |key, value| {
+            visit(key, value).map(ControlFlow::Continue)
+        })
     }
 
     fn any(&self, table: Table, prefix: &[u8]) -> Result<bool, Error> {
@@ -172,9 +196,9 @@ impl Rows for Changes<'_> {
             let definition = table.definition();
             let table =
                 self.transaction.open_table(definition).map_err(Error::database("open table"))?;
-            scan(&table, prefix, |key, value| {
+            scan(&table, from(prefix), prefix, |key, value| {
                 rows.insert(key.to_owned(), Some(value.to_owned()));
-                Ok(true)
+                Ok(ControlFlow::Continue(()))
             })?;
         }
         if let Some(changed) = self.changed.get(&table) {
@@ -225,21 +249,28 @@ fn value(table: &impl ReadableTable<Bytes, Bytes>, key: &[u8]) -> Result<Option<
 
 fn any(table: &impl ReadableTable<Bytes, Bytes>, prefix: &[u8]) -> Result<bool, Error> {
     let mut found = false;
-    scan(table, prefix, |_, _| {
+    scan(table, from(prefix), prefix, |_, _| {
         found = true;
-        Ok(false)
+        Ok(ControlFlow::Break(()))
     })?;
     Ok(found)
 }
 
+type Range<'k> = (Bound<&'k [u8]>, Bound<&'k [u8]>);
+
+fn from(first: &[u8]) -> Range<'_> {
+    (Bound::Included(first), Bound::Unbounded)
+}
+
 fn scan(
     table: &impl ReadableTable<Bytes, Bytes>,
+    range: Range<'_>,
     prefix: &[u8],
-    mut visit: impl FnMut(&[u8], &[u8]) -> Result<bool, Error>,
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Error>,
 ) -> Result<(), Error> {
-    for row in table.range(prefix..).map_err(Error::database("read"))? {
+    for row in table.range::<&[u8]>(range).map_err(Error::database("read"))? {
         let (key, value) = row.map_err(Error::database("read"))?;
-        if !key.value().starts_with(prefix) || !visit(key.value(), value.value())? {
+        if !key.value().starts_with(prefix) || visit(key.value(), value.value())?.is_break() {
             break;
         }
     }

@@ -1,6 +1,11 @@
 //! What tasks are made from.
 
-use futures::{StreamExt, stream::BoxStream};
+use std::sync::Arc;
+
+use futures::{
+    Stream, StreamExt, TryStreamExt, future,
+    stream::{self, BoxStream},
+};
 use proto::containerd::{
     events::{ContainerCreate, ContainerDelete, ContainerUpdate, container_create},
     services::containers::v1::{
@@ -11,13 +16,14 @@ use proto::containerd::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{after_removal, blocking, paths, refused, required, scope, timestamp};
+use super::{after_removal, blocking, paths, refused, required, scope, status, timestamp};
 use crate::{
     content,
     events::Exchange,
     filter::Filter,
     gc::Scheduler,
-    metadata::{Container, Runtime, Store},
+    metadata::{Container, Page, Runtime, Store},
+    namespace::Namespace,
     restart::{Monitor, strip_image_labels},
 };
 
@@ -37,15 +43,33 @@ impl Containers {
         let store = content.metadata().clone();
         Self { content, store, events, gc, monitor }
     }
+}
 
-    async fn find(
-        &self,
-        request: Request<ListContainersRequest>,
-    ) -> Result<Vec<Container>, Status> {
-        let scope = scope(&request)?;
-        let store = self.store.clone();
-        let filters = request.into_inner().filters;
-        blocking(move || store.containers(&scope.namespace, &Filter::parse_all(&filters)?)).await
+/// How many bytes of records a piece of a list has. All of a list may be many times what the daemon
+/// takes otherwise, and a client may take it as slowly as it likes.
+const PIECE_LEN: usize = 256 << 10;
+
+/// A list under way.
+#[derive(Clone)]
+struct List {
+    store: Store,
+    namespace: Namespace,
+    filter: Arc<Filter>,
+}
+
+impl List {
+    async fn piece(&self, after: String) -> Result<Page<Container>, Status> {
+        let Self { store, namespace, filter } = self.clone();
+        blocking(move || store.containers_after(&namespace, &filter, &after, PIECE_LEN)).await
+    }
+
+    /// The pieces after this one.
+    fn rest(self, next: Option<String>) -> impl Stream<Item = Result<Vec<Container>, Status>> {
+        stream::try_unfold((self, next), async |(list, next)| {
+            let Some(after) = next else { return Ok(None) };
+            let page = list.piece(after).await?;
+            Ok(Some((page.objects, (list, page.next))))
+        })
     }
 }
 
@@ -66,7 +90,12 @@ impl containers_server::Containers for Containers {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Result<Response<ListContainersResponse>, Status> {
-        let containers = self.find(request).await?.into_iter().map(to_wire).collect();
+        let scope = scope(&request)?;
+        let store = self.store.clone();
+        let filters = request.into_inner().filters;
+        let containers =
+            blocking(move || store.containers(&scope.namespace, &Filter::parse_all(&filters)?));
+        let containers = containers.await?.into_iter().map(to_wire).collect();
         Ok(Response::new(ListContainersResponse { containers }))
     }
 
@@ -76,10 +105,17 @@ impl containers_server::Containers for Containers {
         &self,
         request: Request<ListContainersRequest>,
     ) -> Result<Response<Self::ListStreamStream>, Status> {
-        let found = self.find(request).await?.into_iter();
-        let messages =
-            found.map(|container| Ok(ListContainerMessage { container: Some(to_wire(container)) }));
-        Ok(Response::new(futures::stream::iter(messages).boxed()))
+        let namespace = scope(&request)?.namespace;
+        let filter = Filter::parse_all(&request.into_inner().filters);
+        let filter = Arc::new(filter.map_err(|error| status(error.into()))?);
+        let list = List { store: self.store.clone(), namespace, filter };
+        let first = list.piece(String::new()).await?;
+        let pieces = stream::once(future::ok(first.objects)).chain(list.rest(first.next));
+        let message = |container| ListContainerMessage { container: Some(to_wire(container)) };
+        let messages = pieces
+            .map_ok(move |piece| stream::iter(piece.into_iter().map(message).map(Ok)))
+            .try_flatten();
+        Ok(Response::new(messages.boxed()))
     }
 
     async fn create(
