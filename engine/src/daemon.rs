@@ -114,7 +114,9 @@ impl Daemon {
         let state = State::open(paths, &config, events.clone())?;
         let (gc, syncer) = (state.gc.clone(), state.syncer.clone());
         let uuid = services::server_uuid(&paths.root)?;
-        let introspection = services::Introspection::new(plugins::list(&config, paths), uuid);
+        let parts = (config.clone(), paths.clone(), state.remap.clone());
+        let plugins = move || plugins::list(&parts.0, &parts.1, &parts.2);
+        let introspection = services::Introspection::new(plugins, uuid);
         let streams = Arc::<Streams>::default();
 
         let limit = (config.grpc.max_recv_message_size, config.grpc.max_send_message_size);

@@ -38,7 +38,7 @@ pub use crate::{
         btrfs::{Btrfs, Subvolumes},
         images::{Erofs, Images},
         native::{Copies, Native},
-        overlay::{Overlay, OverlayOptions, UPPERDIR_LABEL},
+        overlay::{Overlay, OverlayOptions, Remap, UPPERDIR_LABEL},
     },
     mount::Mount,
     store::Store,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use snapshotter::Images;
+use snapshotter::{Images, Remap};
 
 use crate::{
     config::{Config, OWN_DIFFER, Paths, ProxyKind, SharingPolicy},
@@ -58,9 +58,9 @@ const GRPC_SERVICES: &[&str] = &[
     "version",
 ];
 
-/// Everything that is served, by this program and by others.
-pub(super) fn list(config: &Config, paths: &Paths) -> Vec<Plugin> {
-    let mut plugins = built_in(&paths.root);
+/// Everything that is served, by this program and by others. Blocks.
+pub(super) fn list(config: &Config, paths: &Paths, remap: &Remap) -> Vec<Plugin> {
+    let mut plugins = built_in(&paths.root, remap);
     let policy = match config.content.sharing_policy {
         SharingPolicy::Shared => "shared",
         SharingPolicy::Isolated => "isolated",
@@ -92,7 +92,7 @@ pub(super) fn list(config: &Config, paths: &Paths) -> Vec<Plugin> {
     plugins
 }
 
-fn built_in(root: &Path) -> Vec<Plugin> {
+fn built_in(root: &Path, remap: &Remap) -> Vec<Plugin> {
     let part = |kind, id: &str, requires: &[&'static str]| Plugin {
         kind,
         id: id.to_owned(),
@@ -114,7 +114,7 @@ fn built_in(root: &Path) -> Vec<Plugin> {
     differ.has_platform = true;
     // What a client has to know before it asks for other owners: that they are never made by copying.
     let mut overlayfs = vec!["only-remap-ids", "rebase"];
-    if super::state::can_remap(root) {
+    if remap.is_possible() {
         overlayfs.insert(0, "remap-ids");
     }
     let mut plugins = vec![

@@ -16,7 +16,7 @@ use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use proto::containerd::{events::SnapshotRemove, services::images::v1::ImageDelete};
 use snapshotter::{
-    Btrfs, Copies, Erofs, External, Images, Native, Overlay, OverlayOptions, Snapshotter,
+    Btrfs, Copies, Erofs, External, Images, Native, Overlay, OverlayOptions, Remap, Snapshotter,
     Subvolumes, Transactions,
 };
 
@@ -37,6 +37,8 @@ pub(super) struct State {
     pub(super) metadata: metadata::Store,
     pub(super) content: content::Store,
     pub(super) snapshotters: Arc<Snapshotters>,
+    /// Whether snapshots can be shown as of other owners.
+    pub(super) remap: Remap,
     pub(super) gc: Scheduler,
     pub(super) syncer: Syncer,
 }
@@ -48,7 +50,8 @@ impl State {
         let content = content(&paths.root.join("content"), config, metadata.clone())?;
         let syncer = Syncer::default();
         let root = paths.root.join("snapshots");
-        let mut snapshotters = snapshotters(&root, config, &metadata, &syncer)?;
+        let remap = Remap::on(&root);
+        let mut snapshotters = snapshotters(&root, config, &remap, &metadata, &syncer)?;
         add_external(&mut snapshotters, &config.proxy_plugins, &metadata)?;
         let snapshotters = Arc::new(snapshotters);
         durability::recover(&content, &snapshotters)?;
@@ -56,7 +59,7 @@ impl State {
         let report = move |collected: &Collected| publish(&events, collected);
         let collector = Collector::new(content.clone(), Arc::clone(&snapshotters), report);
         let gc = Scheduler::start(config.gc.clone(), collector);
-        Ok(Self { metadata, content, snapshotters, gc, syncer })
+        Ok(Self { metadata, content, snapshotters, remap, gc, syncer })
     }
 }
 
@@ -87,6 +90,7 @@ fn content(
 fn snapshotters(
     root: &Path,
     Config { overlayfs, erofs, .. }: &Config,
+    remap: &Remap,
     metadata: &metadata::Store,
     syncer: &Syncer,
 ) -> Result<Snapshotters, Error> {
@@ -97,7 +101,7 @@ fn snapshotters(
     };
     let options = OverlayOptions {
         upperdir_label: overlayfs.upperdir_label,
-        remap_ids: can_remap(root),
+        remap: remap.clone(),
         ..OverlayOptions::default()
     };
     let options = options.with_mount_options(&overlayfs.mount_options);
@@ -124,17 +128,8 @@ fn snapshotters(
 
 /// Whether snapshots below `root` can be subvolumes.
 pub(super) fn has_btrfs(root: &Path) -> bool {
-    there(root).is_some_and(|path| sys::btrfs::is_on(path).unwrap_or(false))
-}
-
-/// Whether snapshots below `root` can be shown as of other owners.
-pub(super) fn can_remap(root: &Path) -> bool {
-    there(root).is_some_and(sys::mount::can_map_ids)
-}
-
-/// The nearest directory at or above `path`, which may not have been made yet.
-fn there(path: &Path) -> Option<&Path> {
-    path.ancestors().find(|path| path.exists())
+    let there = root.ancestors().find(|path| path.exists());
+    there.is_some_and(|path| sys::btrfs::is_on(path).unwrap_or(false))
 }
 
 /// Adds the snapshotters that are other programs. None is asked for anything yet.

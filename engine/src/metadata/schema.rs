@@ -6,8 +6,11 @@
 
 use std::path::Path;
 
-use redb::{ReadableTable, TableDefinition, TableError, WriteTransaction};
+use redb::{
+    Database, ReadableDatabase, ReadableTable, TableDefinition, TableError, WriteTransaction,
+};
 
+use super::rows::Table;
 use crate::error::Error;
 
 /// The schema that this program writes.
@@ -15,6 +18,17 @@ pub(crate) const SCHEMA: u64 = 1;
 
 /// What is noted of the database itself.
 pub(crate) const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+
+/// Whether [`prepare`] has nothing to do, so that a start need not wait for the disk. What cannot be
+/// read is left for that to tell.
+pub(super) fn is_prepared(database: &Database) -> Result<bool, redb::Error> {
+    let view = database.begin_read()?;
+    let found = view.open_table(META)?.get("schema")?.map(|found| found.value());
+    for table in Table::ALL {
+        view.open_table(table.definition())?;
+    }
+    Ok(found == Some(SCHEMA))
+}
 
 /// Brings the tables from one schema to the next.
 type Migration = fn(&WriteTransaction) -> Result<(), Error>;
@@ -73,8 +87,6 @@ fn migrate(
 
 #[cfg(test)]
 mod tests {
-    use redb::{Database, ReadableDatabase};
-
     use super::*;
 
     const LOG: TableDefinition<'_, u64, ()> = TableDefinition::new("log");
@@ -107,6 +119,30 @@ mod tests {
         let meta = view.open_table(META).expect("opens");
         let schema = meta.get("schema").expect("reads").expect("is there").value();
         Ok((steps, schema))
+    }
+
+    #[test]
+    fn only_what_is_prepared_need_not_be() {
+        let backend = redb::backends::InMemoryBackend::new();
+        let database = Database::builder().create_with_backend(backend).expect("is made");
+        let is_prepared = || is_prepared(&database).unwrap_or(false);
+        let change = |change: &dyn Fn(&WriteTransaction)| {
+            let transaction = database.begin_write().expect("begins");
+            change(&transaction);
+            transaction.commit().expect("commits");
+        };
+        assert!(!is_prepared(), "new");
+        change(&|it| prepare(it, Path::new("m.redb")).expect("prepares"));
+        assert!(is_prepared(), "prepared");
+        change(&|it| assert!(it.delete_table(Table::Leases.definition()).expect("deletes")));
+        assert!(!is_prepared(), "without a table");
+        change(&|it| prepare(it, Path::new("m.redb")).expect("prepares"));
+        assert!(is_prepared(), "prepared again");
+        change(&|it| {
+            let mut meta = it.open_table(META).expect("opens");
+            meta.insert("schema", SCHEMA + 1).expect("writes");
+        });
+        assert!(!is_prepared(), "of another schema");
     }
 
     #[test]

@@ -122,10 +122,12 @@ impl Store {
             }
         };
         let database = opener(path).map_err(|error| explain("open", error.into()))?;
-        let transaction = database.begin_write();
-        let transaction = transaction.map_err(|error| explain("begin", error.into()))?;
-        schema::prepare(&transaction, path)?;
-        transaction.commit().map_err(|error| explain("commit", error.into()))?;
+        if !schema::is_prepared(&database).unwrap_or(false) {
+            let transaction = database.begin_write();
+            let transaction = transaction.map_err(|error| explain("begin", error.into()))?;
+            schema::prepare(&transaction, path)?;
+            transaction.commit().map_err(|error| explain("commit", error.into()))?;
+        }
         Ok(Self {
             inner: Arc::new(Inner {
                 path: path.to_owned(),

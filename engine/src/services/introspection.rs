@@ -2,10 +2,16 @@
 //!
 //! Clients decide by the list of plugins which snapshotters and runtimes they may name, so parts
 //! of this program appear under the types and names that containerd gives their like. The list is
-//! made once, when the daemon is built: what is not in it is not served.
+//! made once, when somebody asks for it: what is not in it is not served, and to see what the
+//! kernel can do takes a while.
 
 use std::{
-    borrow::Cow, collections::BTreeMap, fs, io, os::unix::fs::MetadataExt, path::Path, sync::Arc,
+    borrow::Cow,
+    collections::BTreeMap,
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    sync::{Arc, LazyLock},
 };
 
 use proto::containerd::{
@@ -45,16 +51,28 @@ pub struct Plugin {
 }
 
 /// The service.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Introspection {
-    plugins: Arc<[Plugin]>,
+    plugins: Arc<Plugins>,
     uuid: Arc<str>,
 }
 
+type Plugins = LazyLock<Vec<Plugin>, Box<dyn FnOnce() -> Vec<Plugin> + Send>>;
+
 impl Introspection {
-    /// Shows `plugins` of the server that is known by `uuid`.
-    pub fn new(plugins: Vec<Plugin>, uuid: String) -> Self {
-        Self { plugins: plugins.into(), uuid: uuid.into() }
+    /// Shows what `plugins`, which may block, says of the server that is known by `uuid`.
+    pub fn new(plugins: impl FnOnce() -> Vec<Plugin> + Send + 'static, uuid: String) -> Self {
+        Self { plugins: Arc::new(LazyLock::new(Box::new(plugins))), uuid: uuid.into() }
+    }
+
+    /// Those of the plugins that are `wanted`.
+    async fn find(
+        &self,
+        wanted: impl Fn(&Plugin) -> bool + Send + 'static,
+    ) -> Result<Vec<api::Plugin>, Status> {
+        let plugins = Arc::clone(&self.plugins);
+        let to_wire = move || plugins.iter().filter(|it| wanted(it)).map(to_wire).collect();
+        blocking(move || Ok(to_wire())).await
     }
 }
 
@@ -85,8 +103,8 @@ impl introspection_server::Introspection for Introspection {
     ) -> Result<Response<PluginsResponse>, Status> {
         let filter = Filter::parse_all(&request.into_inner().filters)
             .map_err(|error| status(error.into()))?;
-        let found = self.plugins.iter().filter(|plugin| filter.matches(*plugin));
-        Ok(Response::new(PluginsResponse { plugins: found.map(to_wire).collect() }))
+        let plugins = self.find(move |plugin| filter.matches(plugin)).await?;
+        Ok(Response::new(PluginsResponse { plugins }))
     }
 
     async fn server(&self, _request: Request<()>) -> Result<Response<ServerResponse>, Status> {
@@ -105,9 +123,9 @@ impl introspection_server::Introspection for Introspection {
         request: Request<PluginInfoRequest>,
     ) -> Result<Response<PluginInfoResponse>, Status> {
         let PluginInfoRequest { r#type: kind, id, options } = request.into_inner();
-        let found = self.plugins.iter().find(|plugin| plugin.kind == kind && plugin.id == id);
-        let not_found = || status(Error::NotFound(format!("plugin {kind}.{id} not found")));
-        let plugin = to_wire(found.ok_or_else(not_found)?);
+        let not_found = status(Error::NotFound(format!("plugin {kind}.{id} not found")));
+        let found = self.find(move |plugin| plugin.kind == kind && plugin.id == id).await?;
+        let plugin = found.into_iter().next().ok_or(not_found)?;
         if options.is_some() {
             let reason = "plugin does not provided extra information";
             return Err(status(Error::NotImplemented(reason.to_owned())));

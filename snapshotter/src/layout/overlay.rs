@@ -39,6 +39,7 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
 };
 
 use sys::user_namespace::IdMap;
@@ -69,9 +70,40 @@ pub struct OverlayOptions {
     pub async_remove: bool,
     /// Adds the label [`UPPERDIR_LABEL`] with the path of the upper directory to what is shown.
     pub upperdir_label: bool,
-    /// Whether the kernel can show other owners of what is in the snapshotter's root; see
-    /// [`sys::mount::can_map_ids`].
-    pub remap_ids: bool,
+    /// Whether the kernel can show other owners of what is in the snapshotter's root.
+    pub remap: Remap,
+}
+
+/// Whether the kernel can show other owners of what is on a filesystem
+/// ([`sys::mount::can_map_ids`]).
+///
+/// To find out takes a process and a mount, which are some milliseconds of a start, for what few
+/// ever ask: so it is found out when it is asked first. A clone shares the answer.
+#[derive(Clone, Debug)]
+pub struct Remap {
+    answer: Arc<OnceLock<bool>>,
+    root: PathBuf,
+}
+
+impl Remap {
+    /// On the filesystem of `root`, or of the nearest directory above it that there is.
+    pub fn on(root: &Path) -> Self {
+        Self { answer: Arc::default(), root: root.to_owned() }
+    }
+
+    /// Without a look at any filesystem.
+    pub fn known(answer: bool) -> Self {
+        Self { answer: Arc::new(answer.into()), root: PathBuf::new() }
+    }
+
+    /// The answer. Blocks the first time.
+    pub fn is_possible(&self) -> bool {
+        let look = || {
+            let there = self.root.ancestors().find(|path| path.exists());
+            there.is_some_and(sys::mount::can_map_ids)
+        };
+        *self.answer.get_or_init(look)
+    }
 }
 
 impl Default for OverlayOptions {
@@ -81,7 +113,7 @@ impl Default for OverlayOptions {
             mount_options: kernel_options(&Kernel::look()),
             async_remove: false,
             upperdir_label: false,
-            remap_ids: false,
+            remap: Remap::known(false),
         }
     }
 }
@@ -148,7 +180,7 @@ impl Layout for OverlayOptions {
 
     fn check(&self, key: &Key, labels: &Labels) -> Result<(), Error> {
         match mapping(labels) {
-            Ok(Some(_)) if !self.remap_ids => {
+            Ok(Some(_)) if !self.remap.is_possible() => {
                 Err(Error::Unsupported { key: key.clone(), feature: "an id mapping" })
             }
             Ok(_) => Ok(()),
@@ -258,7 +290,8 @@ impl Layout for OverlayOptions {
 impl OverlayOptions {
     fn mapping_options(&self, labels: &Labels) -> Vec<String> {
         let option = |(label, name): &(&str, &str)| {
-            labels.get(*label).filter(|_| self.remap_ids).map(|map| format!("{name}={map}"))
+            let map = labels.get(*label).filter(|_| self.remap.is_possible())?;
+            Some(format!("{name}={map}"))
         };
         MAPPINGS.iter().filter_map(option).collect()
     }
@@ -332,7 +365,7 @@ mod tests {
             mount_options: options.iter().map(|it| it.to_string()).collect(),
             async_remove: false,
             upperdir_label: false,
-            remap_ids: false,
+            remap: Remap::known(false),
         };
         let cases = [
             ("none", &["index=off"][..], &[][..], &["index=off"][..]),
@@ -409,7 +442,7 @@ mod tests {
                 mount_options: vec!["index=off".to_owned(), VOLATILE[0].to_owned()],
                 async_remove: false,
                 upperdir_label: false,
-                remap_ids: false,
+                remap: Remap::known(false),
             };
             let got = options.mounts(kind, Path::new("/s/9"), &parents, &Labels::new());
             assert_eq!(got, [want], "{case}");

@@ -7,7 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use snapshotter::{Erofs, Error, Images, Key, Labels, OverlayOptions, Snapshotter, Transactions};
+use snapshotter::{
+    Erofs, Error, Images, Key, Labels, OverlayOptions, Remap, Snapshotter, Transactions,
+};
 
 use crate::mounted::{Mounted, database, key};
 
@@ -23,7 +25,7 @@ impl Drop for Unmount {
 }
 
 fn open(root: &Path, database: &Arc<dyn Transactions>) -> Erofs {
-    let options = OverlayOptions { remap_ids: true, ..OverlayOptions::default() };
+    let options = OverlayOptions { remap: Remap::known(true), ..OverlayOptions::default() };
     Erofs::open(root, Arc::clone(database), Images::new(options)).expect("opens")
 }
 

@@ -6,7 +6,7 @@ use std::{
     path::Path,
 };
 
-use snapshotter::{Error, Key, Labels, Overlay, OverlayOptions, Snapshotter};
+use snapshotter::{Error, Key, Labels, Overlay, OverlayOptions, Remap, Snapshotter};
 
 use crate::mounted::{Mounted, database, key};
 
@@ -19,7 +19,8 @@ fn mapping() -> Labels {
 }
 
 fn open(root: &Path, remap_ids: bool) -> Overlay {
-    let options = OverlayOptions { remap_ids, ..OverlayOptions::default() };
+    let remap = Remap::known(remap_ids);
+    let options = OverlayOptions { remap, ..OverlayOptions::default() };
     Overlay::open(root, database(), options).expect("opens")
 }
 
@@ -45,6 +46,9 @@ fn owner(path: impl AsRef<Path>) -> (u32, u32) {
 fn owners_are_shifted_and_layers_are_not_touched() {
     let scratch = tempfile::tempdir().expect("scratch");
     assert!(sys::mount::can_map_ids(scratch.path()), "this kernel cannot map mounts");
+    let remap = Remap::on(&scratch.path().join("not/there"));
+    assert!(remap.is_possible() && remap.clone().is_possible(), "on what is there above it");
+    assert!(!Remap::on(Path::new("/proc/self")).is_possible(), "not on every filesystem");
     let overlay = open(scratch.path(), true);
     let one = key("one");
     let layers = [layer(&overlay, "one", None, 0), layer(&overlay, "two", Some(&one), 7)];

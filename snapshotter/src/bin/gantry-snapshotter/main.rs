@@ -22,7 +22,7 @@ use std::{
 use clap::{Parser, ValueEnum};
 use proto::containerd::services::snapshots::v1::snapshots_server::SnapshotsServer;
 use snapshotter::{
-    Btrfs, Copies, Erofs, Images, Native, Overlay, OverlayOptions, Snapshotter, Subvolumes,
+    Btrfs, Copies, Erofs, Images, Native, Overlay, OverlayOptions, Remap, Snapshotter, Subvolumes,
     Transactions,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -114,7 +114,7 @@ fn open(args: &Args) -> Result<Arc<dyn Snapshotter>, Error> {
     let options = OverlayOptions {
         async_remove: args.async_remove,
         upperdir_label: args.upperdir_label,
-        remap_ids: sys::mount::can_map_ids(&args.root),
+        remap: Remap::on(&args.root),
         ..OverlayOptions::default()
     };
     let snapshotter: Arc<dyn Snapshotter> = match args.snapshotter {
