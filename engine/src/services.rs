@@ -29,7 +29,11 @@ use std::time::SystemTime;
 use prost_types::Timestamp;
 use tonic::{Request, Status};
 
-use crate::{error::Error, namespace::Scope};
+use crate::{
+    error::Error,
+    metadata::{Store, View},
+    namespace::Scope,
+};
 
 use self::status::refused;
 pub(crate) use self::wire::mounts_from_wire;
@@ -98,6 +102,23 @@ pub async fn blocking<T: Send + 'static>(
         Ok(result) => result.map_err(status),
         Err(error) => Err(Status::internal(format!("blocking work: {error}"))),
     }
+}
+
+/// Looks at a few rows: at once where that needs no waiting, which is nearly always, as [`blocking`]
+/// otherwise. To hand so little work to another thread and to hear of it takes longer than the work.
+///
+/// # Errors
+///
+/// Those of `look`.
+async fn glance<T: Send + 'static>(
+    store: &Store,
+    look: impl Fn(&View) -> Result<T, Error> + Send + 'static,
+) -> Result<T, Status> {
+    if let Some(seen) = store.glance(&look) {
+        return seen.map_err(status);
+    }
+    let store = store.clone();
+    blocking(move || store.read(look)).await
 }
 
 /// Lets garbage be collected after a removal; the client of a synchronous call waits for that.

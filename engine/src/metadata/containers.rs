@@ -8,7 +8,7 @@ use prost_types::Any;
 use super::{
     key, namespaces,
     record::{self, Page, checked, decode},
-    rows::{Changes, Rows, Table},
+    rows::{Changes, Rows, Table, View},
     store::Store,
 };
 use crate::{
@@ -111,7 +111,7 @@ struct Shown<'r> {
     record: Asked,
 }
 
-impl Store {
+impl View {
     /// The container `id`.
     ///
     /// # Errors
@@ -120,7 +120,18 @@ impl Store {
     pub fn container(&self, namespace: &Namespace, id: &str) -> Result<Container, Error> {
         let not_found =
             || Error::NotFound(format!("container {id:?} in namespace \"{namespace}\""));
-        self.read(|view| load(view, namespace, id)?.ok_or_else(not_found))
+        load(self, namespace, id)?.ok_or_else(not_found)
+    }
+}
+
+impl Store {
+    /// The container `id`.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
+    pub fn container(&self, namespace: &Namespace, id: &str) -> Result<Container, Error> {
+        self.read(|view| view.container(namespace, id))
     }
 
     /// The containers that `filter` selects, by ID.

@@ -9,7 +9,7 @@ use super::{
     leases::{self, Resource},
     namespaces,
     record::{self, checked, decode},
-    rows::{Changes, Rows, Table},
+    rows::{Changes, Rows, Table, View},
     store::Store,
 };
 use crate::{
@@ -65,6 +65,17 @@ struct Record {
     annotations: Labels,
 }
 
+impl View {
+    /// The image `name`.
+    ///
+    /// # Errors
+    ///
+    /// `NotFound`.
+    pub fn image(&self, namespace: &Namespace, name: &str) -> Result<Image, Error> {
+        load(self, namespace, name)?.ok_or_else(|| not_found(name))
+    }
+}
+
 impl Store {
     /// The image `name`.
     ///
@@ -72,7 +83,7 @@ impl Store {
     ///
     /// `NotFound`.
     pub fn image(&self, namespace: &Namespace, name: &str) -> Result<Image, Error> {
-        self.read(|view| load(view, namespace, name)?.ok_or_else(|| not_found(name)))
+        self.read(|view| view.image(namespace, name))
     }
 
     /// The images that `filter` selects, by name.

@@ -69,6 +69,8 @@ struct Inner {
     committed: Condvar,
     /// Held shared by whoever makes or refers to objects, alone by garbage collection.
     collection: RwLock<()>,
+    /// Held by the one who [glances](Store::glance).
+    glance: Mutex<()>,
     /// Called after each change.
     notice: OnceLock<Notice>,
 }
@@ -137,6 +139,7 @@ impl Store {
                 group: Mutex::default(),
                 committed: Condvar::new(),
                 collection: RwLock::default(),
+                glance: Mutex::default(),
                 notice: OnceLock::new(),
             }),
         })
@@ -155,6 +158,25 @@ impl Store {
     pub fn read<T>(&self, read: impl FnOnce(&View) -> Result<T, Error>) -> Result<T, Error> {
         let transaction = self.inner.begin_read().map_err(Error::database("begin"))?;
         read(&View::new(transaction))
+    }
+
+    /// Shows the last commit to `look`, if that is short and nobody else does so: for a thread that
+    /// should not wait. A look needs no lock that is held during a commit, so all it may wait for is
+    /// a page of the database that is not in memory; and for that no more than one thread waits.
+    /// Otherwise nothing, also while the database has to be opened again.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub(crate) fn glance<T>(
+        &self,
+        look: impl FnOnce(&View) -> Result<T, Error>,
+    ) -> Option<Result<T, Error>> {
+        let _alone = self.inner.glance.try_lock().ok()?;
+        let database = self.inner.database.try_read().ok()?;
+        let transaction = database.as_ref()?.begin_read().map_err(Error::database("begin"));
+        drop(database);
+        Some(transaction.and_then(|transaction| look(&View::new(transaction))))
     }
 
     /// Lets `change` make changes, and returns once they are on disk, all of them or, when it
@@ -433,6 +455,20 @@ mod tests {
         drop(store);
         let store = Store::open(&folder.path().join("m.redb")).expect("opens again");
         assert_eq!(count(&store), 256);
+    }
+
+    #[test]
+    fn one_glances_at_a_time() {
+        let (_folder, store) = open();
+        let none = |_: &View| Ok(());
+        let seen = store.glance(|_| Ok(store.glance(none).is_none()));
+        assert!(seen.expect("nobody else").expect("reads"), "another looks already");
+        let seen = store.write(|_| Ok(store.glance(none).is_some()));
+        assert!(seen.expect("writes"), "beside a change");
+        store.inner.close();
+        assert!(store.glance(none).is_none(), "it has to be opened first");
+        store.read(none).expect("reads");
+        assert!(store.glance(none).is_some(), "open again");
     }
 
     #[test]

@@ -16,13 +16,13 @@ use proto::containerd::{
 };
 use tonic::{Request, Response, Status};
 
-use super::{after_removal, blocking, paths, refused, required, scope, status, timestamp};
+use super::{after_removal, blocking, glance, paths, refused, required, scope, status, timestamp};
 use crate::{
     content,
     events::Exchange,
     filter::Filter,
     gc::Scheduler,
-    metadata::{Container, Page, Runtime, Store},
+    metadata::{Container, Page, Runtime, Store, View},
     namespace::Namespace,
     restart::{Monitor, strip_image_labels},
 };
@@ -80,9 +80,9 @@ impl containers_server::Containers for Containers {
         request: Request<GetContainerRequest>,
     ) -> Result<Response<GetContainerResponse>, Status> {
         let scope = scope(&request)?;
-        let store = self.store.clone();
         let id = request.into_inner().id;
-        let container = blocking(move || store.container(&scope.namespace, &id)).await?;
+        let find = move |view: &View| view.container(&scope.namespace, &id);
+        let container = glance(&self.store, find).await?;
         Ok(Response::new(GetContainerResponse { container: Some(to_wire(container)) }))
     }
 

@@ -10,7 +10,7 @@ use proto::containerd::services::images::v1::{
 use tonic::{Request, Response, Status};
 
 use super::{
-    after_removal, blocking, paths, refused, required, scope, status, timestamp,
+    after_removal, blocking, glance, paths, refused, required, scope, status, timestamp,
     wire::{descriptor_from_wire, descriptor_to_wire, parse_digest},
 };
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
     events::Exchange,
     filter::Filter,
     gc::Scheduler,
-    metadata::{DeleteImage, Image, Store},
+    metadata::{DeleteImage, Image, Store, View},
 };
 
 /// The service.
@@ -43,9 +43,9 @@ impl images_server::Images for Images {
         request: Request<GetImageRequest>,
     ) -> Result<Response<GetImageResponse>, Status> {
         let scope = scope(&request)?;
-        let store = self.store.clone();
         let name = request.into_inner().name;
-        let image = blocking(move || store.image(&scope.namespace, &name)).await?;
+        let find = move |view: &View| view.image(&scope.namespace, &name);
+        let image = glance(&self.store, find).await?;
         Ok(Response::new(GetImageResponse { image: Some(to_wire(image)) }))
     }
 
