@@ -55,6 +55,8 @@ pub(super) struct Rows {
     pub(super) rows: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Those of the commit before, where the last one has lost some.
     pub(super) earlier: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// How many of the last commit mean nothing, and have none of the commit before in their place.
+    pub(super) meaningless: usize,
     /// How many pages could not be read, each with what was below it.
     pub(super) lost: usize,
     /// How many rows there should be.
@@ -96,14 +98,22 @@ impl Pages {
     pub(super) fn table(&self, name: &str, is_good: impl Fn(&[u8], &[u8]) -> bool) -> Rows {
         let mut commits = self.roots.iter();
         let mut found = commits.next().map(|root| self.table_at(*root, name)).unwrap_or_default();
-        found.rows.retain(|key, value| is_good(key, value));
-        if found.lost > 0 || found.rows.len() < found.len {
+        let mut bad = Vec::new();
+        found.rows.retain(|key, value| {
+            let is_good = is_good(key, value);
+            if !is_good {
+                bad.push(key.clone());
+            }
+            is_good
+        });
+        if found.lost > 0 || found.rows.len() < found.len || !bad.is_empty() {
             for before in commits {
                 let mut rows = self.table_at(*before, name).rows;
                 rows.retain(|key, value| !found.rows.contains_key(key) && is_good(key, value));
                 found.earlier.append(&mut rows);
             }
         }
+        found.meaningless = bad.iter().filter(|key| !found.earlier.contains_key(*key)).count();
         found
     }
 
@@ -399,6 +409,16 @@ mod tests {
         let pages = crafted(&folder.path().join("d.redb"), &[branch(&[1 << 59 | 1 | 1 << 19])]);
         let found = pages.table("table", |_, _| true);
         assert_eq!((found.rows.len(), found.lost), (0, 1), "another number of a larger page");
+    }
+
+    #[test]
+    fn rows_that_mean_nothing() {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let pages = crafted(&folder.path().join("d.redb"), &[row(b"key", b"value")]);
+        for (case, is_good, want) in [("good", true, (1, 0)), ("bad", false, (0, 1))] {
+            let found = pages.table("table", |_, _| is_good);
+            assert_eq!((found.rows.len(), found.meaningless), want, "{case}");
+        }
     }
 
     #[test]

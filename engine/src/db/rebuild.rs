@@ -257,7 +257,7 @@ fn directory(key: &[u8], value: &[u8]) -> Option<(String, u64)> {
 
 /// The rows of a table, of both commits; what is lost is told.
 fn merged(found: Rows, table: &str, done: &mut Vec<String>) -> BTreeMap<Vec<u8>, Vec<u8>> {
-    let Rows { mut rows, mut earlier, lost, len } = found;
+    let Rows { mut rows, mut earlier, meaningless, lost, len } = found;
     let stand_in = earlier.len();
     rows.append(&mut earlier);
     if !rows.is_empty() {
@@ -266,11 +266,15 @@ fn merged(found: Rows, table: &str, done: &mut Vec<String>) -> BTreeMap<Vec<u8>,
     if stand_in > 0 {
         done.push(format!("of table {table}, {stand_in} rows are those of the commit before"));
     }
+    if meaningless > 0 {
+        done.push(format!("lost {meaningless} rows of table {table} that mean nothing"));
+    }
     if lost > 0 {
         done.push(format!("lost what was on {lost} pages of table {table}"));
     }
-    if len > rows.len() {
-        done.push(format!("lost {} rows of table {table}", len - rows.len()));
+    let all = rows.len() + meaningless;
+    if len > all {
+        done.push(format!("lost {} rows of table {table}", len - all));
     }
     rows
 }
