@@ -113,13 +113,14 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// `File`.
+    /// `File`, `Database`.
     pub fn open_external(
         root: &Path,
         metadata: metadata::Store,
         backend: impl Backend + 'static,
     ) -> Result<Self, Error> {
-        Self::open_over(root, metadata, Some(External::new(Box::new(backend))))
+        let external = External::new(Box::new(backend), &metadata)?;
+        Self::open_over(root, metadata, Some(external))
     }
 
     fn open_over(
@@ -240,7 +241,7 @@ impl Store {
         Ok(())
     }
 
-    /// Notes that there are blobs without a record, or unfinished writes of which nothing is noted.
+    /// Notes that there are blobs without a record.
     pub(crate) fn note_removal(&self) {
         if let Some(external) = &self.inner.external {
             external.note_removal();
@@ -311,7 +312,7 @@ impl Store {
             && folder.exists()
         {
             // While its folder is there it can be given up again when this fails.
-            external.backend.abort(Some(namespace), &full_reference(namespace, reference))?;
+            external.backend.abort(namespace, &full_reference(namespace, reference))?;
         }
         match self.set_aside(&folder) {
             Ok(None) => Err(no_write(reference)),

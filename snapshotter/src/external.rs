@@ -9,10 +9,11 @@
 //!
 //! # Order
 //!
-//! What is made there is made before its record, and removed there after it; so a record has its
-//! snapshot, and a crash, or an answer that came too late, leaves at most snapshots without records.
-//! [`cleanup`](Snapshotter::cleanup) removes those: whatever is there that no record names. Like
-//! containerd's, it takes the other program to serve one daemon.
+//! What is made there is noted first ([`Made`]), then made, then gets its record, and it is removed there
+//! after its record; so a record has its snapshot, and a crash, or an answer that came too late, leaves at
+//! most snapshots without records. [`cleanup`](Snapshotter::cleanup) removes those that were noted. What
+//! else is there is somebody else's, or was made by a database that is lost: it stays, and
+//! [`on_foreign`](External::on_foreign) is told how many there are.
 //!
 //! Removal waits for nothing: [`remove`](Snapshotter::remove) takes the record, and the next cleanup
 //! the rest. Nor does [`walk_records`](Snapshotter::walk_records) wait. A program that is away, or
@@ -22,13 +23,16 @@
 //!
 //! Snapshotters that can mount a layer without unpacking it are asked by the label
 //! [`TARGET_LABEL`] whether they have it, and answer a `prepare` with "already exists". Then the
-//! snapshot that they have is entered under the name that the label says.
+//! snapshot that they have is entered under the name that the label says. It becomes ours, to be removed when
+//! its records go, unless its label [`STORE_LABEL`] says that it is another database's.
 //!
 //! Source: containerd, `core/metadata/snapshot.go`. Its transactions stay open while it calls the
 //! other program; ours are shared with others, and do not.
 
+mod prune;
+
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     fmt,
     ops::ControlFlow,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -37,11 +41,15 @@ use std::{
 
 use crate::{
     EditLabels, Error, Fill, Info, Key, Kind, Labels, Mount, Snapshotter, Transactions, Usage,
+    made::Made,
     records::{Commit, New, Record, Records},
 };
 
 /// The label that names the committed snapshot which a prepared one is to become.
 pub const TARGET_LABEL: &str = "containerd.io/snapshot.ref";
+
+/// The label of a snapshot that the other program has made by itself, there: whose it is.
+pub const STORE_LABEL: &str = "gantry.io/store";
 
 /// Labels with this before their name are the other program's business, too.
 const INHERITED_PREFIX: &str = "containerd.io/snapshot/";
@@ -134,24 +142,37 @@ pub enum Reason {
     Other,
 }
 
+type TellForeign = dyn Fn(usize, &str) + Send + Sync;
+
 /// A [`Snapshotter`] whose snapshots are kept by another program.
 pub struct External<B> {
     backend: B,
     records: Records,
+    made: Made,
     can_rebase: bool,
     state: Mutex<State>,
+    /// Told how many snapshots there are somebody else's, and the name of one.
+    foreign: Box<TellForeign>,
 }
 
+#[derive(Default)]
 struct State {
     next: u64,
-    /// Numbers whose record may not be there yet.
-    pending: BTreeSet<u64>,
+    /// Numbers whose record may not be there yet, and how many calls each is of.
+    pending: BTreeMap<u64, usize>,
+    /// Numbers that a call was about to which the answer did not come: it may still be done there.
+    late: BTreeSet<u64>,
+    /// Names there of which a record is about to be made, and those that are being removed.
+    entering: BTreeMap<String, usize>,
+    removing: BTreeSet<String>,
     /// Whether something may be there that has no record.
     dirty: bool,
     /// Numbers whose record is gone, or will be when a transaction of somebody else's is committed.
     removed: BTreeSet<u64>,
     /// When a cleanup may try again.
     not_before: Option<Instant>,
+    /// How many snapshots there were told of as somebody else's.
+    foreign: usize,
 }
 
 impl<B: Backend> External<B> {
@@ -166,15 +187,24 @@ impl<B: Backend> External<B> {
         backend: B,
         can_rebase: bool,
     ) -> Result<Self, Error> {
-        let records = Records::open(transactions, name, String::new())?;
+        let records = Records::open(Arc::clone(&transactions), name, String::new())?;
+        let made = Made::open(transactions, name)?;
+        own_recorded(&records, &made)?;
         // Numbers of calls that were cut short by a crash are in no record, but in the past.
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_millis()).unwrap_or_default();
         let highest = records.ids()?.into_iter().max().unwrap_or_default();
         let next = highest.max(now) + 1;
-        let (pending, removed) = (BTreeSet::new(), BTreeSet::new());
-        let state = State { next, pending, dirty: true, removed, not_before: None };
-        Ok(Self { backend, records, can_rebase, state: Mutex::new(state) })
+        let state = Mutex::new(State { next, dirty: true, ..State::default() });
+        Ok(Self { backend, records, made, can_rebase, state, foreign: Box::new(|_, _| {}) })
+    }
+
+    /// Has `tell` called when the number of snapshots there changes that are somebody else's; it hears the number and
+    /// the name of one. They are left alone.
+    #[must_use]
+    pub fn on_foreign(mut self, tell: impl Fn(usize, &str) + Send + Sync + 'static) -> Self {
+        self.foreign = Box::new(tell);
+        self
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -184,10 +214,16 @@ impl<B: Backend> External<B> {
 
     /// A new number, which a cleanup leaves alone until the guard is dropped.
     fn number(&self) -> Pending<'_> {
-        let mut state = self.state();
-        let id = state.next;
-        state.next += 1;
-        state.pending.insert(id);
+        let id = {
+            let mut state = self.state();
+            state.next += 1;
+            state.next - 1
+        };
+        self.pend(id)
+    }
+
+    fn pend(&self, id: u64) -> Pending<'_> {
+        *self.state().pending.entry(id).or_default() += 1;
         Pending { state: &self.state, id }
     }
 
@@ -209,6 +245,7 @@ impl<B: Backend> External<B> {
         let pending = self.number();
         let there = backend_key(pending.id, key);
         let inherited = inherited(labels);
+        self.made.enter(&[there.name()])?;
         let mounts = match self.backend.create(kind, &there, below.as_ref(), &inherited) {
             Err(Refused { reason: Reason::AlreadyExists, message }) => {
                 let target = labels.get(TARGET_LABEL).filter(|_| kind == Kind::Active);
@@ -219,9 +256,10 @@ impl<B: Backend> External<B> {
                     reason: Reason::InvalidArgument,
                     message: error.to_string(),
                 })?;
+                self.made.forget(&[there.name()])?;
                 return self.adopt(pending.id, target, parent, below.as_ref(), labels);
             }
-            other => self.note(other)?,
+            other => self.note(pending.id, other)?,
         };
         let external = Some(there.name());
         let new = New { id: pending.id, kind, key, parent, labels, external, is_volatile: false };
@@ -246,8 +284,20 @@ impl<B: Backend> External<B> {
         let Some(found) = self.backend.list()?.into_iter().find(is_target) else {
             return Err(Error::NotFound { key: target });
         };
+        let there = Key::stored(target.namespace(), &found.name);
+        // From here on no cleanup removes it; one may have done so since it was listed.
+        let _entering = self.begin_entering(&found.name)?;
+        let found = match self.backend.stat(&there) {
+            Ok(found) if is_target(&found) => found,
+            Ok(_) => return Err(Error::NotFound { key: target }),
+            Err(Refused { reason: Reason::NotFound, .. }) => {
+                return Err(Error::NotFound { key: target });
+            }
+            Err(refused) => return Err(refused.into()),
+        };
+        self.own(&there, &found)?;
         let mut labels = labels.clone();
-        for (name, value) in found.labels {
+        for (name, value) in found.labels.into_iter().filter(|(name, _)| name != STORE_LABEL) {
             labels.entry(name).or_insert(value);
         }
         let external = Some(found.name.as_str());
@@ -296,14 +346,18 @@ impl<B: Backend> External<B> {
             _ => None,
         };
         let (from, to) = (outside(key, &record), backend_key(record.id, name));
+        // Both names of it are noted until it is gone; a cleanup finds out which of them is there.
+        let pending = self.pend(record.id);
+        self.made.enter(&[to.name()])?;
         match self.backend.commit(&to, &from, below.as_ref(), &inherited(labels)) {
             Ok(()) => {}
             // The answer to an earlier commit may have come too late.
             Err(refused) if self.is_committed(&refused, &to) => {}
-            Err(refused) => return Err(refused.into()),
+            other => self.note(pending.id, other)?,
         }
         let external = Some(to.name());
-        self.records.commit(&Commit { name, key, parent, labels, usage: None, external })
+        let commit = Commit { name, key, parent, labels, usage: None, external };
+        self.records.commit(&commit).inspect_err(|_| self.state().dirty = true)
     }
 
     fn is_committed(&self, refused: &Refused, to: &Key) -> bool {
@@ -312,65 +366,15 @@ impl<B: Backend> External<B> {
     }
 
     /// Notes that a call that failed may have left something.
-    fn note<T>(&self, result: Result<T, Refused>) -> Result<T, Error> {
+    fn note<T>(&self, id: u64, result: Result<T, Refused>) -> Result<T, Error> {
         result.map_err(|refused| {
-            self.state().dirty = true;
+            let mut state = self.state();
+            state.dirty = true;
+            if refused.reason == Reason::Unavailable {
+                state.late.insert(id);
+            }
             refused.into()
         })
-    }
-
-    /// Removes what is there without a record, children first.
-    fn prune(&self) -> Result<(), Refused> {
-        // In this order: what is seen there is pending second, or has its record third.
-        let there = self.backend.list()?;
-        let pending = self.state().pending.clone();
-        let named = self.named().map_err(|error| Refused {
-            reason: Reason::Other,
-            message: sys::error::Chain(&error).to_string(),
-        })?;
-        {
-            let mut state = self.state();
-            // What the pending ones leave, or what is spared for them, is looked at again; and so is
-            // what goes by a transaction that is not committed yet.
-            state.dirty |= !pending.is_empty();
-            state.removed.retain(|id| named.numbers.contains(id));
-        }
-        // A snapshot that the program has made by itself, of which there is no number, may be what
-        // one that is pending is about to be entered as.
-        let is_orphan = |found: &&Outside| {
-            !named.names.contains(&found.name)
-                && number_of(&found.name).map_or(pending.is_empty(), |id| {
-                    !pending.contains(&id) && !named.numbers.contains(&id)
-                })
-        };
-        let parents: HashMap<_, _> =
-            there.iter().map(|found| (found.name.as_str(), found.parent.as_deref())).collect();
-        let depth = |found: &&Outside| {
-            let mut depth = 0;
-            let mut next = found.parent.as_deref();
-            // As many steps as there are snapshots, whatever the parents are said to be.
-            while let Some(parent) = next.filter(|_| depth < there.len()) {
-                depth += 1;
-                next = parents.get(parent).copied().flatten();
-            }
-            depth
-        };
-        let mut orphans: Vec<_> = there.iter().filter(is_orphan).collect();
-        orphans.sort_by_cached_key(|found| std::cmp::Reverse(depth(found)));
-        let mut stays = Ok(());
-        for found in orphans {
-            let namespace = found.name.split('/').next().unwrap_or_default();
-            match self.backend.remove(&Key::stored(namespace, &found.name)) {
-                Ok(()) => {}
-                Err(refused) if refused.reason == Reason::NotFound => {}
-                Err(refused) if refused.reason == Reason::Unavailable => return Err(refused),
-                Err(refused) => stays = Err(refused),
-            }
-        }
-        match self.backend.cleanup() {
-            Err(refused) if refused.reason != Reason::NotImplemented => Err(refused),
-            _ => stays,
-        }
     }
 
     /// Tells it what has changed of the labels that are its business, too.
@@ -383,22 +387,6 @@ impl<B: Backend> External<B> {
         }
         self.backend.update(there, new, &changed)
     }
-
-    fn named(&self) -> Result<Named, Error> {
-        let mut named = Named::default();
-        for (_, (id, external)) in self.records.select(|it| Some((it.id, it.external)))? {
-            named.numbers.insert(id);
-            named.names.extend(external);
-        }
-        Ok(named)
-    }
-}
-
-/// What the records name of what is there.
-#[derive(Default)]
-struct Named {
-    numbers: BTreeSet<u64>,
-    names: BTreeSet<String>,
 }
 
 impl<B: Backend> Snapshotter for External<B> {
@@ -552,8 +540,32 @@ struct Pending<'s> {
 
 impl Drop for Pending<'_> {
     fn drop(&mut self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).pending.remove(&self.id);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        count_down(&mut state.pending, &self.id);
     }
+}
+
+/// Ends one of what is counted under `key`.
+fn count_down<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) {
+    if let Some(count) = counts.get_mut(key) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(key);
+        }
+    }
+}
+
+/// Notes what records name under a number of theirs as made by this database, in case that an older program, or a
+/// repair, has left no note of it.
+fn own_recorded(records: &Records, made: &Made) -> Result<(), Error> {
+    let noted: BTreeSet<String> = made.all()?.into_iter().collect();
+    let named = records.select(Some)?;
+    let own = named
+        .iter()
+        .filter(|(_, record)| record.external.as_deref().and_then(number_of) == Some(record.id));
+    let names = own.filter_map(|(_, record)| record.external.as_deref());
+    let missing: Vec<&str> = names.filter(|name| !noted.contains(*name)).collect();
+    made.enter(&missing)
 }
 
 /// What the snapshot `key`, made as number `id`, is called there.
@@ -587,6 +599,7 @@ fn inherited(labels: &Labels) -> Labels {
 /// What is known of a snapshot, with the labels of both; ours count.
 fn merged(key: Key, record: Record, mut labels: Labels) -> Info {
     let mut info = record.info(key);
+    labels.remove(STORE_LABEL);
     labels.append(&mut info.labels);
     info.labels = labels;
     info

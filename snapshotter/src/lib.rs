@@ -11,7 +11,7 @@
 //! databases that disagree, and a caller may change its own records and a snapshot's in one
 //! commit. The directories follow the records: a directory without a record is garbage.
 //!
-//! The tables are described in [`records`].
+//! The tables are described in [`records`] and [`made`].
 
 mod directories;
 mod erofs;
@@ -19,6 +19,7 @@ mod error;
 pub mod external;
 mod key;
 mod layout;
+pub mod made;
 mod mount;
 pub mod records;
 mod store;

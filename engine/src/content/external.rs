@@ -5,35 +5,48 @@
 //! leases are the records' of this daemon. That there is a write is noted in a folder, as for
 //! [one of our own](super), but for its bytes.
 //!
-//! Calls are made in the name of the namespace that they are about. A collection asks for what there is
-//! in all of them by naming none, as containerd's does. A program that insists on a namespace, such as
-//! another containerd, is asked for each that there is a record of.
+//! Calls are made in the name of the namespace that they are about. Only what there is
+//! is asked for
+//! in all of them by naming none. A program that insists on a namespace, such as another containerd, is asked for
+//! each that there is a record of.
 //!
 //! # Collections
 //!
-//! Calls take as long as the program does, so none is made while a collection keeps all changes out.
-//! Afterwards, if something was removed since the last time, what is there without a record is removed, one
-//! by one, with no commit under way. A program that is away keeps what it has, and is asked again after
-//! [`SWEEP_PAUSE`], which [the next collection](Store::next_sweep) is due after.
+//! What is made there is noted first, with the namespace that it is made for ([`Made`]); a blob that is there
+//! already is not ours. After a collection, if something was removed since the last time, what was noted and has no
+//! record is removed, and then forgotten. What was not noted is left alone, and the log says how many blobs
+//! that are. Of unfinished writes the folders are the note: a write is given up there before its folder goes.
+//!
+//! Calls take as long as the program does, so none is made while a collection keeps all changes out, nor on
+//! its thread. Whoever refers to a blob claims it, and waits while just that one is being removed. A
+//! program that is away keeps what it has, and is asked again after [`SWEEP_PAUSE`], which
+//! [the next collection](Store::next_sweep) is due after.
 
 use std::{
-    sync::{Mutex, PoisonError, RwLock, RwLockReadGuard},
+    collections::HashSet,
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant, SystemTime},
 };
 
-use snapshotter::external::{Reason, Refused};
+use snapshotter::{
+    external::{Reason, Refused},
+    made::Made,
+};
 
-use super::Store;
+use super::{Store, ingest, sweep};
 use crate::{digest::Digest, error::Error, namespace::Namespace};
 
-/// How long a program that could not be swept is left alone: whoever waits for a collection waits for
-/// it, too.
+/// How long a program that could not be swept is left alone.
 const SWEEP_PAUSE: Duration = Duration::from_secs(10);
 
 /// The other program. Implementations name themselves in what they refuse.
-///
-/// Without a namespace, all are meant.
 pub trait Backend: Send + Sync {
+    /// What it is called in the configuration.
+    fn name(&self) -> &str;
+
     /// The size of a blob, in bytes; nothing when there is no such blob.
     ///
     /// # Errors
@@ -79,28 +92,21 @@ pub trait Backend: Send + Sync {
     /// # Errors
     ///
     /// As [`size`](Self::size).
-    fn abort(&self, namespace: Option<&Namespace>, reference: &str) -> Result<(), Refused>;
+    fn abort(&self, namespace: &Namespace, reference: &str) -> Result<(), Refused>;
 
     /// Removes a blob; one that is not there is fine.
     ///
     /// # Errors
     ///
     /// As [`size`](Self::size).
-    fn remove(&self, namespace: Option<&Namespace>, digest: &Digest) -> Result<(), Refused>;
+    fn remove(&self, namespace: &Namespace, digest: &Digest) -> Result<(), Refused>;
 
-    /// All blobs.
+    /// All blobs; without a namespace, of all of them.
     ///
     /// # Errors
     ///
     /// As [`size`](Self::size).
     fn blobs(&self, namespace: Option<&Namespace>) -> Result<Vec<Digest>, Refused>;
-
-    /// The names of all writes.
-    ///
-    /// # Errors
-    ///
-    /// As [`size`](Self::size).
-    fn references(&self, namespace: Option<&Namespace>) -> Result<Vec<String>, Refused>;
 }
 
 /// An open write there. Dropping it keeps what was written.
@@ -126,7 +132,16 @@ pub trait Session: Send {
     /// # Errors
     ///
     /// `FailedPrecondition`: the digest is another, and what was written stays.
-    fn commit(&mut self, expected: Option<&Digest>) -> Result<Digest, Refused>;
+    fn commit(&mut self, expected: Option<&Digest>) -> Result<Placed, Refused>;
+}
+
+/// What became of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placed {
+    /// The blob.
+    pub digest: Digest,
+    /// Whether it was not there before.
+    pub is_new: bool,
 }
 
 /// How far a write has come, there.
@@ -140,125 +155,314 @@ pub struct Progress {
 
 pub(super) struct External {
     pub(super) backend: Box<dyn Backend>,
-    /// Taken to write while something is removed there.
-    commits: RwLock<()>,
+    made: Made,
+    due: Mutex<Due>,
+    /// Blobs that are being removed there.
+    removing: Mutex<HashSet<Digest>>,
+    removed: Condvar,
+    /// Names of blobs whose making was not answered: they may yet appear.
+    late: Mutex<HashSet<String>>,
+    has_told_foreign: AtomicBool,
+}
+
+/// When to sweep.
+#[derive(Default)]
+struct Due {
     /// From when on there is something to sweep, if there may be something.
-    due: Mutex<Option<Instant>>,
+    since: Option<Instant>,
+    /// Until when the program is left alone.
+    not_before: Option<Instant>,
+}
+
+impl Due {
+    fn at(&self) -> Option<Instant> {
+        self.since.map(|since| self.not_before.map_or(since, |other| other.max(since)))
+    }
 }
 
 impl External {
-    pub(super) fn new(backend: Box<dyn Backend>) -> Self {
+    pub(super) fn new(
+        backend: Box<dyn Backend>,
+        metadata: &crate::metadata::Store,
+    ) -> Result<Self, Error> {
+        let made = Made::open(std::sync::Arc::new(metadata.clone()), backend.name())?;
         // Nobody knows what was left when the daemon stopped.
-        Self { backend, commits: RwLock::default(), due: Mutex::new(Some(Instant::now())) }
+        let due = Due { since: Some(Instant::now()), not_before: None };
+        Ok(Self {
+            backend,
+            made,
+            due: Mutex::new(due),
+            removing: Mutex::default(),
+            removed: Condvar::new(),
+            late: Mutex::default(),
+            has_told_foreign: AtomicBool::new(false),
+        })
+    }
+
+    fn lock_due(&self) -> MutexGuard<'_, Due> {
+        self.due.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes that there is something to sweep.
     pub(super) fn note_removal(&self) {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        due.get_or_insert_with(Instant::now);
+        self.lock_due().since = Some(Instant::now());
     }
 
-    /// Whether a sweep is due; if so, it begins.
-    fn begin_sweep(&self) -> bool {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = due.is_some_and(|due| due <= Instant::now());
-        if is_due {
-            *due = None;
+    /// Begins a sweep if one is due, and says how it is known: what is noted meanwhile is another's business.
+    fn begin_sweep(&self) -> Option<Instant> {
+        let mut due = self.lock_due();
+        due.at().filter(|at| *at <= Instant::now())?;
+        // Whoever asks while it is under way hears when it is tried again.
+        let next = Instant::now() + SWEEP_PAUSE;
+        due.since = Some(next);
+        Some(next)
+    }
+
+    fn end_sweep(&self, begun: Instant, is_good: bool) {
+        let mut due = self.lock_due();
+        due.not_before = (!is_good).then(|| Instant::now() + SWEEP_PAUSE);
+        if is_good && due.since == Some(begun) {
+            due.since = None;
         }
-        is_due
     }
 
-    fn put_off_sweep(&self) {
-        let mut due = self.due.lock().unwrap_or_else(PoisonError::into_inner);
-        *due = Some(Instant::now() + SWEEP_PAUSE);
+    fn lock_removing(&self) -> MutexGuard<'_, HashSet<Digest>> {
+        self.removing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps blobs from being removed until the record of one is made.
-    pub(super) fn committing(&self) -> RwLockReadGuard<'_, ()> {
-        self.commits.read().unwrap_or_else(PoisonError::into_inner)
+    /// Waits until that blob is not being removed, which takes as long as the program does for it.
+    pub(super) fn wait_removed(&self, digest: &Digest) {
+        let removing = self.lock_removing();
+        let is_going = |removing: &mut HashSet<Digest>| removing.contains(digest);
+        drop(self.removed.wait_while(removing, is_going).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Notes that a blob is about to be made, which the caller has claimed, unless it is there already.
+    pub(super) fn begin_making(
+        &self,
+        namespace: &Namespace,
+        digest: &Digest,
+    ) -> Result<Making<'_>, Error> {
+        let mut making =
+            Making { external: self, name: made_name(namespace, digest), noted: false };
+        if !self.made.has(&making.name)? && self.backend.size(namespace, digest)?.is_none() {
+            self.made.enter(&[&making.name])?;
+            making.noted = true;
+        }
+        Ok(making)
+    }
+
+    /// Notes a blob that was made, and of which nobody knew before which it would be.
+    pub(super) fn note_made(&self, namespace: &Namespace, digest: &Digest) -> Result<(), Error> {
+        Ok(self.made.enter(&[&made_name(namespace, digest)])?)
+    }
+}
+
+/// A blob that is being made.
+pub(super) struct Making<'e> {
+    external: &'e External,
+    name: String,
+    noted: bool,
+}
+
+impl Making<'_> {
+    /// Notes how it ended.
+    pub(super) fn end(self, placed: &Result<Placed, Refused>) -> Result<(), Error> {
+        match placed {
+            Ok(placed) if placed.is_new || !self.noted => {}
+            // Somebody else was faster.
+            Ok(_) => self.external.made.forget(&[&self.name])?,
+            Err(refused) => {
+                if refused.reason == Reason::Unavailable {
+                    let mut late = self.external.late.lock();
+                    late.as_mut().unwrap_or_else(|late| late.get_mut()).insert(self.name);
+                }
+                self.external.note_removal();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a blob is called where it is noted what was made.
+fn made_name(namespace: &Namespace, digest: &Digest) -> String {
+    format!("{namespace}/{digest}")
+}
+
+fn split_name(name: &str) -> Option<(Namespace, Digest)> {
+    let (namespace, digest) = name.split_once('/')?;
+    Some((namespace.parse().ok()?, digest.parse().ok()?))
+}
+
+/// A blob that is being removed there, until it is dropped.
+struct Removing<'e> {
+    external: &'e External,
+    digest: Digest,
+}
+
+impl Drop for Removing<'_> {
+    fn drop(&mut self) {
+        self.external.lock_removing().remove(&self.digest);
+        self.external.removed.notify_all();
+    }
+}
+
+/// What is left of a sweep: one thing that does not go keeps no other; a program that is away is not asked again and again.
+#[derive(Default)]
+struct Left {
+    refused: Option<Refused>,
+    claimed: bool,
+}
+
+impl Left {
+    /// Whether it went.
+    fn note(&mut self, result: Result<(), Refused>) -> Result<bool, Error> {
+        match result {
+            Err(error) if error.reason == Reason::Unavailable => Err(error.into()),
+            Err(error) => {
+                self.refused = Some(error);
+                Ok(false)
+            }
+            Ok(()) => Ok(true),
+        }
     }
 }
 
 impl Store {
-    /// Removes what the other program keeps and nobody else does, if there is such a program and it is
-    /// due: blobs without a record, and writes of which nothing is noted. Nobody is kept waiting but who commits.
-    /// Returns what was removed.
+    /// Whether there is something to be removed at another program, as far as is known, and it is time.
+    pub(crate) fn is_external_sweep_due(&self) -> bool {
+        let external = self.inner.external.as_ref();
+        let at = external.and_then(|external| external.lock_due().at());
+        at.is_some_and(|at| at <= Instant::now())
+    }
+
+    /// Removes what another program was had to make and nobody keeps, if there is such a program and it is
+    /// due: blobs without a record, and unfinished writes. Nobody is kept waiting but who refers to what is
+    /// being removed. Returns what was removed.
     ///
     /// # Errors
     ///
     /// - `Unavailable` or what else the program says; what was removed stays so.
     /// - `Database`, `File`.
     pub(crate) fn sweep_external(&self) -> Result<Vec<Digest>, Error> {
-        match &self.inner.external {
-            Some(external) if external.begin_sweep() => {
-                self.sweep_at(external).inspect_err(|_| external.put_off_sweep())
-            }
-            _ => Ok(Vec::new()),
+        let Some(external) = &self.inner.external else { return Ok(Vec::new()) };
+        let Some(begun) = external.begin_sweep() else { return Ok(Vec::new()) };
+        let mut left = Left::default();
+        let swept = self.sweep_at(external, &mut left);
+        external.end_sweep(begun, swept.is_ok() && left.refused.is_none());
+        let removed = swept?;
+        if left.claimed {
+            external.note_removal();
         }
+        left.refused.map_or(Ok(removed), |refused| Err(refused.into()))
     }
 
-    /// When a sweep is due that was put off.
+    /// When a sweep is due that was put off, or that is under way.
     pub(crate) fn next_sweep(&self) -> Option<SystemTime> {
-        let due = *self.inner.external.as_ref()?.due.lock().unwrap_or_else(PoisonError::into_inner);
-        due.map(|due| SystemTime::now() + due.saturating_duration_since(Instant::now()))
+        let at = self.inner.external.as_ref()?.lock_due().at()?;
+        Some(SystemTime::now() + at.saturating_duration_since(Instant::now()))
     }
 
-    fn sweep_at(&self, external: &External) -> Result<Vec<Digest>, Error> {
+    fn sweep_at(&self, external: &External, left: &mut Left) -> Result<Vec<Digest>, Error> {
         let mut removed = Vec::new();
-        // One that does not go keeps no other; one that is away is not asked again and again.
-        let mut left = None;
-        let mut note = |result: Result<(), Refused>| match result {
-            Err(error) if error.reason == Reason::Unavailable => Err(error),
-            Err(error) => {
-                left = Some(error);
-                Ok(false)
-            }
-            Ok(()) => Ok(true),
-        };
-        for (namespace, digest) in self.everywhere(|it| external.backend.blobs(it))? {
+        for name in external.made.all()? {
+            let Some((namespace, digest)) = split_name(&name) else { continue };
             if self.metadata().is_content_known(&digest)? {
                 continue;
             }
-            let _alone = external.commits.write().unwrap_or_else(PoisonError::into_inner);
-            // Perhaps it was just committed.
-            if self.metadata().is_content_known(&digest)? {
+            let Some(_alone) = self.begin_removal(external, &digest)? else {
+                left.claimed = true;
+                continue;
+            };
+            if !left.note(external.backend.remove(&namespace, &digest))? {
                 continue;
             }
-            if note(external.backend.remove(namespace.as_ref(), &digest))? {
+            let late = external.late.lock().unwrap_or_else(PoisonError::into_inner).contains(&name);
+            if !late {
+                external.made.forget(&[&name])?;
                 removed.push(digest);
             }
         }
-        for (namespace, reference) in self.everywhere(|it| external.backend.references(it))? {
-            // The folder is made before the write is begun there.
-            if !self.folder_of(&reference).exists() {
-                tracing::debug!(reference, "giving up an unfinished write");
-                note(external.backend.abort(namespace.as_ref(), &reference))?;
+        self.sweep_writes(external, left)?;
+        if !external.has_told_foreign.swap(true, Ordering::Relaxed) {
+            self.tell_foreign(external)?;
+        }
+        Ok(removed)
+    }
+
+    /// Keeps everybody from referring to a blob, unless somebody is about to, or does.
+    fn begin_removal<'e>(
+        &self,
+        external: &'e External,
+        digest: &Digest,
+    ) -> Result<Option<Removing<'e>>, Error> {
+        let claims = self.lock_claims();
+        // Perhaps it was just committed.
+        if claims.contains_key(digest) || self.metadata().is_content_known(digest)? {
+            return Ok(None);
+        }
+        external.lock_removing().insert(digest.clone());
+        Ok(Some(Removing { external, digest: digest.clone() }))
+    }
+
+    /// Gives up unfinished writes that nobody keeps: there, then here.
+    fn sweep_writes(&self, external: &External, left: &mut Left) -> Result<(), Error> {
+        for (folder, status) in self.ingests()? {
+            if self.kept(&folder, &status, SystemTime::now())?.is_some() {
+                continue;
+            }
+            // Under the name nobody writes meanwhile.
+            let Some(_held) = self.hold(&status.reference) else { continue };
+            let grew = ingest::status(&folder)?.as_ref() != Some(&status);
+            let namespace = status.reference.split('/').next().and_then(|name| name.parse().ok());
+            let Some(namespace) = namespace.filter(|_| !grew) else { continue };
+            tracing::debug!(reference = status.reference, "giving up an unfinished write");
+            if left.note(external.backend.abort(&namespace, &status.reference))? {
+                sweep::delete(self.set_aside(&folder), "unfinished write stays");
             }
         }
-        match left {
-            Some(error) => Err(error.into()),
-            None => Ok(removed),
+        Ok(())
+    }
+
+    /// Tells of blobs there that are somebody else's.
+    fn tell_foreign(&self, external: &External) -> Result<(), Error> {
+        let made: HashSet<String> = external.made.all()?.into_iter().collect();
+        let digests: HashSet<&str> = made.iter().filter_map(|it| it.rsplit('/').next()).collect();
+        let mut foreign = Vec::new();
+        for digest in self.everywhere(|namespace| external.backend.blobs(namespace))? {
+            if !digests.contains(digest.to_string().as_str())
+                && !self.metadata().is_content_known(&digest)?
+            {
+                foreign.push(digest);
+            }
         }
+        if let Some(first) = foreign.first() {
+            let (plugin, count) = (external.backend.name(), foreign.len());
+            tracing::warn!(
+                plugin,
+                count,
+                "blobs of the plugin that this database has not had made, such as {first}, are left alone"
+            );
+        }
+        Ok(())
     }
 
     /// What `list` gives for all namespaces at once, or else for one after the other.
     fn everywhere<T>(
         &self,
         list: impl Fn(Option<&Namespace>) -> Result<Vec<T>, Refused>,
-    ) -> Result<Vec<(Option<Namespace>, T)>, Error> {
+    ) -> Result<Vec<T>, Error> {
         match list(None) {
-            Ok(found) => Ok(found.into_iter().map(|it| (None, it)).collect()),
             Err(Refused {
                 reason: Reason::FailedPrecondition | Reason::InvalidArgument, ..
             }) => {
                 let mut all = Vec::new();
                 for namespace in self.metadata().namespaces()? {
-                    let found = list(Some(&namespace.name))?;
-                    all.extend(found.into_iter().map(|it| (Some(namespace.name.clone()), it)));
+                    all.extend(list(Some(&namespace.name))?);
                 }
                 Ok(all)
             }
-            Err(refused) => Err(refused.into()),
+            listed => Ok(listed?),
         }
     }
 }

@@ -47,6 +47,18 @@ impl Drop for Claim {
     }
 }
 
+/// The name of a write that nobody has.
+pub(super) struct Held<'s> {
+    store: &'s Store,
+    reference: String,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.store.lock_open().remove(&self.reference);
+    }
+}
+
 /// Why an unfinished write is kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
@@ -62,7 +74,17 @@ impl Store {
     /// Claims a blob, which need not exist.
     pub(super) fn claim(&self, digest: &Digest) -> Claim {
         *self.lock_claims().entry(digest.clone()).or_insert(0) += 1;
-        Claim { store: self.clone(), digest: digest.clone() }
+        let claim = Claim { store: self.clone(), digest: digest.clone() };
+        if let Some(external) = &self.inner.external {
+            external.wait_removed(digest);
+        }
+        claim
+    }
+
+    /// Keeps others from writing under this whole name until it is dropped; nothing if somebody writes.
+    pub(super) fn hold(&self, reference: &str) -> Option<Held<'_>> {
+        let free = self.lock_open().insert(reference.to_owned());
+        free.then(|| Held { store: self, reference: reference.to_owned() })
     }
 
     /// Deletes the files of blobs that no namespace has, and of unfinished writes that nobody
@@ -111,6 +133,11 @@ impl Store {
             {
                 continue;
             }
+            if let (Some(external), Some(_)) = (&self.inner.external, &status) {
+                // It is given up there first.
+                external.note_removal();
+                continue;
+            }
             let open = self.lock_open();
             // Without a ref it is one that is being made, or whose making a crash cut short.
             let is_open = open.iter().any(|reference| super::folder_name(reference) == name);
@@ -120,7 +147,6 @@ impl Store {
             if let Some(gone) = gone {
                 let reference = status.map(|status| status.reference).unwrap_or_default();
                 tracing::debug!(reference, "removing unfinished write");
-                self.note_removal();
                 delete(gone, "unfinished write stays");
             }
         }
@@ -180,7 +206,7 @@ impl Store {
         Ok(())
     }
 
-    fn lock_claims(&self) -> MutexGuard<'_, std::collections::HashMap<Digest, usize>> {
+    pub(super) fn lock_claims(&self) -> MutexGuard<'_, std::collections::HashMap<Digest, usize>> {
         self.inner.claims.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -374,10 +374,8 @@ impl Writer {
         {
             return Err(Error::FailedPrecondition(format!("{name:?} unexpected digest")));
         }
-        let external = store.inner.external.as_ref();
-        let _there = external.map(External::committing);
-        let (digest, _claim) = match external {
-            Some(external) => (self.finish_there(external, expected)?, None),
+        let (digest, _claim) = match &store.inner.external {
+            Some(external) => self.finish_there(external, expected)?,
             None => self.finish_here(expected)?,
         };
         let committed = Committed { digest, size: written };
@@ -388,24 +386,42 @@ impl Writer {
         Ok(committed)
     }
 
-    /// Has another program make a blob of what is written.
+    /// Has another program make a blob of what is written. It is claimed until the record is there.
     fn finish_there(
         &mut self,
         external: &External,
         expected: Option<&Digest>,
-    ) -> Result<Digest, Error> {
-        match &mut self.state {
+    ) -> Result<(Digest, Option<Claim>), Error> {
+        let namespace = &self.scope.namespace;
+        let session = match &mut self.state {
             State::Shared { blob, .. } => {
-                let found = external.backend.size(&self.scope.namespace, &blob.digest)?;
-                found.map(|_| blob.digest.clone()).ok_or_else(|| gone(&blob.digest))
+                let found = external.backend.size(namespace, &blob.digest)?;
+                return found
+                    .map(|_| (blob.digest.clone(), None))
+                    .ok_or_else(|| gone(&blob.digest));
             }
-            State::Sending(session) => {
-                let digest = session.commit(expected)?;
-                self.clear();
-                Ok(digest)
-            }
+            State::Sending(session) => session,
             State::New | State::Writing { .. } => unreachable!("where a program keeps the bytes"),
-        }
+        };
+        let (digest, claim) = if let Some(known) = expected.cloned().or_else(|| session.digest()) {
+            let claim = self.store.claim(&known);
+            let making = external.begin_making(namespace, &known)?;
+            let placed = session.commit(expected);
+            making.end(&placed)?;
+            (placed?.digest, claim)
+        } else {
+            let placed = session.commit(expected)?;
+            if placed.is_new {
+                external.note_made(namespace, &placed.digest)?;
+            }
+            let claim = self.store.claim(&placed.digest);
+            // It was not claimed before.
+            let found = external.backend.size(namespace, &placed.digest)?;
+            found.ok_or_else(|| gone(&placed.digest))?;
+            (placed.digest, claim)
+        };
+        self.clear();
+        Ok((digest, Some(claim)))
     }
 
     /// Makes a blob of what is written. It is claimed until the record is there, which says that it is

@@ -145,7 +145,15 @@ fn add_external(
         let plugin = proxy::Plugin::new(name, &proxy.address, Deadlines::default())?;
         let can_rebase = proxy.capabilities.iter().any(|it| it == "rebase");
         let records: Arc<dyn Transactions> = Arc::new(metadata.clone());
-        let external = External::open(name, records, proxy::Remote::new(plugin), can_rebase)?;
+        let snapshotter = name.clone();
+        let external = External::open(name, records, proxy::Remote::new(plugin), can_rebase)?
+            .on_foreign(move |count, first| {
+                tracing::warn!(
+                    snapshotter,
+                    count,
+                    "snapshots of the plugin that this database has not had made, such as {first:?}, are left alone"
+                );
+            });
         snapshotters.insert(name.clone(), Arc::new(external));
     }
     Ok(())

@@ -75,7 +75,9 @@ impl Root {
             }
             if report.problems.iter().any(Problem::loses_a_keeper) {
                 lost_keepers = true;
-                hold::everything(&open(&self.database())?, suffix, &mut repaired.done)?;
+                let store = open(&self.database())?;
+                disown(&store, &report.problems)?;
+                hold::everything(&store, suffix, &mut repaired.done)?;
             }
             self.mend(&report.problems, suffix, &mut repaired.done)?;
             let next = self.check(false)?;
@@ -303,6 +305,21 @@ fn suspect(transaction: &WriteTransaction, place: &Place) -> Result<(), snapshot
     record.unsynced = Some("lost".to_owned());
     table.insert(place.key(), record.encode()?.as_slice()).map_err(database)?;
     Ok(())
+}
+
+/// Forgets what was made at other programs that is perhaps somebody's: before records of it go. What is there stays
+/// there then. Snapshots that keep their records are noted again when they are opened.
+fn disown(store: &metadata::Store, problems: &[Problem]) -> Result<(), Error> {
+    let loses_blobs = problems
+        .iter()
+        .any(|problem| matches!(problem.remedy, Remedy::Remove(metadata::Table::Content, _)));
+    change_snapshots(store, &mut |transaction| {
+        snapshotter::made::disown(transaction, |_, name| {
+            let digest = name.rsplit('/').next().and_then(|name| name.parse::<Digest>().ok());
+            let is_known = digest.is_some_and(|it| store.is_content_known(&it).unwrap_or(false));
+            is_known && !loses_blobs
+        })
+    })
 }
 
 /// Makes the table of children what the records say.

@@ -1,10 +1,10 @@
-//! Frees the disk space of removed snapshots, without holding collections up for long.
+//! Frees the disk space of what was removed, without holding collections up for long.
 //!
-//! Each snapshotter is cleaned up by a thread of its own: one that is another program may take as
-//! long as its calls may, for each snapshot, and so may a large tree on a slow disk. A collection
-//! waits for them for a while, so that usually the space is free when it ends; what takes longer goes
-//! on beside the collections that come later. A snapshotter has one such thread at most, which
-//! starts over when it was asked again.
+//! Each snapshotter is cleaned up by a thread of its own, and so is a content store that is another program: such
+//! a program may take as long as its calls may, for each object, and so may a large tree on a slow disk. A
+//! collection waits for them for a while, so that usually the space is free when it ends; what takes
+//! longer goes on beside the collections that come later. A [`Job`] has one thread at most, which
+//! starts over when it was asked again. Nothing waits for one when the daemon stops.
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -13,33 +13,38 @@ use std::{
     time::{Duration, Instant},
 };
 
-use snapshotter::Snapshotter;
-
-use super::Snapshotters;
-
 /// How long a collection waits for disk space to be freed.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Something that is cleaned up. It logs what it cannot do.
+pub(super) struct Job {
+    /// What it is about.
+    pub(super) name: String,
+    pub(super) work: Work,
+}
+
+type Work = Arc<dyn Fn() + Send + Sync>;
 
 /// What is being cleaned up. A clone is another handle on the same.
 #[derive(Clone, Default)]
 pub(super) struct Cleaning {
-    /// The snapshotters that have a thread, and whether that is to start over.
+    /// The jobs that have a thread, and whether that is to start over.
     running: Arc<Mutex<BTreeMap<String, bool>>>,
 }
 
 impl Cleaning {
-    /// Cleans all of `snapshotters` up, and waits for that for as long as `patience`.
-    pub(super) fn run(&self, snapshotters: &Snapshotters, patience: Duration) {
+    /// Does all of `jobs`, and waits for that for as long as `patience`.
+    pub(super) fn run(&self, jobs: Vec<Job>, patience: Duration) {
         let until = Instant::now() + patience;
         let (ended, wait) = mpsc::channel::<()>();
-        for (name, snapshotter) in snapshotters {
-            let Some(turn) = self.turn(name, &ended) else { continue };
-            let own = Arc::clone(snapshotter);
+        for Job { name, work } in jobs {
+            let Some(turn) = self.turn(&name, &ended) else { continue };
+            let own = Arc::clone(&work);
             let builder = thread::Builder::new().name(format!("clean {name}"));
             if let Err(error) = builder.spawn(move || turn.take(&*own)) {
                 // The turn went with the thread.
-                tracing::warn!(%error, snapshotter = name, "disk space is freed without a thread");
-                clean(name, &**snapshotter);
+                tracing::warn!(%error, "disk space of {name} is freed without a thread");
+                work();
             }
         }
         drop(ended);
@@ -81,9 +86,9 @@ struct Turn {
 }
 
 impl Turn {
-    fn take(mut self, snapshotter: &dyn Snapshotter) {
+    fn take(mut self, work: &dyn Fn()) {
         while !self.has_ended {
-            clean(&self.name, snapshotter);
+            work();
             let mut running = self.cleaning.lock();
             match running.get_mut(&self.name) {
                 Some(again) if *again => *again = false,
@@ -102,13 +107,6 @@ impl Drop for Turn {
         if !self.has_ended {
             self.cleaning.lock().remove(&self.name);
         }
-    }
-}
-
-fn clean(name: &str, snapshotter: &dyn Snapshotter) {
-    if let Err(error) = snapshotter.cleanup() {
-        let error = sys::error::Chain(&error);
-        tracing::warn!(%error, snapshotter = name, "disk space is not free yet");
     }
 }
 

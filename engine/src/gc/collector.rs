@@ -10,7 +10,7 @@ use std::{
 use snapshotter::{Key, Snapshotter};
 
 use super::{
-    cleaning::{Cleaning, PATIENCE},
+    cleaning::{Cleaning, Job, PATIENCE},
     graph::{Graph, Plan},
     inspect::Doomed,
     object::{Kind, Object},
@@ -109,11 +109,15 @@ impl Collector {
         let mut collected = Collected { leases, images, content, snapshots, pause, next_expiry };
         (self.report)(&collected);
         let is_empty = collected.content.is_empty() && collected.snapshots.is_empty();
+        let mut jobs = Vec::new();
         if self.is_sweep_due(thorough || !is_empty) {
             self.sweep(&kept);
-            self.cleaning.run(&self.snapshotters, PATIENCE);
+            jobs.extend(self.snapshotters.iter().map(|(name, it)| clean(name, Arc::clone(it))));
         }
-        self.sweep_external();
+        if self.content.is_external_sweep_due() {
+            jobs.push(sweep_external(self.content.clone()));
+        }
+        self.cleaning.run(jobs, PATIENCE);
         let next_sweep = self.content.next_sweep();
         collected.next_expiry = collected.next_expiry.into_iter().chain(next_sweep).min();
         Ok(collected)
@@ -170,17 +174,29 @@ impl Collector {
             }
         }
     }
+}
 
-    fn sweep_external(&self) {
-        match self.content.sweep_external() {
-            Ok(removed) if removed.is_empty() => {}
-            Ok(removed) => tracing::debug!(count = removed.len(), "had blobs removed"),
-            Err(error) => {
-                let error = sys::error::Chain(&error);
-                tracing::warn!(%error, "blobs are kept until the next collection");
-            }
+fn clean(name: &str, snapshotter: Arc<dyn Snapshotter>) -> Job {
+    let named = name.to_owned();
+    let work = move || {
+        if let Err(error) = snapshotter.cleanup() {
+            let error = sys::error::Chain(&error);
+            tracing::warn!(%error, snapshotter = named, "disk space is not free yet");
         }
-    }
+    };
+    Job { name: format!("snapshotter {name}"), work: Arc::new(work) }
+}
+
+fn sweep_external(content: content::Store) -> Job {
+    let work = move || match content.sweep_external() {
+        Ok(removed) if removed.is_empty() => {}
+        Ok(removed) => tracing::debug!(count = removed.len(), "had blobs removed"),
+        Err(error) => {
+            let error = sys::error::Chain(&error);
+            tracing::warn!(%error, "blobs are kept until the next collection");
+        }
+    };
+    Job { name: "content".to_owned(), work: Arc::new(work) }
 }
 
 /// Everything, and what keeps what.

@@ -6,8 +6,8 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use proto::containerd::services::content::v1::{
-    AbortRequest, DeleteContentRequest, InfoRequest, ListContentRequest, ListStatusesRequest,
-    ReadContentRequest, StatusRequest, WriteAction, WriteContentRequest, WriteContentResponse,
+    AbortRequest, DeleteContentRequest, InfoRequest, ListContentRequest, ReadContentRequest,
+    StatusRequest, WriteAction, WriteContentRequest, WriteContentResponse,
     content_client::ContentClient,
 };
 use snapshotter::external::{Reason, Refused};
@@ -17,7 +17,7 @@ use tonic::{Code, Request, Status, Streaming, transport::Channel};
 
 use super::{LIST_LEN_MAX, MESSAGE_LEN_MAX, Plugin};
 use crate::{
-    content::external::{Backend, Progress, Session},
+    content::external::{Backend, Placed, Progress, Session},
     digest::Digest,
     gc,
     labels::Labels,
@@ -68,6 +68,10 @@ impl RemoteContent {
 }
 
 impl Backend for RemoteContent {
+    fn name(&self) -> &str {
+        self.plugin.name()
+    }
+
     fn size(&self, namespace: &Namespace, digest: &Digest) -> Result<Option<u64>, Refused> {
         let mut client = self.client();
         let message = InfoRequest { digest: digest.to_string() };
@@ -158,16 +162,16 @@ impl Backend for RemoteContent {
         }))
     }
 
-    fn abort(&self, namespace: Option<&Namespace>, reference: &str) -> Result<(), Refused> {
+    fn abort(&self, namespace: &Namespace, reference: &str) -> Result<(), Refused> {
         let mut client = self.client();
-        let request = self.request(namespace, AbortRequest { r#ref: reference.to_owned() });
+        let request = self.request(Some(namespace), AbortRequest { r#ref: reference.to_owned() });
         found(self.wait(async move { client.abort(request).await })).map(drop)
     }
 
-    fn remove(&self, namespace: Option<&Namespace>, digest: &Digest) -> Result<(), Refused> {
+    fn remove(&self, namespace: &Namespace, digest: &Digest) -> Result<(), Refused> {
         let mut client = self.client();
         let message = DeleteContentRequest { digest: digest.to_string() };
-        let request = self.request(namespace, message);
+        let request = self.request(Some(namespace), message);
         found(self.wait(async move { client.delete(request).await })).map(drop)
     }
 
@@ -187,13 +191,6 @@ impl Backend for RemoteContent {
             }
             Ok(found)
         })
-    }
-
-    fn references(&self, namespace: Option<&Namespace>) -> Result<Vec<String>, Refused> {
-        let mut client = self.client();
-        let request = self.request(namespace, ListStatusesRequest::default());
-        let answer = self.wait(async move { client.list_statuses(request).await })?;
-        Ok(answer.into_inner().statuses.into_iter().map(|status| status.r#ref).collect())
     }
 }
 
@@ -287,7 +284,7 @@ impl Session for Conversation {
         Ok(())
     }
 
-    fn commit(&mut self, expected: Option<&Digest>) -> Result<Digest, Refused> {
+    fn commit(&mut self, expected: Option<&Digest>) -> Result<Placed, Refused> {
         let known = expected.cloned().or_else(|| self.digest.clone());
         let request = WriteContentRequest {
             action: WriteAction::Commit.into(),
@@ -298,14 +295,14 @@ impl Session for Conversation {
             labels: Labels::from([(gc::ROOT.to_owned(), KEPT.to_owned())]),
             ..WriteContentRequest::default()
         };
-        let committed = match self.ask(self.plugin.deadlines.long, request) {
-            Ok(answer) => answer.digest.parse().ok(),
-            Err(Refused { reason: Reason::AlreadyExists, .. }) => known,
+        let (committed, is_new) = match self.ask(self.plugin.deadlines.long, request) {
+            Ok(answer) => (answer.digest.parse().ok(), true),
+            Err(Refused { reason: Reason::AlreadyExists, .. }) => (known, false),
             Err(refused) => return Err(refused),
         };
         let message = match committed {
             Some(digest) if expected.is_none_or(|expected| *expected == digest) => {
-                return Ok(digest);
+                return Ok(Placed { digest, is_new });
             }
             Some(digest) => format!("it has committed {digest}"),
             None => "it does not tell what it has committed".to_owned(),

@@ -2,25 +2,37 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, mpsc},
+    thread,
 };
 
 use super::*;
 use crate::{
     content::{NewWrite, Writer, tests::other},
+    gc::Collector,
     labels::Labels,
     metadata,
     namespace::Scope,
 };
 
 /// What the program has, by namespace if it goes by those.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Default)]
 struct Kept {
     blobs: BTreeMap<(String, Digest), Vec<u8>>,
     writes: BTreeMap<(String, String), Vec<u8>>,
     is_away: bool,
     insists: bool,
+    stall: Option<Arc<Stall>>,
 }
+
+/// Holds removals up: says that one has begun, and waits until it is told to go on.
+struct Stall {
+    begun: mpsc::Sender<Digest>,
+    go_on: Mutex<mpsc::Receiver<()>>,
+}
+
+/// How long something may take that nobody is to hold up.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Default)]
 struct Fake(Arc<Mutex<Kept>>);
@@ -66,6 +78,10 @@ impl Kept {
 }
 
 impl Backend for Fake {
+    fn name(&self) -> &str {
+        "fake"
+    }
+
     fn size(&self, namespace: &Namespace, digest: &Digest) -> Result<Option<u64>, Refused> {
         self.with(|kept| {
             let place = kept.place(Some(namespace))?;
@@ -117,17 +133,23 @@ impl Backend for Fake {
         })
     }
 
-    fn abort(&self, namespace: Option<&Namespace>, reference: &str) -> Result<(), Refused> {
+    fn abort(&self, namespace: &Namespace, reference: &str) -> Result<(), Refused> {
         self.with(|kept| {
-            let name = (kept.place(namespace)?, reference.to_owned());
+            let name = (kept.place(Some(namespace))?, reference.to_owned());
             kept.writes.remove(&name);
             Ok(())
         })
     }
 
-    fn remove(&self, namespace: Option<&Namespace>, digest: &Digest) -> Result<(), Refused> {
+    fn remove(&self, namespace: &Namespace, digest: &Digest) -> Result<(), Refused> {
+        let stall = self.0.lock().expect("no panic").stall.clone();
+        if let Some(stall) = stall {
+            stall.begun.send(digest.clone()).expect("the test waits");
+            let go_on = stall.go_on.lock().expect("no panic");
+            go_on.recv_timeout(DEADLINE).expect("the test goes on");
+        }
         self.with(|kept| {
-            let place = kept.place(namespace)?;
+            let place = kept.place(Some(namespace))?;
             kept.blobs.remove(&(place, digest.clone()));
             Ok(())
         })
@@ -138,14 +160,6 @@ impl Backend for Fake {
             let place = kept.place(namespace)?;
             let names = kept.blobs.keys().filter(|(there, _)| *there == place);
             Ok(names.map(|(_, digest)| digest.clone()).collect())
-        })
-    }
-
-    fn references(&self, namespace: Option<&Namespace>) -> Result<Vec<String>, Refused> {
-        self.with(|kept| {
-            let place = kept.place(namespace)?;
-            let names = kept.writes.keys().filter(|(there, _)| *there == place);
-            Ok(names.map(|(_, reference)| reference.clone()).collect())
         })
     }
 }
@@ -175,7 +189,7 @@ impl Session for Open {
         })
     }
 
-    fn commit(&mut self, expected: Option<&Digest>) -> Result<Digest, Refused> {
+    fn commit(&mut self, expected: Option<&Digest>) -> Result<Placed, Refused> {
         let (name, offset) = (&self.name, self.offset);
         self.fake.with(|kept| {
             let written = kept.writes.get_mut(name).ok_or_else(|| refused(Reason::NotFound))?;
@@ -185,8 +199,8 @@ impl Session for Open {
                 return Err(refused(Reason::FailedPrecondition));
             }
             let bytes = kept.writes.remove(name).expect("just found");
-            kept.blobs.insert((name.0.clone(), digest.clone()), bytes);
-            Ok(digest)
+            let before = kept.blobs.insert((name.0.clone(), digest.clone()), bytes);
+            Ok(Placed { digest, is_new: before.is_none() })
         })
     }
 }
@@ -228,10 +242,38 @@ impl Fixture {
         self.store.delete(&self.scope, digest).expect("deletes");
     }
 
+    /// Leaves an unfinished write that nothing keeps.
+    fn leave_a_write(&self, reference: &str) {
+        let metadata = self.store.metadata();
+        metadata.create_lease(&self.scope.namespace, "l", Labels::new()).expect("creates");
+        let scope = Scope { lease: Some("l".to_owned()), ..self.scope.clone() };
+        drop(self.store.writer(&scope, NewWrite::new(reference)).expect("opens"));
+        metadata.delete_lease(&self.scope.namespace, "l").expect("deletes");
+    }
+
+    /// The program with another database.
+    fn other_database(&self) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let metadata = metadata::Store::open(&folder.path().join("m.redb")).expect("opens");
+        let (fake, scope) = (self.fake.clone(), self.scope.clone());
+        let root = folder.path().join("content");
+        let store = Store::open_external(&root, metadata, fake.clone()).expect("opens");
+        Self { folder, fake, store, scope }
+    }
+
+    /// Has removals there wait: what begins is heard of, and goes on when it is told to.
+    fn stall(&self) -> (mpsc::Receiver<Digest>, mpsc::Sender<()>) {
+        let (begun, begins) = mpsc::channel();
+        let (go_on, goes_on) = mpsc::channel();
+        let stall = Stall { begun, go_on: Mutex::new(goes_on) };
+        self.fake.change(|kept| kept.stall = Some(Arc::new(stall)));
+        (begins, go_on)
+    }
+
     /// Lets the time pass for which a program is left alone.
     fn pause(&self) {
         let external = self.store.inner.external.as_ref().expect("there is one");
-        *external.due.lock().expect("no panic") = Some(Instant::now());
+        *external.lock_due() = Due { since: Some(Instant::now()), not_before: None };
     }
 }
 
@@ -310,11 +352,9 @@ fn collections_remove_what_has_no_record() {
         let [kept, gone] = [f.put(b"kept"), f.put(b"gone")];
         let _open = f.write("open", b"x");
         drop(f.write("recent", b"x"));
-        f.fake.change(|it| {
-            let place = if insists { "default" } else { "" };
-            it.writes.insert((place.to_owned(), "default/stray".to_owned()), Vec::new());
-        });
+        f.leave_a_write("nobody's");
         f.forget(&gone);
+        assert_eq!(f.fake.count(), (2, 3), "insists: {insists}");
         assert_eq!(f.collect().expect("collects"), [gone], "insists: {insists}");
         assert_eq!(f.fake.count(), (1, 2), "insists: {insists}");
         f.store.blob(&f.scope.namespace, &kept).expect("is there");
@@ -341,4 +381,72 @@ fn a_program_that_is_away_keeps_what_it_has() {
     f.pause();
     assert_eq!(f.collect().expect("collects"), [gone]);
     f.store.writer(&f.scope, NewWrite::new("r")).expect("the ref is free");
+}
+
+#[test]
+fn what_a_database_has_not_had_made_stays() {
+    let f = fixture();
+    let [kept, gone] = [f.put(b"kept"), f.put(b"gone")];
+    drop(f.write("unfinished", b"x"));
+    // In the place of one that is lost, and beside it.
+    let other = f.other_database();
+    assert_eq!(other.put(b"kept"), kept, "which is there already");
+    let own = other.put(b"another's");
+    other.forget(&kept);
+    other.forget(&own);
+    assert_eq!(other.collect().expect("collects"), [own]);
+    assert_eq!(f.fake.count(), (2, 1));
+    f.store.blob(&f.scope.namespace, &kept).expect("is there");
+    f.forget(&gone);
+    assert_eq!(f.collect().expect("collects"), [gone]);
+}
+
+#[test]
+fn a_crash_before_the_record_leaves_no_blob() {
+    let f = fixture();
+    let digest = f.put(b"hello");
+    // As if it had not come to the record.
+    f.store.metadata().delete_content(&f.scope, &digest).expect("deletes");
+    let root = f.folder.path().join("content");
+    let again = Store::open_external(&root, f.store.metadata().clone(), f.fake.clone());
+    assert_eq!(again.expect("opens").sweep_external().expect("sweeps"), [digest]);
+    assert_eq!(f.fake.count(), (0, 0));
+}
+
+#[test]
+fn a_program_that_is_stuck_holds_up_nobody_but_who_wants_that_blob() {
+    let f = fixture();
+    let rooted = Labels::from([("containerd.io/gc.root".to_owned(), "kept".to_owned())]);
+    let put = |bytes: &[u8]| f.store.put(&f.scope, bytes, rooted.clone()).expect("writes");
+    let [going, next] = [put(b"going"), put(b"next")];
+    f.forget(&going);
+    let (begins, go_on) = f.stall();
+    let collector = Collector::new(f.store.clone(), Arc::default(), |_| {});
+    collector.collect(true).expect("does not wait for the end");
+    assert_eq!(begins.recv_timeout(DEADLINE).expect("is swept"), going);
+    // While it is being removed: other blobs come, and go, and are collected.
+    put(b"other");
+    f.forget(&next);
+    let collected = collector.collect(true).expect("has a thread already");
+    assert!(collected.next_expiry.is_some(), "the sweep is looked after");
+    // The blob itself is waited for, and is then sent again.
+    let (store, scope, labels) = (f.store.clone(), f.scope.clone(), rooted.clone());
+    let (sent, ends) = mpsc::channel();
+    let sending = thread::spawn(move || {
+        let digest = store.put(&scope, b"going", labels).expect("writes");
+        sent.send(digest).expect("the test waits");
+    });
+    ends.recv_timeout(Duration::from_millis(100)).expect_err("it is being removed");
+    f.fake.change(|kept| kept.stall = None);
+    go_on.send(()).expect("waits");
+    assert_eq!(ends.recv_timeout(DEADLINE).expect("is written"), going);
+    sending.join().expect("ends");
+    f.store.blob(&f.scope.namespace, &going).expect("is there").read_all(9).expect("reads");
+    // The second removal is the business of the sweep that was asked for meanwhile.
+    let until = Instant::now() + DEADLINE;
+    while f.fake.count().0 > 2 {
+        assert!(Instant::now() < until, "it is not swept");
+        thread::yield_now();
+    }
+    f.fake.change(|kept| assert!(!kept.blobs.keys().any(|(_, it)| *it == next)));
 }

@@ -1,6 +1,6 @@
 use std::ops::ControlFlow;
 
-use snapshotter::{EditLabels, Fill, Info, Key, Labels, Mount, Usage};
+use snapshotter::{EditLabels, Fill, Info, Key, Labels, Mount, Snapshotter, Usage};
 
 use super::*;
 
@@ -79,25 +79,24 @@ impl Snapshotter for Busy {
 fn a_slow_one_holds_nobody_up_and_is_not_started_twice() {
     let (begun, begins) = mpsc::channel();
     let (go_on, wait) = mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
     let slow = move || {
         begun.send(()).expect("the test waits");
+        let wait = wait.lock().expect("one at a time");
         wait.recv_timeout(DEADLINE).expect("the test goes on");
     };
     let (cleaned, quick) = mpsc::channel();
-    let busy = |does: Box<dyn FnMut() + Send>| -> Arc<dyn Snapshotter> {
-        Arc::new(Busy(Mutex::new(does)))
-    };
-    let snapshotters = Snapshotters::from([
-        ("a slow one".to_owned(), busy(Box::new(slow))),
-        ("quick".to_owned(), busy(Box::new(move || cleaned.send(()).expect("the test waits")))),
-    ]);
+    let job = |name: &str, work: &Work| Job { name: name.to_owned(), work: Arc::clone(work) };
+    let (slow, quickly): (Work, Work) =
+        (Arc::new(slow), Arc::new(move || cleaned.send(()).expect("the test waits")));
+    let jobs = || vec![job("a slow one", &slow), job("quick", &quickly)];
     let cleaning = Cleaning::default();
-    cleaning.run(&snapshotters, Duration::from_millis(1));
+    cleaning.run(jobs(), Duration::from_millis(1));
     begins.recv_timeout(DEADLINE).expect("is cleaned up");
     quick.recv_timeout(DEADLINE).expect("waits for no other");
     // What is removed while it is at work may be too late for it, so it starts over; once.
     for _ in 0..3 {
-        cleaning.run(&snapshotters, Duration::from_millis(1));
+        cleaning.run(jobs(), Duration::from_millis(1));
     }
     begins.try_recv().expect_err("it has one thread");
     go_on.send(()).expect("waits");
@@ -111,6 +110,6 @@ fn a_slow_one_holds_nobody_up_and_is_not_started_twice() {
     begins.try_recv().expect_err("it was asked three times at once");
     // A thread that panics makes room, too.
     drop(begins);
-    cleaning.run(&snapshotters, DEADLINE);
+    cleaning.run(jobs(), DEADLINE);
     assert!(cleaning.lock().is_empty());
 }
