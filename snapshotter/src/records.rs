@@ -94,6 +94,36 @@ pub fn snapshotters_of(
     Ok(found)
 }
 
+/// Shows the snapshots of all snapshotters that `is_wanted` chooses by their names, whether they are in use or
+/// not, to `visit`.
+///
+/// # Errors
+///
+/// [`Error::Database`].
+pub fn walk_of(
+    transaction: &ReadTransaction,
+    is_wanted: impl Fn(&str) -> bool,
+    mut visit: impl FnMut(&str, Info),
+) -> Result<(), Error> {
+    let Some(mut table) = open_read(transaction)? else { return Ok(()) };
+    let mut next = String::new();
+    loop {
+        let first = table.range((next.as_str(), "", "")..).map_err(Error::database)?.next();
+        let first = first.transpose().map_err(Error::database)?;
+        let Some(name) = first.map(|(key, _)| key.value().0.to_owned()) else { return Ok(()) };
+        if is_wanted(&name) {
+            let view = View { snapshotter: &name, table };
+            view.walk(None, &mut |key, record| {
+                visit(&name, record.info(key));
+                ControlFlow::Continue(())
+            })?;
+            table = view.table;
+        }
+        // What comes after all that start with this one's name.
+        next = format!("{name}\0");
+    }
+}
+
 /// The value in [`SNAPSHOTS`], for whoever looks at the tables as such; its fields are the schema's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the schema has them")]

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use snapshotter::{Key, Snapshotter};
+use snapshotter::{Key, Snapshotter, Transactions};
 
 use super::{
     cleaning::{Cleaning, Job, PATIENCE},
@@ -215,6 +215,13 @@ pub(super) fn graph(
         };
         snapshotter.walk_records(None, &mut add).map_err(snapshots_failed)?;
     }
+    let view = Transactions::read(metadata).map_err(snapshots_failed)?;
+    snapshotter::records::walk_of(
+        &view,
+        |name| !snapshotters.contains_key(name),
+        |name, info| graph.add_out_of_reach(name, info),
+    )
+    .map_err(snapshots_failed)?;
     metadata.read(|view| {
         metadata::each_keeper(view, &mut |namespace, object| {
             graph.add(namespace, object);

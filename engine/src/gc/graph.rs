@@ -179,7 +179,22 @@ impl Graph {
 
     /// Adds a snapshot. One of a namespace that is none is left alone.
     pub(super) fn add_snapshot(&mut self, snapshotter: &str, info: Info) {
-        let Ok(namespace) = info.key.namespace().parse() else { return };
+        let key = info.key.clone();
+        if let Some((id, parent)) = self.enter_snapshot(snapshotter, info) {
+            let snapshotter = snapshotter.to_owned();
+            self.candidates.push((id, Candidate::Snapshot { snapshotter, key, parent }));
+        }
+    }
+
+    /// Adds a snapshot of a snapshotter that is not loaded, so that nobody can remove it: what keeps it keeps by it
+    /// what it refers to.
+    pub(super) fn add_out_of_reach(&mut self, snapshotter: &str, info: Info) {
+        self.enter_snapshot(snapshotter, info);
+    }
+
+    /// The node of a snapshot and of its parent, with what their records say.
+    fn enter_snapshot(&mut self, snapshotter: &str, info: Info) -> Option<(usize, Option<usize>)> {
+        let namespace = info.key.namespace().parse().ok()?;
         let kind = Kind::Snapshot(snapshotter.to_owned());
         let id = self.id(&namespace, kind.clone(), info.key.name());
         let parent = info.parent.map(|parent| self.id(&namespace, kind, parent.name()));
@@ -191,9 +206,7 @@ impl Graph {
         if !times.is_empty() {
             self.used.insert(id, times);
         }
-        let snapshotter = snapshotter.to_owned();
-        let candidate = Candidate::Snapshot { snapshotter, key: info.key, parent };
-        self.candidates.push((id, candidate));
+        Some((id, parent))
     }
 
     /// Decides.

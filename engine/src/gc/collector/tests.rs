@@ -89,6 +89,36 @@ fn snapshots_go_with_their_directories() {
 }
 
 #[test]
+fn snapshots_of_a_snapshotter_that_is_not_loaded_keep_what_they_refer_to() {
+    let f = fixture();
+    let [referred, base] = ["referred", "base"]
+        .map(|text| f.content.put(&f.scope, text.as_bytes(), Labels::new()).expect("writes"));
+    let refer = |digest: &Digest| {
+        Labels::from([("containerd.io/gc.ref.content".to_owned(), digest.to_string())])
+    };
+    let native = f.native();
+    let key = |name| Key::new("default", name).expect("a key");
+    native.prepare(&key("t"), None, Labels::new()).expect("prepares");
+    native.commit(&key("layer"), &key("t"), refer(&base)).expect("commits");
+    native.prepare(&key("active"), Some(&key("layer")), refer(&referred)).expect("prepares");
+    drop(native);
+    let metadata = f.content.metadata();
+    let used = Container { snapshotter: "native".to_owned(), ..container("active") };
+    metadata.create_container(&f.scope.namespace, used).expect("creates");
+    let collector = Collector::new(f.content.clone(), Arc::default(), |_| {});
+    let collected = collector.collect(true).expect("collects");
+    assert_eq!((collected.content, collected.snapshots), (vec![], vec![]));
+    metadata.delete_container(&f.scope.namespace, "c").expect("deletes");
+    let mut gone: Vec<_> =
+        collector.collect(true).expect("collects").content.into_iter().map(|it| it.1).collect();
+    gone.sort();
+    let mut want = vec![referred, base];
+    want.sort();
+    assert_eq!(gone, want, "nothing keeps the snapshots");
+    f.native().stat(&key("active")).expect("is its snapshotter's to remove");
+}
+
+#[test]
 fn a_crash_before_the_files_go_leaves_nothing_for_long() {
     let f = fixture();
     let digest = f.content.put(&f.scope, b"hello", Labels::new()).expect("writes");
