@@ -16,7 +16,8 @@
 //! Blobs and records are on disk when a call returns, so what a layer is unpacked from again is
 //! there. What cannot be unpacked again, since nobody keeps its blob or it never had one, is
 //! removed, and so is made anew by whoever asks for it next; if containers are on top of it, it
-//! refuses to be mounted, and the log says so.
+//! refuses to be mounted, and the log says so. While the program that keeps blobs is away it stays
+//! suspect, refuses to be mounted, and is tried again.
 
 mod recovery;
 
@@ -27,13 +28,16 @@ use std::{
 };
 
 pub use self::recovery::{Recovered, recover};
-use crate::gc::Snapshotters;
+use crate::{content, error::Error, gc::Snapshotters};
 
 /// How long after a commit its files are written, so that the layers of an image share that.
 const DELAY: Duration = Duration::from_secs(1);
 
 /// How long after a failure it is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(10);
+
+/// How long after a program that keeps blobs was away it is asked again for what was lost.
+const RECOVERY_DELAY: Duration = Duration::from_secs(5);
 
 /// Syncs snapshots some time after they were committed. A clone is another handle on the same.
 #[derive(Clone, Default)]
@@ -74,6 +78,29 @@ impl Syncer {
         state.thread = Some(thread);
     }
 
+    /// [Recovers](recover()) now, and again and again while something waits for another program; that ends, and is
+    /// not waited for, when [`stop`](Self::stop) is called.
+    ///
+    /// # Errors
+    ///
+    /// As [`recover()`], of the first time.
+    pub fn recover(
+        &self,
+        content: &content::Store,
+        snapshotters: &Arc<Snapshotters>,
+    ) -> Result<(), Error> {
+        if recover(content, snapshotters)?.waiting == 0 {
+            return Ok(());
+        }
+        let (content, snapshotters) = (content.clone(), Arc::clone(snapshotters));
+        let shared = Arc::clone(&self.shared);
+        let thread = thread::Builder::new().name("recover".to_owned());
+        thread
+            .spawn(move || shared.recover_later(&content, &snapshotters))
+            .expect("a thread at the start of the program");
+        Ok(())
+    }
+
     /// Syncs what is unsynced, and ends the thread. Blocks for as long as the disk takes.
     pub fn stop(&self) {
         let thread = {
@@ -93,6 +120,24 @@ impl Syncer {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn recover_later(&self, content: &content::Store, snapshotters: &Snapshotters) {
+        loop {
+            let going_on = |state: &mut State| !state.stop;
+            let waited = self.changed.wait_timeout_while(self.lock(), RECOVERY_DELAY, going_on);
+            if waited.unwrap_or_else(PoisonError::into_inner).0.stop {
+                return;
+            }
+            match recover(content, snapshotters) {
+                Ok(recovered) if recovered.waiting == 0 => return,
+                Ok(_) => {}
+                Err(error) => {
+                    let error = sys::error::Chain(&error).to_string();
+                    tracing::warn!(error, "snapshots are not unpacked again yet");
+                }
+            }
+        }
     }
 
     fn run(&self, snapshotters: &Snapshotters) {

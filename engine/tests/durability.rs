@@ -3,21 +3,31 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use engine::{
-    content,
+    content::{
+        self,
+        external::{Backend, Progress, Session},
+    },
     diff::{self, CompareOptions, Compression, Limits},
     digest::Digest,
     durability::{Recovered, Syncer, recover},
     gc::Snapshotters,
     labels::{LABEL_UNCOMPRESSED, Labels},
     metadata,
-    namespace::Scope,
+    namespace::{Namespace, Scope},
     oci::chain_ids,
 };
-use snapshotter::{Info, Key, Mount, Overlay, OverlayOptions, Snapshotter, Transactions};
+use snapshotter::{
+    Info, Key, Mount, Overlay, OverlayOptions, Snapshotter, Transactions,
+    external::{Reason, Refused},
+};
 
 /// A root directory, and what lives in it between two stops of the machine.
 struct Machine {
@@ -189,5 +199,86 @@ fn the_syncer_syncs_at_its_end_at_the_latest() {
     syncer.stop();
     let machine = machine.restart("second");
     assert_eq!(machine.overlay().suspects().expect("lists"), Vec::<Info>::new());
+    assert_eq!(machine.show(&chain[1]), both());
+}
+
+/// A program that has the blobs of a folder, when it is there.
+#[derive(Clone)]
+struct Elsewhere {
+    folder: PathBuf,
+    is_away: Arc<AtomicBool>,
+}
+
+impl Elsewhere {
+    fn bytes(&self, digest: &Digest) -> Result<Vec<u8>, Refused> {
+        let refused = |reason| Refused { reason, message: "it says no".to_owned() };
+        if self.is_away.load(Ordering::Relaxed) {
+            return Err(refused(Reason::Unavailable));
+        }
+        fs::read(self.folder.join(digest.hex())).map_err(|_| refused(Reason::NotFound))
+    }
+}
+
+impl Backend for Elsewhere {
+    fn name(&self) -> &str {
+        "elsewhere"
+    }
+    fn size(&self, _: &Namespace, digest: &Digest) -> Result<Option<u64>, Refused> {
+        self.bytes(digest).map(|bytes| Some(bytes.len() as u64))
+    }
+    fn read(
+        &self,
+        _: &Namespace,
+        digest: &Digest,
+        offset: u64,
+        len: usize,
+    ) -> Result<Vec<u8>, Refused> {
+        Ok(self.bytes(digest)?.into_iter().skip(offset as usize).take(len).collect())
+    }
+    fn write(&self, _: &Namespace, _: &str, _: u64) -> Result<Box<dyn Session>, Refused> {
+        unreachable!("nothing is written")
+    }
+    fn progress(&self, _: &Namespace, _: &str) -> Result<Option<Progress>, Refused> {
+        unreachable!("nothing is written")
+    }
+    fn abort(&self, _: &Namespace, _: &str) -> Result<(), Refused> {
+        unreachable!("nothing is written")
+    }
+    fn remove(&self, _: &Namespace, _: &Digest) -> Result<(), Refused> {
+        unreachable!("nothing is removed")
+    }
+    fn blobs(&self, _: Option<&Namespace>) -> Result<Vec<Digest>, Refused> {
+        unreachable!("nothing is swept")
+    }
+}
+
+#[test]
+fn a_program_with_the_blobs_that_is_away_is_waited_for() {
+    let machine = open(tempfile::tempdir().expect("scratch"), "first");
+    let (_, chain) = machine.unpack();
+    machine.lose();
+    let machine = machine.restart("second");
+    let content = machine.root.path().join("content");
+    let folder = content.join("blobs/sha256");
+    let elsewhere = Elsewhere { folder, is_away: Arc::new(AtomicBool::new(true)) };
+    let metadata = machine.content.metadata().clone();
+    let external = content::Store::open_external(&content, metadata, elsewhere.clone());
+    let external = external.expect("opens");
+    let recovered = recover(&external, &machine.snapshotters).expect("recovers");
+    assert_eq!(recovered, Recovered { waiting: 2, ..Recovered::default() });
+    let top = key(&chain[1].to_string());
+    let refused = machine.overlay().view(&key("view"), Some(&top), Labels::new());
+    assert!(matches!(refused, Err(snapshotter::Error::Suspect { .. })), "{refused:?}");
+
+    // It is tried again without being asked to.
+    let syncer = Syncer::default();
+    syncer.recover(&external, &Arc::new(machine.snapshotters.clone())).expect("waits");
+    elsewhere.is_away.store(false, Ordering::Relaxed);
+    let until = Instant::now() + Duration::from_secs(60);
+    while !machine.overlay().suspects().expect("lists").is_empty() {
+        assert!(Instant::now() < until, "nothing is unpacked again");
+        std::thread::yield_now();
+    }
+    syncer.stop();
     assert_eq!(machine.show(&chain[1]), both());
 }

@@ -23,7 +23,7 @@ use snapshotter::{
 use crate::{
     config::{Config, OWN_DIFFER, Paths, ProxyKind, ProxyPlugin, SharingPolicy},
     content, db,
-    durability::{self, Syncer},
+    durability::Syncer,
     error::Error,
     events::Exchange,
     gc::{Collected, Collector, Scheduler, Snapshotters},
@@ -54,7 +54,7 @@ impl State {
         let mut snapshotters = snapshotters(&root, config, &remap, &metadata, &syncer)?;
         add_external(&mut snapshotters, &config.proxy_plugins, &metadata)?;
         let snapshotters = Arc::new(snapshotters);
-        durability::recover(&content, &snapshotters)?;
+        syncer.recover(&content, &snapshotters)?;
         syncer.start(Arc::clone(&snapshotters));
         let report = move |collected: &Collected| publish(&events, collected);
         let collector = Collector::new(content.clone(), Arc::clone(&snapshotters), report);

@@ -1,6 +1,8 @@
 //! Unpacks again what a machine that stopped without warning may have lost.
 
-use snapshotter::{Info, Snapshotter};
+use std::{collections::HashSet, io};
+
+use snapshotter::{Info, Key, Snapshotter};
 
 use crate::{
     content,
@@ -23,11 +25,14 @@ pub struct Recovered {
     pub removed: usize,
     /// Snapshots that could be neither, because others are on top of them.
     pub refused: usize,
+    /// Snapshots that stay suspect, because the program that keeps blobs is away, or did not answer.
+    pub waiting: usize,
 }
 
-/// Unpacks suspects again from their blobs, and removes those for which there is none.
+/// Unpacks suspects again from their blobs, and removes those for which there is none. Where the program that keeps blobs
+/// is away it is not asked again, and what is left is to be tried later.
 ///
-/// Before anything is mounted. After a clean stop, or a crash of the daemon alone, there are none;
+/// Before anything is mounted; suspects refuse to be. After a clean stop, or a crash of the daemon alone, there are none;
 /// otherwise those of the last moments, so that this takes seconds.
 ///
 /// # Errors
@@ -36,38 +41,82 @@ pub struct Recovered {
 /// logged.
 pub fn recover(content: &content::Store, snapshotters: &Snapshotters) -> Result<Recovered, Error> {
     let mut recovered = Recovered::default();
+    let mut is_away = false;
     for (name, snapshotter) in snapshotters {
+        let mut waiting = HashSet::new();
         for suspect in snapshotter.suspects()? {
             let Some((namespace, diff_id, blob)) = find_layer(content, &suspect)? else { continue };
+            if is_away {
+                waiting.insert(suspect.key);
+                continue;
+            }
             match unpack(content, snapshotter.as_ref(), &suspect, (&namespace, &diff_id, &blob)) {
                 Ok(()) => {
                     recovered.renewed += 1;
                     tracing::info!(snapshotter = name, snapshot = %suspect.key, "unpacked again");
                 }
                 Err(error) => {
-                    let error = sys::error::Chain(&error).to_string();
+                    let text = sys::error::Chain(&error).to_string();
                     let snapshot = suspect.key.to_string();
-                    tracing::warn!(snapshotter = name, snapshot, error, "cannot be unpacked again");
+                    tracing::warn!(
+                        snapshotter = name,
+                        snapshot,
+                        error = text,
+                        "cannot be unpacked again"
+                    );
+                    if tells_that_it_is_away(&error) {
+                        is_away = true;
+                        waiting.insert(suspect.key);
+                    }
                 }
             }
         }
-        // From the top, so that those below are free when it is their turn.
-        for suspect in snapshotter.suspects()?.iter().rev() {
-            let snapshot = suspect.key.to_string();
-            match snapshotter.remove(&suspect.key) {
-                Ok(()) => {
-                    recovered.removed += 1;
-                    tracing::warn!(snapshotter = name, snapshot, "lost with the machine: removed");
-                }
-                Err(error) => {
-                    recovered.refused += 1;
-                    let error = sys::error::Chain(&error).to_string();
-                    tracing::error!(snapshotter = name, snapshot, error, "lost with the machine");
-                }
+        recovered.waiting += waiting.len();
+        remove_lost(name, snapshotter.as_ref(), &waiting, &mut recovered)?;
+    }
+    Ok(recovered)
+}
+
+/// Removes the suspects that are left, but for those that are waited for.
+fn remove_lost(
+    name: &str,
+    snapshotter: &dyn Snapshotter,
+    waiting: &HashSet<Key>,
+    recovered: &mut Recovered,
+) -> Result<(), Error> {
+    // From the top, so that those below are free when it is their turn.
+    for suspect in snapshotter.suspects()?.iter().rev() {
+        if waiting.contains(&suspect.key) {
+            continue;
+        }
+        let snapshot = suspect.key.to_string();
+        match snapshotter.remove(&suspect.key) {
+            Ok(()) => {
+                recovered.removed += 1;
+                tracing::warn!(snapshotter = name, snapshot, "lost with the machine: removed");
+            }
+            Err(error) => {
+                recovered.refused += 1;
+                let error = sys::error::Chain(&error).to_string();
+                tracing::error!(snapshotter = name, snapshot, error, "lost with the machine");
             }
         }
     }
-    Ok(recovered)
+    Ok(())
+}
+
+/// Whether it went wrong because another program does not answer, wherever in the chain that is said.
+fn tells_that_it_is_away(error: &snapshotter::Error) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let said = inner.and_then(|inner| inner.downcast_ref::<Error>());
+        if matches!(said.or_else(|| error.downcast_ref()), Some(Error::Unavailable(_))) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 /// The layer that a snapshot was unpacked from: its diff ID and its blob.
@@ -109,7 +158,7 @@ fn unpack(
     snapshotter: &dyn Snapshotter,
     suspect: &Info,
     (namespace, diff_id, blob): (&Namespace, &Digest, &Digest),
-) -> Result<(), Error> {
+) -> Result<(), snapshotter::Error> {
     let fill = &mut |mounts: &[snapshotter::Mount]| {
         let layer = content.blob(namespace, blob)?.into_reader();
         let applied = diff::apply(layer, mounts, &Limits::default())?;
@@ -118,5 +167,5 @@ fn unpack(
         }
         Ok(())
     };
-    Ok(snapshotter.renew(&suspect.key, fill)?)
+    snapshotter.renew(&suspect.key, fill)
 }
