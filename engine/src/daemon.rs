@@ -121,7 +121,8 @@ impl Daemon {
 
         let limit = (config.grpc.max_recv_message_size, config.grpc.max_send_message_size);
         let garbage = garbage(&state);
-        let transfer = transfer(&state, &events, &streams, &config, paths);
+        let differs = state::differs(&config)?;
+        let transfer = transfer(&state, &events, &streams, (&config, &differs), paths);
         let monitor = monitor(&state, &runtime, &events, exits, config.restart.interval())?;
         let records = state.metadata.clone();
         let State { metadata, content, snapshotters, .. } = state;
@@ -129,7 +130,7 @@ impl Daemon {
         let containers =
             services::Containers::new(content.clone(), events.clone(), gc.clone(), monitor.clone());
         let processors = config.stream_processors.clone();
-        let diff = services::Diff::new(content.clone(), state::differs(&config)?, processors);
+        let diff = services::Diff::new(content.clone(), differs, processors);
         let content = services::Content::new(content, events.clone(), gc.clone());
         let images = services::Images::new(metadata.clone(), events.clone(), gc.clone());
         let snapshots =
@@ -247,14 +248,16 @@ fn transfer(
     state: &State,
     events: &Exchange,
     streams: &Arc<Streams>,
-    config: &Config,
+    (config, differs): (&Config, &[services::Differ]),
     paths: &Paths,
 ) -> services::Transfer {
     let (content, snapshotters) = (state.content.clone(), Arc::clone(&state.snapshotters));
     let collector = state.gc.clone();
     let processors = config.stream_processors.clone();
     let on_release = move || collector.note_removal();
-    let transfer = Transfer::new(content, snapshotters, events.clone(), processors, on_release);
+    let differs = differs.iter().map(services::Differ::for_transfers).collect();
+    let events = events.clone();
+    let transfer = Transfer::new(content, snapshotters, events, processors, differs, on_release);
     services::Transfer::new(transfer, Arc::clone(streams), paths.hosts.clone())
 }
 

@@ -20,6 +20,7 @@
 //! Source: containerd, `core/transfer/local`, `core/unpack`.
 
 mod archive;
+mod differ;
 mod documents;
 mod export;
 mod extract;
@@ -58,6 +59,7 @@ use crate::{
 };
 
 pub use self::{
+    differ::{Applying, Differ},
     export::ExportOptions,
     plan::{NameRule, Platforms},
     progress::{Message, Progress},
@@ -116,6 +118,8 @@ struct Shared {
     events: Exchange,
     /// What layers of other types go through.
     processors: Processors,
+    /// Who applies layers, in the order in which they are asked.
+    differs: Vec<Differ>,
     /// Tells garbage collection that there may be some.
     on_release: Box<dyn Fn() + Send + Sync>,
     blobs: Locks<(Namespace, Digest)>,
@@ -125,13 +129,14 @@ struct Shared {
 
 impl Transfer {
     /// Transfers between `content`, with its records, and `snapshotters`. Layers of types that `processors` accept go
-    /// through those when they are unpacked.
+    /// through those when they are unpacked. Of `differs`, each is asked until one knows a kind of layer.
     /// When a transfer has given up what kept objects, `on_release` is called.
     pub fn new(
         content: content::Store,
         snapshotters: Arc<Snapshotters>,
         events: Exchange,
         processors: Processors,
+        differs: Vec<Differ>,
         on_release: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         Self {
@@ -140,6 +145,7 @@ impl Transfer {
                 snapshotters,
                 events,
                 processors,
+                differs,
                 on_release: Box::new(on_release),
                 blobs: Locks::default(),
                 chains: Locks::default(),

@@ -18,7 +18,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::{
     blocking, required, scope, status,
-    wire::{descriptor_from_wire, descriptor_to_wire, mounts_from_wire},
+    wire::{descriptor_from_wire, descriptor_to_wire, mounts_from_wire, mounts_to_wire},
 };
 use crate::{
     content::{Hashing, NewWrite, Store, Writer},
@@ -28,6 +28,7 @@ use crate::{
     namespace::Scope,
     oci::{Descriptor, media_type},
     proxy::Plugin,
+    transfer,
 };
 
 /// The label of a compressed layer with the digest of what it holds.
@@ -43,6 +44,32 @@ pub enum Differ {
     Own,
     /// Another one, which has access to the blobs and to what is mounted.
     Other(Plugin),
+}
+
+impl Differ {
+    /// The same, for transfers.
+    pub(crate) fn for_transfers(&self) -> transfer::Differ {
+        let Self::Other(plugin) = self else { return transfer::Differ::Own };
+        let plugin = plugin.clone();
+        transfer::Differ::Other(Arc::new(move |scope, layer, mounts| {
+            let plugin = plugin.clone();
+            Box::pin(async move {
+                let request = ApplyRequest {
+                    diff: Some(descriptor_to_wire(layer)),
+                    mounts: mounts_to_wire(mounts),
+                    ..ApplyRequest::default()
+                };
+                let applied = plugin.apply(&scope, request).await?.applied;
+                let digest = applied.and_then(|applied| applied.digest.parse().ok());
+                digest.ok_or_else(|| {
+                    let name = plugin.name();
+                    Error::Unavailable(format!(
+                        "proxy plugin {name:?} does not tell what it applied"
+                    ))
+                })
+            })
+        }))
+    }
 }
 
 /// The service.

@@ -48,6 +48,11 @@ impl Extraction {
         self.key.name()
     }
 
+    /// Where it is extracted to.
+    pub(super) fn mounts(&self) -> &[Mount] {
+        &self.mounts
+    }
+
     /// Commits as `name`, which somebody else may have done.
     pub(super) fn commit(
         mut self,

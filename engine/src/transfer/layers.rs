@@ -18,7 +18,8 @@
 //!
 //! A snapshotter whose snapshots hold their parent's content cannot unpack out of order. For it
 //! the layer is stored first and extracted once the layer below is committed. A layer that other programs
-//! turn into one is stored before it is extracted, too: they read files.
+//! turn into one is stored before it is extracted, too: they read files. One that [another differ](super::differ)
+//! applies waits for both.
 
 use std::sync::Arc;
 
@@ -116,7 +117,7 @@ impl Work {
             self.pass(&layer, &item, None).await?;
         }
         let extraction = match &unpack {
-            Some(unpack) if unpack.below.is_none() || unpack.snapshotter.can_rebase() => {
+            Some(unpack) if !self.waits_for_below(unpack) => {
                 self.pass(&layer, &item, Some(unpack)).await?
             }
             _ => self.pass(&layer, &item, None).await?,
@@ -127,12 +128,21 @@ impl Work {
         }
         let extraction = match extraction {
             Some(extraction) => extraction,
+            None if self.asks_others() => {
+                item.set(State::Extracting);
+                self.have_applied(&layer, &unpack).await?
+            }
             None => self.pass(&layer, &item, Some(&unpack)).await?.expect("asked to unpack"),
         };
         self.commit(&unpack, extraction).await?;
         unpack.committed.send_replace(true);
         item.set(State::Extracted);
         Ok(())
+    }
+
+    /// Whether the layer can only be extracted on top of the one below, or by somebody who wants it there.
+    fn waits_for_below(&self, unpack: &Unpack) -> bool {
+        self.asks_others() || unpack.below.is_some() && !unpack.snapshotter.can_rebase()
     }
 
     /// Goes over the layer once: stores it unless it is stored, and extracts it if that is wanted.
@@ -214,12 +224,10 @@ impl Work {
     }
 
     /// Prepares the snapshot that a layer is extracted into.
-    async fn extraction(self: &Arc<Self>, unpack: &Unpack) -> Result<Extraction, Error> {
+    pub(super) async fn extraction(self: &Arc<Self>, unpack: &Unpack) -> Result<Extraction, Error> {
         let key = self.key(&format!("extract-{} {}", super::unique(), unpack.chain_id));
         let parent = match &unpack.below {
-            Some((below, _)) if !unpack.snapshotter.can_rebase() => {
-                Some(self.key(&below.to_string()))
-            }
+            Some((below, _)) if self.waits_for_below(unpack) => Some(self.key(&below.to_string())),
             _ => None,
         };
         let (work, snapshotter) = (Arc::clone(self), Arc::clone(&unpack.snapshotter));
@@ -300,6 +308,6 @@ fn changeset(mount: Mount) -> Mount {
     Mount { kind: "overlay".to_owned(), source: "overlay".to_owned(), options, ..mount }
 }
 
-fn stopped() -> Error {
+pub(super) fn stopped() -> Error {
     Error::Stopped("another layer failed".to_owned())
 }

@@ -1,6 +1,9 @@
 //! Transfers between archives and stores, without a daemon.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 use snapshotter::{Copies, Key, Native, Overlay, OverlayOptions, Snapshotter};
 use tokio::sync::mpsc;
@@ -107,6 +110,11 @@ struct Kit {
 
 impl Kit {
     fn new() -> Self {
+        Self::with(|_| vec![Differ::Own])
+    }
+
+    /// With differs that may look into the content store.
+    fn with(differs: impl FnOnce(content::Store) -> Vec<Differ>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open(&folder.path().join("metadata.redb")).unwrap();
         let content = content::Store::open(&folder.path().join("content"), store.clone()).unwrap();
@@ -135,7 +143,9 @@ impl Kit {
         };
         let processors = [("strip".to_owned(), strip)].into();
         let events = Exchange::default();
-        let transfer = Transfer::new(content.clone(), snapshotters, events, processors, on_release);
+        let (content, differs) = (content.clone(), differs(content));
+        let transfer =
+            Transfer::new(content.clone(), snapshotters, events, processors, differs, on_release);
         Self { folder, content, overlay, native, transfer, released }
     }
 
@@ -281,6 +291,50 @@ async fn layers_go_through_processors() {
     // What a processor makes of another layer is not what the image says.
     layers[2] = [b"stamped", layers[0].as_slice()].concat();
     let kit = Kit::new();
+    let error = kit.import(layout("v1", &layers, &diff_ids), "overlayfs").await.unwrap_err();
+    assert!(matches!(error, Error::Invalid(InvalidImage::DiffId { .. })), "{error:?}");
+}
+
+/// Applies layers as another program would: from the content store, to what is mounted. It writes down each.
+fn applier(content: content::Store, applied: Arc<Mutex<Vec<Digest>>>) -> Differ {
+    Differ::Other(Arc::new(move |scope, layer, mounts| {
+        let (content, applied) = (content.clone(), Arc::clone(&applied));
+        Box::pin(async move {
+            if layer.media_type == STAMPED {
+                return Err(crate::error::Error::NotImplemented("not these".to_owned()));
+            }
+            let reader = content.blob(&scope.namespace, &layer.digest)?.into_reader();
+            let done = crate::diff::apply(reader, &mounts, &Default::default())?;
+            applied.lock().unwrap().push(layer.digest);
+            Ok(done.diff_id)
+        })
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn other_differs_apply_what_they_know() {
+    let (mut layers, diff_ids) = layers();
+    layers[1] = [b"stamped", layers[1].as_slice()].concat();
+    let top = crate::oci::chain_ids(&diff_ids).pop().unwrap();
+    for snapshotter in ["overlayfs", "native"] {
+        let applied = Arc::<Mutex<Vec<Digest>>>::default();
+        let differs = |content| vec![applier(content, Arc::clone(&applied)), Differ::Own];
+        let kit = Kit::with(differs);
+        kit.import(layout("v1", &layers, &diff_ids), snapshotter).await.unwrap();
+        let of = if snapshotter == "native" { &kit.native } else { &kit.overlay };
+        let shown = kit.show(of.as_ref(), &top.to_string());
+        let want = [("etc/", ""), ("etc/c", "3")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        assert_eq!(shown, want.into(), "{snapshotter}");
+        let by_it = [0, 2].map(|number: usize| Digest::of(&layers[number]));
+        assert_eq!(*applied.lock().unwrap(), by_it, "{snapshotter}: in their order");
+    }
+    // Where nobody knows it, nothing is left behind.
+    let kit = Kit::with(|content| vec![applier(content, Arc::default())]);
+    let error = kit.import(layout("v1", &layers, &diff_ids), "overlayfs").await.unwrap_err();
+    assert!(matches!(error, Error::State(crate::error::Error::NotImplemented(_))), "{error:?}");
+    // What it has applied is not what the image says.
+    let liar: Differ = Differ::Other(Arc::new(|_, _, _| Box::pin(async { Ok(Digest::of(b"")) })));
+    let kit = Kit::with(|_| vec![liar, Differ::Own]);
     let error = kit.import(layout("v1", &layers, &diff_ids), "overlayfs").await.unwrap_err();
     assert!(matches!(error, Error::Invalid(InvalidImage::DiffId { .. })), "{error:?}");
 }
