@@ -116,7 +116,7 @@ impl Daemon {
         let uuid = services::server_uuid(&paths.root)?;
         let parts = (config.clone(), paths.clone(), state.remap.clone());
         let plugins = move || plugins::list(&parts.0, &parts.1, &parts.2);
-        let introspection = services::Introspection::new(plugins, uuid);
+        let introspection = services::Introspection::new(plugins, uuid, Arc::clone(&runtime));
         let streams = Arc::<Streams>::default();
 
         let limit = (config.grpc.max_recv_message_size, config.grpc.max_send_message_size);

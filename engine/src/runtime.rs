@@ -52,7 +52,7 @@ use prost_types::Any;
 use proto::containerd::{
     events::{TaskDelete, TaskExit},
     runc::v1::Options,
-    types::{Envelope, Mount},
+    types::{Envelope, Mount, RuntimeInfo},
 };
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -215,11 +215,8 @@ impl Runtime {
     pub async fn create(&self, namespace: &Namespace, mut request: Create) -> Result<u32, Error> {
         identifier::check(&request.id)
             .map_err(|error| Error::Invalid(format!("invalid task id {}: {error}", request.id)))?;
-        let (runtime, table) = (request.runtime.clone(), self.runtimes.clone());
-        let binary = blocking(move || resolve::resolve(&runtime, &table)).await?;
-        if let Some(entry) = self.runtimes.get(&request.runtime) {
-            request.options = with_binary_name(request.options, &entry.binary_name);
-        }
+        let binary = self.resolve(&request.runtime).await?;
+        request.options = self.complete(&request.runtime, request.options);
         let actor = loop {
             match self.claim(namespace, &request.id, Phase::Creating, binary.clone()) {
                 Ok(actor) => break actor,
@@ -234,6 +231,31 @@ impl Runtime {
         let (reply, answer) = oneshot::channel();
         self.actors.spawn(actor.create(request, reply));
         answer.await.unwrap_or(Err(Error::Stopping))
+    }
+
+    /// What a runtime says about itself, and about the OCI runtime that `options` name.
+    ///
+    /// # Errors
+    ///
+    /// - `Invalid`, `NotInstalled`: there is no such runtime.
+    /// - `Info`, `Spawn`: it does not say.
+    pub async fn info(&self, runtime: &str, options: Option<Any>) -> Result<RuntimeInfo, Error> {
+        let binary = self.resolve(runtime).await?;
+        launch::info(&binary, self.complete(runtime, options).as_ref()).await
+    }
+
+    /// Finds the shim of a runtime.
+    async fn resolve(&self, runtime: &str) -> Result<PathBuf, Error> {
+        let (runtime, table) = (runtime.to_owned(), self.runtimes.clone());
+        blocking(move || resolve::resolve(&runtime, &table)).await
+    }
+
+    /// The options with what the configuration says for the runtime, where they leave it open.
+    fn complete(&self, runtime: &str, options: Option<Any>) -> Option<Any> {
+        match self.runtimes.get(runtime) {
+            Some(entry) => with_binary_name(options, &entry.binary_name),
+            None => options,
+        }
     }
 
     /// A directory for what belongs to a task and is to go with it at the latest. It is not made.

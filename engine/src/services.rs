@@ -45,7 +45,7 @@ pub use self::{
     gc::Gc,
     health::Health,
     images::Images,
-    introspection::{Introspection, Plugin, server_uuid},
+    introspection::{Introspection, Plugin, TASKS, server_uuid},
     leases::Leases,
     namespaces::Namespaces,
     sandboxes::{SandboxController, SandboxStore},

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
@@ -27,6 +28,7 @@ use proto::containerd::services::{
     },
     diff::v1::{ApplyRequest, diff_client::DiffClient},
     images::v1::{GetImageRequest, images_client::ImagesClient},
+    introspection::v1::{PluginInfoRequest, introspection_client::IntrospectionClient},
     leases::v1::{CreateRequest, DeleteRequest, leases_client::LeasesClient},
     namespaces::v1::{DeleteNamespaceRequest, namespaces_client::NamespacesClient},
     snapshots::v1::{
@@ -35,7 +37,7 @@ use proto::containerd::services::{
     streaming::v1::{StreamInit, streaming_client::StreamingClient},
     version::v1::version_client::VersionClient,
 };
-use proto::containerd::types::{Descriptor, Mount};
+use proto::containerd::types::{Descriptor, Mount, RuntimeInfo, RuntimeRequest};
 use proto::gantry::services::gc::v1::{ExplainRequest, RunRequest, gc_client::GcClient};
 use snapshotter::{
     Change, Kind, Labels, Transactions,
@@ -141,6 +143,49 @@ async fn a_namespace_is_required() {
     let error = images.get(scoped(get())).await.expect_err("no image");
     assert_eq!((error.code(), error.message()), (Code::NotFound, "image \"x\": not found"));
     VersionClient::new(fixture.channel.clone()).version(()).await.expect("needs no namespace");
+    fixture.stop().await;
+}
+
+/// Clients ask so what a runtime can do (containerd's client, `RuntimeInfo`).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn runtimes_say_what_they_can() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let shim = folder.path().join("shim");
+    fs::write(&shim, "#!/bin/sh\nprintf '\\012\\004mine'\n").expect("written");
+    fs::set_permissions(&shim, fs::Permissions::from_mode(0o755)).expect("permitted");
+    let runtime = |path: &str| {
+        proto::any::pack(&RuntimeRequest { runtime_path: path.to_owned(), options: None })
+    };
+    let mine = RuntimeInfo { name: "mine".to_owned(), ..RuntimeInfo::default() };
+    let tasks = ("io.containerd.runtime.v2", "task");
+    let cases = [
+        ("a shim", tasks, Some(runtime(&shim.display().to_string())), Ok(Some(mine))),
+        ("no question", tasks, None, Ok(None)),
+        ("no shim", tasks, Some(runtime("/no/shim")), Err(Code::NotFound)),
+        ("not one that says", tasks, Some(runtime("/bin/false")), Err(Code::Unknown)),
+        (
+            "another question",
+            tasks,
+            Some(proto::any::pack(&Mount::default())),
+            Err(Code::Unimplemented),
+        ),
+        (
+            "another part",
+            ("io.containerd.gc.v1", "scheduler"),
+            Some(runtime("/no/shim")),
+            Err(Code::Unimplemented),
+        ),
+    ];
+    let fixture = Fixture::start().await;
+    let mut client = IntrospectionClient::new(fixture.channel.clone());
+    for (case, (kind, id), options, want) in cases {
+        let request = PluginInfoRequest { r#type: kind.to_owned(), id: id.to_owned(), options };
+        let got = client.plugin_info(request).await.map_err(|error| error.code()).map(|answer| {
+            let extra = answer.into_inner().extra;
+            extra.and_then(|extra| proto::any::unpack(&extra).expect("a message"))
+        });
+        assert_eq!(got, want, "{case}");
+    }
     fixture.stop().await;
 }
 

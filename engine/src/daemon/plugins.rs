@@ -7,7 +7,7 @@ use snapshotter::{Images, Remap};
 use crate::{
     config::{Config, OWN_DIFFER, Paths, ProxyKind, SharingPolicy},
     restart::POLICIES,
-    services::Plugin,
+    services::{self, Plugin},
 };
 
 const CONTENT: &str = "io.containerd.content.v1";
@@ -18,7 +18,6 @@ const GRPC: &str = "io.containerd.grpc.v1";
 const LEASE: &str = "io.containerd.lease.v1";
 const METADATA: &str = "io.containerd.metadata.v1";
 const MONITOR: &str = "io.containerd.monitor.container.v1";
-const RUNTIME: &str = "io.containerd.runtime.v2";
 const SANDBOX_CONTROLLER: &str = "io.containerd.sandbox.controller.v1";
 const SANDBOX_STORE: &str = "io.containerd.sandbox.store.v1";
 const SERVICE: &str = "io.containerd.service.v1";
@@ -136,7 +135,7 @@ fn built_in(root: &Path, remap: &Remap) -> Vec<Plugin> {
     }
     plugins.push(part(STREAMING, "manager", &[]));
     plugins.push(part(TRANSFER, "local", &[CONTENT, METADATA, SNAPSHOTTER]));
-    let mut tasks = part(RUNTIME, "task", &[EVENT, METADATA]);
+    let mut tasks = part(services::TASKS.0, services::TASKS.1, &[EVENT, METADATA]);
     tasks.has_platform = true;
     plugins.push(tasks);
     plugins.push(part(SANDBOX_STORE, "local", &[METADATA]));

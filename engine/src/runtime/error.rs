@@ -52,6 +52,10 @@ pub enum Error {
     #[error("failed to start shim: start failed: {text}")]
     Cut { text: String },
 
+    /// The shim's binary does not say what it is; `text` is what it said instead.
+    #[error("failed to run [{} -info]: {text}", binary.display())]
+    Info { binary: PathBuf, text: String },
+
     /// The shim answers in a way that this program does not know.
     #[error("failed to start shim: {0}: not implemented")]
     Unsupported(String),

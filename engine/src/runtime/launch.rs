@@ -1,4 +1,5 @@
-//! Runs a shim's binary: `start` makes a shim, `delete` cleans up after one that died.
+//! Runs a shim's binary: `start` makes a shim, `delete` cleans up after one that died, and `-info`
+//! says what the shim is and what the OCI runtime below it can do.
 //!
 //! The binary's input and outputs are files in memory. So nothing has to be pumped, an output
 //! cannot block the binary, and it does not matter whether the shim that stays behind holds on to
@@ -31,6 +32,7 @@ use prost_types::Any;
 use proto::containerd::{
     runtime::bootstrap::v1::{BootstrapParams, Extension, LogLevel},
     task::v3::DeleteResponse,
+    types::RuntimeInfo,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 use sys::spawn::{CommandChild, name_shortage};
@@ -44,6 +46,9 @@ const START_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long `delete` may take, which kills what is left of the container.
 const DELETE_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long `-info` may take, for which the shim asks the OCI runtime.
+const INFO_LIMIT: Duration = Duration::from_secs(10);
 
 /// How much of what a binary prints is read, in bytes.
 const OUTPUT_LEN_MAX: usize = 64 << 10;
@@ -162,40 +167,14 @@ impl Launch<'_> {
         input: &[u8],
         limit: Duration,
     ) -> Result<Vec<u8>, Error> {
-        let binary = self.binary.display();
-        let io = |source: io::Error| Error::Spawn { binary: self.binary.to_owned(), source };
-        let (stdout, stderr) = (memory("stdout").map_err(io)?, memory("stderr").map_err(io)?);
-        let mut child = self
-            .command(action, input, &stdout, &stderr)
-            .and_then(|mut c| c.spawn().map_err(name_shortage))
-            .map_err(io)?;
-        let status = match tokio::time::timeout(limit, child.wait()).await {
-            Ok(status) => status.map_err(io)?,
-            // The child is killed and reaped as it is dropped.
-            Err(_) => {
-                let text = format!("{binary} took longer than {limit:?}, and was killed");
-                return Err(Error::Cut { text });
-            }
-        };
-        if status.success() {
-            let said = text(&stderr);
-            if !said.is_empty() {
-                tracing::debug!(id = self.id, "shim's binary: {said}");
-            }
-            return read(&stdout).map_err(io);
+        let printed = run(self.binary, self.command(action), input, limit).await?;
+        if !printed.stderr.is_empty() {
+            tracing::debug!(id = self.id, "shim's binary: {}", printed.stderr);
         }
-        let said = [text(&stdout), text(&stderr)].concat();
-        let text = format!("{said}: {}", exit_text(status));
-        Err(if status.code().is_some() { Error::Start { text } } else { Error::Cut { text } })
+        Ok(printed.stdout)
     }
 
-    fn command<A: AsRef<std::ffi::OsStr>>(
-        &self,
-        action: &[A],
-        input: &[u8],
-        stdout: &File,
-        stderr: &File,
-    ) -> io::Result<Command> {
+    fn command<A: AsRef<std::ffi::OsStr>>(&self, action: &[A]) -> Command {
         let mut command = Command::new(self.binary);
         command
             .args(["-namespace", self.namespace.as_str(), "-address"])
@@ -210,25 +189,83 @@ impl Launch<'_> {
             .env("MAX_SHIM_VERSION", "2")
             .env("TTRPC_ADDRESS", &self.daemon.ttrpc_address)
             .env("GRPC_ADDRESS", &self.daemon.address)
-            .env("NAMESPACE", self.namespace.as_str())
-            .env_remove("NOTIFY_SOCKET")
-            .process_group(0)
-            .kill_on_drop(true)
-            .stdout(stdout.try_clone()?)
-            .stderr(stderr.try_clone()?);
+            .env("NAMESPACE", self.namespace.as_str());
         if let Some(soft) = self.daemon.open_files_limit {
             command.as_std_mut().open_files_limit(soft);
         }
-        if input.is_empty() {
-            command.stdin(Stdio::null());
-        } else {
-            let mut stdin = memory("stdin")?;
-            stdin.write_all(input)?;
-            stdin.rewind()?;
-            command.stdin(stdin);
-        }
-        Ok(command)
+        command
     }
+}
+
+/// What the shim `binary` says about itself, and about the OCI runtime that `options` name.
+///
+/// # Errors
+///
+/// `Info`, `Spawn`.
+pub(super) async fn info(binary: &Path, options: Option<&Any>) -> Result<RuntimeInfo, Error> {
+    let fail = |text| Error::Info { binary: binary.to_owned(), text };
+    let mut command = Command::new(binary);
+    command.arg("-info");
+    let input = options.map(Message::encode_to_vec).unwrap_or_default();
+    let printed = run(binary, command, &input, INFO_LIMIT).await.map_err(|error| match error {
+        Error::Start { text } | Error::Cut { text } => fail(text),
+        error => error,
+    })?;
+    RuntimeInfo::decode(printed.stdout.as_slice())
+        .map_err(|error| fail(format!("malformed answer: {error}")))
+}
+
+/// What a binary that has ended well has printed.
+struct Printed {
+    stdout: Vec<u8>,
+    stderr: String,
+}
+
+/// Runs `command`, which is the shim `binary` with its arguments, to its end.
+///
+/// # Errors
+///
+/// `Spawn`, `Start`, `Cut`.
+async fn run(
+    binary: &Path,
+    mut command: Command,
+    input: &[u8],
+    limit: Duration,
+) -> Result<Printed, Error> {
+    let io = |source: io::Error| Error::Spawn { binary: binary.to_owned(), source };
+    let (stdout, stderr) = (memory("stdout").map_err(io)?, memory("stderr").map_err(io)?);
+    command
+        .env_remove("NOTIFY_SOCKET")
+        .process_group(0)
+        .kill_on_drop(true)
+        .stdin(stdin(input).map_err(io)?)
+        .stdout(stdout.try_clone().map_err(io)?)
+        .stderr(stderr.try_clone().map_err(io)?);
+    let mut child = command.spawn().map_err(name_shortage).map_err(io)?;
+    let status = match tokio::time::timeout(limit, child.wait()).await {
+        Ok(status) => status.map_err(io)?,
+        // The child is killed and reaped as it is dropped.
+        Err(_) => {
+            let text = format!("{} took longer than {limit:?}, and was killed", binary.display());
+            return Err(Error::Cut { text });
+        }
+    };
+    if status.success() {
+        return Ok(Printed { stdout: read(&stdout).map_err(io)?, stderr: text(&stderr) });
+    }
+    let said = [text(&stdout), text(&stderr)].concat();
+    let text = format!("{said}: {}", exit_text(status));
+    Err(if status.code().is_some() { Error::Start { text } } else { Error::Cut { text } })
+}
+
+fn stdin(input: &[u8]) -> io::Result<Stdio> {
+    if input.is_empty() {
+        return Ok(Stdio::null());
+    }
+    let mut stdin = memory("stdin")?;
+    stdin.write_all(input)?;
+    stdin.rewind()?;
+    Ok(stdin.into())
 }
 
 /// Options, such that nobody takes them for parameters.
@@ -269,12 +306,54 @@ mod tests {
 
     use super::*;
 
+    /// Makes a shell script a shim's binary.
+    fn shim(directory: &Path, script: &str) -> PathBuf {
+        let binary = directory.join("shim");
+        fs::write(&binary, format!("#!/bin/sh\n{script}\n")).expect("written");
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("permitted");
+        binary
+    }
+
+    #[tokio::test]
+    async fn information() {
+        let named = |name: &str, features: &[u8]| RuntimeInfo {
+            name: name.to_owned(),
+            features: (!features.is_empty())
+                .then(|| Any { type_url: "f".to_owned(), value: features.to_vec() }),
+            ..RuntimeInfo::default()
+        };
+        let cases: [(&str, &str, Result<RuntimeInfo, &str>); 5] = [
+            ("name", r#"[ "$*" = -info ] && printf '\012\002io'"#, Ok(named("io", b""))),
+            (
+                "what it is given",
+                // The options, whose type is `T` and whose value is `ab`, are the features' value.
+                r#"printf '\012\002io\042\014\012\001f\022\007'; cat"#,
+                Ok(named("io", b"\x0a\x01T\x12\x02ab")),
+            ),
+            ("malformed", "printf '\\012\\377'", Err("[SHIM -info]: malformed answer")),
+            ("refuses", "echo no such runtime >&2; exit 3", Err("no such runtime: exit status 3")),
+            ("dies", "kill -9 $$", Err("[SHIM -info]: : signal: 9")),
+        ];
+        let options = Any { type_url: "T".to_owned(), value: b"ab".to_vec() };
+        for (case, script, want) in cases {
+            let directory = tempfile::tempdir().expect("temporary directory");
+            let binary = shim(directory.path(), script);
+            match (info(&binary, Some(&options)).await, want) {
+                (Ok(got), Ok(want)) => assert_eq!(got, want, "{case}"),
+                (Err(error), Err(want)) => {
+                    let text = error.to_string();
+                    let text = text.replace(&binary.display().to_string(), "SHIM");
+                    assert!(text.contains(want), "{case}: {text}");
+                }
+                (got, _) => panic!("{case}: {got:?}"),
+            }
+        }
+    }
+
     /// Runs a shell script as a shim's binary.
     async fn start(script: &str) -> Result<Bootstrap, String> {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let binary = directory.path().join("shim");
-        fs::write(&binary, format!("#!/bin/sh\n{script}\n")).expect("written");
-        fs::set_permissions(&binary, fs::Permissions::from_mode(0o755)).expect("permitted");
+        let binary = shim(directory.path(), script);
         let namespace = "default".parse().expect("an identifier");
         let bundle = Bundle::at(directory.path(), &namespace, "c1");
         fs::create_dir_all(bundle.path()).expect("made");

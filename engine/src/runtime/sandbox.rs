@@ -30,16 +30,14 @@ use tokio::sync::{mpsc, oneshot, watch};
 use self::actor::{Actor, Command};
 use super::{
     COMMANDS_MAX, Error, Runtime,
-    actor::{STATUS_UNKNOWN, blocking},
+    actor::STATUS_UNKNOWN,
     adopted_binary,
     bootstrap::Bootstrap,
     bundle::{Bundle, SANDBOX_FOLDER},
     context::{Context, Sandboxes},
     found,
     held::{Lost, Way, way},
-    resolve,
     shim::{Call, Shim},
-    with_binary_name,
 };
 use crate::{error::Error as ApiError, identifier, namespace::Namespace};
 
@@ -339,11 +337,8 @@ impl Runtime {
         identifier::check(&request.id).map_err(|error| {
             Error::Invalid(format!("invalid sandbox id {}: {error}", request.id))
         })?;
-        let (runtime, table) = (request.runtime.clone(), self.runtimes.clone());
-        let binary = blocking(move || resolve::resolve(&runtime, &table)).await?;
-        if let Some(entry) = self.runtimes.get(&request.runtime) {
-            request.options = with_binary_name(request.options, &entry.binary_name);
-        }
+        let binary = self.resolve(&request.runtime).await?;
+        request.options = self.complete(&request.runtime, request.options);
         let id = request.id.clone();
         let actor = self.claim_sandbox(namespace, &id, Phase::Creating, binary);
         let actor = actor.ok_or(Error::SandboxExists { id })?;

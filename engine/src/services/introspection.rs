@@ -14,20 +14,25 @@ use std::{
     sync::{Arc, LazyLock},
 };
 
+use prost_types::Any;
 use proto::containerd::{
     services::introspection::v1::{
         self as api, PluginInfoRequest, PluginInfoResponse, PluginsRequest, PluginsResponse,
         ServerResponse, introspection_server,
     },
-    types::Platform,
+    types::{Platform, RuntimeRequest},
 };
 use tonic::{Request, Response, Status};
 
-use super::{blocking, status};
+use super::{blocking, status, status::task_status};
 use crate::{
     error::Error,
     filter::{Fields, Filter, value},
+    runtime::Runtime,
 };
+
+/// The plugin that is asked what a runtime can do, by its type and its name.
+pub const TASKS: (&str, &str) = ("io.containerd.runtime.v2", "task");
 
 /// A part of the daemon.
 #[derive(Clone, Debug, Default)]
@@ -55,14 +60,20 @@ pub struct Plugin {
 pub struct Introspection {
     plugins: Arc<Plugins>,
     uuid: Arc<str>,
+    runtime: Arc<Runtime>,
 }
 
 type Plugins = LazyLock<Vec<Plugin>, Box<dyn FnOnce() -> Vec<Plugin> + Send>>;
 
 impl Introspection {
-    /// Shows what `plugins`, which may block, says of the server that is known by `uuid`.
-    pub fn new(plugins: impl FnOnce() -> Vec<Plugin> + Send + 'static, uuid: String) -> Self {
-        Self { plugins: Arc::new(LazyLock::new(Box::new(plugins))), uuid: uuid.into() }
+    /// Shows what `plugins`, which may block, says of the server that is known by `uuid`, and what
+    /// the runtimes say that `runtime` knows.
+    pub fn new(
+        plugins: impl FnOnce() -> Vec<Plugin> + Send + 'static,
+        uuid: String,
+        runtime: Arc<Runtime>,
+    ) -> Self {
+        Self { plugins: Arc::new(LazyLock::new(Box::new(plugins))), uuid: uuid.into(), runtime }
     }
 
     /// Those of the plugins that are `wanted`.
@@ -73,6 +84,21 @@ impl Introspection {
         let plugins = Arc::clone(&self.plugins);
         let to_wire = move || plugins.iter().filter(|it| wanted(it)).map(to_wire).collect();
         blocking(move || Ok(to_wire())).await
+    }
+
+    /// What the plugin says about what a client asks. Only the one for tasks says anything.
+    async fn extra(&self, plugin: &api::Plugin, request: &Any) -> Result<Any, Status> {
+        if (plugin.r#type.as_str(), plugin.id.as_str()) != TASKS {
+            let reason = "plugin does not provided extra information";
+            return Err(status(Error::NotImplemented(reason.to_owned())));
+        }
+        let unknown = || format!("unknown request type {}", proto::any::type_name(request));
+        let request = proto::any::unpack::<RuntimeRequest>(request)
+            .map_err(|error| Error::InvalidArgument(format!("runtime request: {error}")))
+            .and_then(|request| request.ok_or_else(|| Error::NotImplemented(unknown())))
+            .map_err(status)?;
+        let info = self.runtime.info(&request.runtime_path, request.options).await;
+        info.map(|info| proto::any::pack(&info)).map_err(|error| task_status(&error))
     }
 }
 
@@ -126,11 +152,11 @@ impl introspection_server::Introspection for Introspection {
         let not_found = status(Error::NotFound(format!("plugin {kind}.{id} not found")));
         let found = self.find(move |plugin| plugin.kind == kind && plugin.id == id).await?;
         let plugin = found.into_iter().next().ok_or(not_found)?;
-        if options.is_some() {
-            let reason = "plugin does not provided extra information";
-            return Err(status(Error::NotImplemented(reason.to_owned())));
-        }
-        Ok(Response::new(PluginInfoResponse { plugin: Some(plugin), extra: None }))
+        let extra = match options {
+            Some(options) => Some(self.extra(&plugin, &options).await?),
+            None => None,
+        };
+        Ok(Response::new(PluginInfoResponse { plugin: Some(plugin), extra }))
     }
 }
 

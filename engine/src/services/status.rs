@@ -113,6 +113,7 @@ pub(super) fn task_status(error: &runtime::Error) -> Status {
         | E::Start { .. }
         | E::Spawn { .. }
         | E::Cut { .. }
+        | E::Info { .. }
         | E::Connect { .. } => Code::Unknown,
     };
     let message = sys::error::Chain(error).to_string();
