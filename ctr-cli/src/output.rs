@@ -16,6 +16,7 @@ use std::{
 };
 
 use clap::{Args, ValueEnum};
+use proto::time::known;
 
 /// Prints a line.
 macro_rules! outln {
@@ -56,7 +57,7 @@ pub(crate) enum Format {
 
 /// A time as RFC 3339 in UTC, as JSON documents have it.
 pub(crate) fn timestamp(time: Option<&prost_types::Timestamp>) -> Option<String> {
-    to_jiff(time?).map(|time| time.to_string())
+    to_jiff(&known(time.copied())?).map(|time| time.to_string())
 }
 
 /// A time as RFC 3339 in UTC in whole seconds, as tables have it.

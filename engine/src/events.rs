@@ -26,7 +26,7 @@ use std::{
 
 use prost::Message;
 use prost_types::{Any, Timestamp};
-use proto::containerd::types::Envelope;
+use proto::{containerd::types::Envelope, time::known};
 use tokio::sync::mpsc;
 
 use crate::{error::Error, filter::Filter, identifier, namespace::Namespace};
@@ -190,7 +190,7 @@ fn check(envelope: &Envelope) -> Result<(), Error> {
         return wrong(format!("event envelope has invalid namespace: {error}"));
     }
     check_topic(&envelope.topic)?;
-    if envelope.timestamp.is_none() {
+    if known(envelope.timestamp).is_none() {
         return wrong("timestamp must be set on forwarded event".to_owned());
     }
     Ok(())
@@ -223,7 +223,7 @@ pub fn check_topic(topic: &str) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use proto::{any::pack, containerd::events::TaskStart};
+    use proto::{any::pack, containerd::events::TaskStart, time::NO_TIME};
 
     use super::*;
 
@@ -318,6 +318,7 @@ mod tests {
             ("topic of a slash", with(|e| e.topic = "/".to_owned()), false),
             ("topic with an empty part", with(|e| e.topic = "/a//b".to_owned()), false),
             ("no time", with(|e| e.timestamp = None), false),
+            ("Go's no time", with(|e| e.timestamp = Some(NO_TIME)), false),
         ];
         for (case, envelope, want) in cases {
             assert_eq!(Exchange::default().forward(envelope).is_ok(), want, "{case}");

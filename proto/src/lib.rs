@@ -11,6 +11,7 @@ use std::time::Duration;
 pub const SHIM_FAREWELL_MAX: Duration = Duration::from_secs(5);
 
 pub mod any;
+pub mod time;
 pub mod ttrpc;
 
 #[expect(missing_docs, clippy::all, reason = "generated")]

@@ -23,6 +23,7 @@ use proto::{
     any,
     containerd::{runc::v1::ProcessDetails, task::v3 as api, types::Mount, v1::types::Status},
     io::containerd::cgroups,
+    time::NO_TIME,
 };
 use rustix::process::{Resource, Rlimit};
 
@@ -84,7 +85,11 @@ fn a_task_from_create_to_delete() {
     request.stderr = shim.fifo("stderr");
     let (out, err) = (read_all(&request.stdout), read_all(&request.stderr));
     client.task::<api::CreateTaskResponse>("Create", &request).expect("Create");
-    assert_eq!(status(&shim, &mut client), Status::Created);
+    let state: api::StateResponse = client
+        .task("State", &api::StateRequest { id: shim.id.clone(), ..Default::default() })
+        .expect("State");
+    // As Go's shim says that there was no exit.
+    assert_eq!((state.status(), state.exited_at), (Status::Created, Some(NO_TIME)));
     let waiting = client.send("Wait", &wait(&shim, ""));
     let mut other = shim.client();
     other.task::<api::StartResponse>("Start", &start(&shim, "")).expect("Start");

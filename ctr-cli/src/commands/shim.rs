@@ -17,7 +17,10 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use proto::containerd::{task::v3, v1::types::Status};
+use proto::{
+    containerd::{task::v3, v1::types::Status},
+    time::known,
+};
 use serde_json::json;
 
 use self::{
@@ -143,7 +146,7 @@ fn print(state: &v3::StateResponse) -> anyhow::Result<()> {
         "stderr": state.stderr,
         "terminal": state.terminal,
         "exit_status": state.exit_status,
-        "exited_at": state.exited_at.as_ref().map(ToString::to_string),
+        "exited_at": known(state.exited_at).as_ref().map(ToString::to_string),
         "exec_id": state.exec_id,
     }))
 }

@@ -7,19 +7,22 @@
 
 use std::{borrow::Cow, fs, sync::Arc, time::SystemTime};
 
-use proto::containerd::{
-    runc::v1::{CheckpointOptions, Options},
-    services::tasks::v1::{
-        CheckpointTaskRequest, CheckpointTaskResponse, CloseIoRequest, CreateTaskRequest,
-        CreateTaskResponse, DeleteProcessRequest, DeleteResponse, DeleteTaskRequest,
-        ExecProcessRequest, GetRequest, GetResponse, KillRequest, ListPidsRequest,
-        ListPidsResponse, ListTasksRequest, ListTasksResponse, MetricsRequest, MetricsResponse,
-        PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest, StartResponse,
-        UpdateTaskRequest, WaitRequest, WaitResponse, tasks_server,
+use proto::{
+    containerd::{
+        runc::v1::{CheckpointOptions, Options},
+        services::tasks::v1::{
+            CheckpointTaskRequest, CheckpointTaskResponse, CloseIoRequest, CreateTaskRequest,
+            CreateTaskResponse, DeleteProcessRequest, DeleteResponse, DeleteTaskRequest,
+            ExecProcessRequest, GetRequest, GetResponse, KillRequest, ListPidsRequest,
+            ListPidsResponse, ListTasksRequest, ListTasksResponse, MetricsRequest, MetricsResponse,
+            PauseTaskRequest, ResizePtyRequest, ResumeTaskRequest, StartRequest, StartResponse,
+            UpdateTaskRequest, WaitRequest, WaitResponse, tasks_server,
+        },
+        task::v3,
+        types::Metric,
+        v1::types::{Process, ProcessInfo},
     },
-    task::v3,
-    types::Metric,
-    v1::types::{Process, ProcessInfo},
+    time::NO_TIME,
 };
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
@@ -153,7 +156,7 @@ impl tasks_server::Tasks for Tasks {
             id: String::new(),
             pid: exit.pid,
             exit_status: exit.status,
-            exited_at: exit.at,
+            exited_at: exit.at.or(Some(NO_TIME)),
         }))
     }
 
@@ -171,7 +174,7 @@ impl tasks_server::Tasks for Tasks {
             id: exec_id,
             pid: answer.pid,
             exit_status: answer.exit_status,
-            exited_at: answer.exited_at,
+            exited_at: answer.exited_at.or(Some(NO_TIME)),
         }))
     }
 
@@ -401,8 +404,7 @@ fn process(id: String, state: v3::StateResponse) -> Process {
         stderr: state.stderr,
         terminal: state.terminal,
         exit_status: state.exit_status,
-        // Clients print a time that is absent as the start of 1970, and as nothing this one.
-        exited_at: state.exited_at,
+        exited_at: state.exited_at.or(Some(NO_TIME)),
         ..Process::default()
     }
 }

@@ -11,7 +11,10 @@
 
 use std::time::Instant;
 
-use proto::containerd::{events::TaskDelete, task::v3 as api};
+use proto::{
+    containerd::{events::TaskDelete, task::v3 as api},
+    time::NO_TIME,
+};
 use sys::mount::unmount_all;
 
 use crate::{
@@ -188,6 +191,6 @@ fn response(state: &State, pid: Option<rustix::process::Pid>) -> api::DeleteResp
     api::DeleteResponse {
         pid: pid.map_or(0, |pid| pid.as_raw_nonzero().get().unsigned_abs()),
         exit_status: exit.map_or(0, |exit| exit.status),
-        exited_at: exit.map(|exit| exit.at),
+        exited_at: Some(exit.map_or(NO_TIME, |exit| exit.at)),
     }
 }

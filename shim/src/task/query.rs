@@ -1,6 +1,6 @@
 //! The calls that are answered at once, or, as `Wait`, when something happens by itself.
 
-use proto::containerd::task::v3 as api;
+use proto::{containerd::task::v3 as api, time::NO_TIME};
 
 use runc_rs::cgroup::Cgroup;
 
@@ -33,7 +33,7 @@ impl Shim {
             stderr: streams.stderr,
             terminal: streams.terminal,
             exit_status: exit.map_or(0, |exit| exit.status),
-            exited_at: exit.map(|exit| exit.at),
+            exited_at: Some(exit.map_or(NO_TIME, |exit| exit.at)),
             exec_id: request.exec_id.clone(),
         })
     }
