@@ -49,7 +49,7 @@ use crate::{
     diff::Processors,
     digest::Digest,
     events::Exchange,
-    gc::Snapshotters,
+    gc::{EXPIRE, Snapshotters},
     labels::{LABEL_UNCOMPRESSED, Labels},
     metadata::{Image as Record, Resource},
     namespace::{Namespace, Scope},
@@ -94,6 +94,19 @@ pub struct Destination {
     pub rules: Vec<NameRule>,
     /// Where the image is unpacked.
     pub unpack: Vec<UnpackTarget>,
+}
+
+impl Destination {
+    /// The labels of a further name. Beside a name of its own it goes when that one goes.
+    fn further_labels(&self) -> Labels {
+        let mut labels = self.labels.clone();
+        if !self.name.is_empty() {
+            let now = jiff::Timestamp::now().to_string();
+            labels.insert("containerd.io/gc.bref.image".to_owned(), self.name.clone());
+            labels.insert(EXPIRE.to_owned(), now);
+        }
+        labels
+    }
 }
 
 /// A platform whose image is unpacked, and the snapshotter that gets it.
@@ -176,7 +189,7 @@ impl Transfer {
         let (root, bytes) = client.resolve().await?;
         work.progress.say("fetching image content", &name, Some(&root)).await;
         work.fill(&root, Some(bytes), &to).await?;
-        work.record(&to.name, &root, &to.labels).await?;
+        work.record_whole(&root, &to).await?;
         work.progress.say(format!("Completed pull from {name}"), "", None).await;
         lease.end().await
     }
@@ -212,8 +225,7 @@ impl Transfer {
             let id = format!("transfer-{}", unique());
             let expires = jiff::Timestamp::try_from(SystemTime::now() + LEASE_TIME)
                 .expect("a day from now is in range");
-            let labels =
-                Labels::from([("containerd.io/gc.expire".to_owned(), expires.to_string())]);
+            let labels = Labels::from([(EXPIRE.to_owned(), expires.to_string())]);
             let metadata = lease.shared.content.metadata();
             metadata.create_lease(&lease.scope.namespace, &id, labels)?;
             lease.scope.lease = Some(id);
@@ -380,6 +392,22 @@ impl Work {
             let mask = [format!("labels.{key}")];
             let labels = Labels::from([(key, value)]);
             self.content.metadata().update_content(&self.namespace(), &config, &labels, &mask)?;
+        }
+        Ok(())
+    }
+
+    /// Gives what was transferred as a whole its names.
+    async fn record_whole(
+        self: &Arc<Self>,
+        root: &Descriptor,
+        to: &Destination,
+    ) -> Result<(), Error> {
+        // The name of its own first: the others are kept by it.
+        if !to.name.is_empty() {
+            self.record(&to.name, root, &to.labels).await?;
+        }
+        for name in to.rules.iter().filter_map(|rule| rule.name_of_whole(root)) {
+            self.record(&name, root, &to.further_labels()).await?;
         }
         Ok(())
     }

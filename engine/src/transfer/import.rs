@@ -35,7 +35,7 @@ impl Transfer {
     ///
     /// # Errors
     ///
-    /// As of [`Error`]. Images that were recorded before the error stay.
+    /// As of [`Error`]. Names that were recorded before the error stay.
     pub async fn import(
         &self,
         scope: Scope,
@@ -52,6 +52,7 @@ impl Transfer {
         }
         let mut done: Vec<Descriptor> = Vec::new();
         let mut skipped = None;
+        let mut names = Vec::new();
         for image in &contents.index.manifests {
             // Each image has its own, since what is stopped stays so.
             let work = self.work(&lease, None, progress.clone());
@@ -65,20 +66,22 @@ impl Transfer {
                 }
                 done.push(image.clone());
             }
-            for name in to.rules.iter().flat_map(|rule: &NameRule| rule.names(image)) {
-                work.record(&name, image, &to.labels).await?;
-            }
+            let of_image = to.rules.iter().flat_map(|rule: &NameRule| rule.names(image));
+            names.extend(of_image.map(|name| (name, image)));
         }
         match skipped {
             Some(error) if done.is_empty() => return Err(error),
             _ => {}
         }
-        if !to.name.is_empty() {
+        if !to.name.is_empty() || to.rules.iter().any(|rule| rule.add_digest || !rule.is_prefix) {
             let bytes = serde_json::to_vec(&contents.index).expect("plain data");
             let index = Descriptor::of(media_type::OCI_INDEX, &bytes);
             let labels = plan::child_labels(&contents.index.manifests);
             work.store_document(&index, bytes.into(), labels).await?;
-            work.record(&to.name, &index, &to.labels).await?;
+            work.record_whole(&index, &to).await?;
+        }
+        for (name, image) in names {
+            work.record(&name, image, &to.further_labels()).await?;
         }
         work.progress.say("Completed import", "", None).await;
         lease.end().await

@@ -115,6 +115,16 @@ impl NameRule {
         }
     }
 
+    /// The further name of what is transferred as a whole: what an archive's index lists, or what a
+    /// name at a registry stands for.
+    pub fn name_of_whole(&self, whole: &Descriptor) -> Option<String> {
+        match self.add_digest {
+            true => Some(format!("{}@{}", self.name, whole.digest)),
+            false if self.is_prefix || self.name.is_empty() => None,
+            false => Some(self.name.clone()),
+        }
+    }
+
     fn annotated_name(&self, image: &Descriptor) -> Option<String> {
         let annotation = |key| image.annotations.get(key).filter(|value| !value.is_empty());
         let given =
@@ -178,6 +188,29 @@ mod tests {
         let want =
             ["0", "config", "l.0", "l.1"].map(|key| format!("containerd.io/gc.ref.content.{key}"));
         assert_eq!(keys, want);
+    }
+
+    #[test]
+    fn names_of_the_whole() {
+        let whole = image(None, b"");
+        let pinned = format!("h/p@{}", whole.digest);
+        let cases = [
+            ("a name", false, false, Some("h/p".to_owned())),
+            ("by digest", false, true, Some(pinned.clone())),
+            ("a part of a name", true, false, None),
+            ("a part, by digest", true, true, Some(pinned)),
+        ];
+        for (case, is_prefix, add_digest, want) in cases {
+            let rule = NameRule {
+                name: "h/p".to_owned(),
+                is_prefix,
+                add_digest,
+                skip_named_digest: true,
+                ..NameRule::default()
+            };
+            assert_eq!(rule.name_of_whole(&whole), want, "{case}");
+        }
+        assert_eq!(NameRule::default().name_of_whole(&whole), None, "nothing");
     }
 
     #[test]

@@ -154,23 +154,6 @@ impl Kit {
     }
 
     async fn import(&self, archive: Vec<u8>, snapshotter: &str) -> Result<(), Error> {
-        let (to_client, mut from_engine) = mpsc::channel(16);
-        let (to_engine, incoming) = mpsc::channel(16);
-        let stream = Stream { incoming, outgoing: to_client };
-        let client = tokio::spawn(async move {
-            let (outgoing, incoming) = (to_engine, {
-                let (forward, incoming) = mpsc::channel(16);
-                tokio::spawn(async move {
-                    while let Some(message) = from_engine.recv().await {
-                        if forward.send(message).await.is_err() {
-                            return;
-                        }
-                    }
-                });
-                incoming
-            });
-            ByteSender::new(Stream { incoming, outgoing }).send(archive.into()).await
-        });
         let to = Destination {
             name: String::new(),
             labels: Labels::new(),
@@ -188,6 +171,27 @@ impl Kit {
                 snapshotter: snapshotter.to_owned(),
             }],
         };
+        self.import_to(archive, to).await
+    }
+
+    async fn import_to(&self, archive: Vec<u8>, to: Destination) -> Result<(), Error> {
+        let (to_client, mut from_engine) = mpsc::channel(16);
+        let (to_engine, incoming) = mpsc::channel(16);
+        let stream = Stream { incoming, outgoing: to_client };
+        let client = tokio::spawn(async move {
+            let (outgoing, incoming) = (to_engine, {
+                let (forward, incoming) = mpsc::channel(16);
+                tokio::spawn(async move {
+                    while let Some(message) = from_engine.recv().await {
+                        if forward.send(message).await.is_err() {
+                            return;
+                        }
+                    }
+                });
+                incoming
+            });
+            ByteSender::new(Stream { incoming, outgoing }).send(archive.into()).await
+        });
         let stream = ByteReceiver::new(stream);
         let result = self.transfer.import(Self::scope(), stream, to, Progress::none()).await;
         drop(client);
@@ -387,6 +391,42 @@ async fn import_of_several_images() {
         kit.content.metadata().image(&Kit::scope().namespace, &format!("import:{name}")).unwrap();
         let top = crate::oci::chain_ids(diff_ids).pop().unwrap().to_string();
         kit.overlay.stat(&Key::new("test", &top).unwrap()).unwrap();
+    }
+}
+
+/// Further names are kept by the image's own, and expire, so that they go when that one is removed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn further_names_hang_on_the_first() {
+    let (layers, diff_ids) = layers();
+    let kit = Kit::new();
+    let rule = NameRule {
+        name: "pre".to_owned(),
+        is_prefix: true,
+        add_digest: true,
+        ..NameRule::default()
+    };
+    let to = Destination {
+        name: "own".to_owned(),
+        labels: Labels::from([("a".to_owned(), "b".to_owned())]),
+        platforms: Platforms::All,
+        all_metadata: false,
+        limit: 0,
+        rules: vec![rule],
+        unpack: Vec::new(),
+    };
+    kit.import_to(layout("v1", &layers, &diff_ids), to).await.unwrap();
+    let image = |name: &str| kit.content.metadata().image(&Kit::scope().namespace, name).unwrap();
+    let own = image("own");
+    assert_eq!(own.labels, Labels::from([("a".to_owned(), "b".to_owned())]));
+    let tagged = image("pre:v1");
+    let by_digest = image(&format!("pre@{}", tagged.target.digest));
+    let of_all = image(&format!("pre@{}", own.target.digest));
+    for (case, further) in [("tag", tagged), ("digest", by_digest), ("index", of_all)] {
+        let label = |key: &str| further.labels.get(key).map(String::as_str);
+        assert_eq!(label("containerd.io/gc.bref.image"), Some("own"), "{case}");
+        assert_eq!(label("a"), Some("b"), "{case}");
+        let expires: jiff::Timestamp = label(EXPIRE).unwrap().parse().expect("a time");
+        assert!(expires <= jiff::Timestamp::now(), "{case}");
     }
 }
 
