@@ -2,7 +2,10 @@
 
 mod support;
 
-use std::{fs, os::unix::fs::symlink};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt as _, symlink},
+};
 
 use serde_json::{Value, json};
 use support::Bundle;
@@ -175,6 +178,26 @@ fn a_path_is_masked_once() {
     bundle.config["linux"]["maskedPaths"] = json!(["/tmp", "/tmp/", "//tmp"]);
     let answer = bundle.run();
     assert_eq!(answer.stdout, "1\n", "{}", answer.stderr);
+}
+
+/// What a masked file shows is the host's, so a container's root may not change it. A device can be
+/// written to all the same.
+#[test]
+fn a_masked_file_cannot_be_changed() {
+    let script = "chmod 600 /proc/keys; chown 1 /proc/keys; echo x > /proc/keys && echo written";
+    let mut bundle = Bundle::new(script);
+    bundle.config["linux"]["maskedPaths"] = json!(["/proc/keys"]);
+    let capabilities = json!(["CAP_CHOWN", "CAP_FOWNER", "CAP_DAC_OVERRIDE"]);
+    for set in ["bounding", "effective", "permitted"] {
+        bundle.config["process"]["capabilities"][set] = capabilities.clone();
+    }
+    let before = fs::metadata("/dev/null").expect("a device");
+    let answer = bundle.run();
+    let after = fs::metadata("/dev/null").expect("a device");
+    let of = |found: &fs::Metadata| (found.mode(), found.uid());
+    assert_eq!(of(&after), of(&before), "the host's");
+    assert_eq!(answer.stdout, "written\n", "{answer:?}");
+    assert_eq!(answer.stderr.matches("Read-only file system").count(), 2, "{answer:?}");
 }
 
 #[test]

@@ -2,7 +2,9 @@
 //!
 //! A masked directory shows an empty read-only tmpfs, one for all of them: making and reaping a
 //! superblock per directory is most of what masking costs. A masked file shows /dev/null, which
-//! was opened from the host and checked to be the device (CVE-2025-31133).
+//! was opened from the host and checked to be the device (CVE-2025-31133). It is read-only, which
+//! keeps nobody from writing to a device, but a container's root from changing its mode and owner:
+//! they are those of the host's /dev/null.
 
 use std::{
     collections::BTreeSet,
@@ -51,6 +53,8 @@ pub(super) fn mask(root: BorrowedFd<'_>, paths: &[String], label: &str) -> Resul
             }
             let Some(null) = &null else { continue };
             let tree = attach::clone_at(null.as_fd(), false).map_err(fail)?;
+            set_attributes(tree.as_fd(), false, &of_null())
+                .map_err(|error| Error::file("mask", path, error))?;
             attach::put(tree.as_fd(), target.as_fd()).map_err(fail)?;
         }
     }
@@ -64,6 +68,12 @@ fn empty_directory(label: &str) -> Result<OwnedFd, Errno> {
     }
     let readonly = Change { set: libc::MOUNT_ATTR_RDONLY, clear: 0 };
     attach::new_filesystem("tmpfs", "tmpfs", &["ro"], &data, readonly)
+}
+
+/// How a masked file is mounted.
+fn of_null() -> Attributes<'static> {
+    let set = libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NOEXEC;
+    Attributes { set, ..Attributes::default() }
 }
 
 /// Opens the host's /dev/null, and makes sure that it is.
