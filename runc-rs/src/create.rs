@@ -300,8 +300,7 @@ fn init_plan(
         rootfs,
         bundle,
         entry,
-        propagation: options::root_propagation(&linux.rootfs_propagation)
-            .unwrap_or(options::Propagation { kind: libc::MS_SLAVE, recursive: true }),
+        propagation: options::root_propagation(&linux.rootfs_propagation),
         mounts,
         trees,
         devices: (!foreign_dev).then(|| devices::plan(&linux.devices)),

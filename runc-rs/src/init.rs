@@ -82,7 +82,7 @@ pub(crate) struct InitPlan {
     pub(crate) rootfs: PathBuf,
     pub(crate) bundle: PathBuf,
     pub(crate) entry: Entry,
-    pub(crate) propagation: Propagation,
+    pub(crate) propagation: Option<Propagation>,
     pub(crate) mounts: Vec<MountPlan>,
     /// The trees of the mounts at the same place in `mounts`.
     pub(crate) trees: Vec<Tree>,

@@ -130,7 +130,7 @@ fn propagation_of_the_root() {
     let script = "while read -r line; do set -- $line; [ \"$5\" = / ] && echo $7; done \
                   < /proc/self/mountinfo; true";
     let cases = [
-        ("", ""),
+        ("", "-"),
         ("private", "-"),
         ("rprivate", "-"),
         ("shared", "shared"),

@@ -30,10 +30,17 @@ pub(crate) enum Entry {
     Chroot,
 }
 
-/// Cuts this mount namespace off from the host's as `propagation` says, and makes `path` a mount
-/// of its own; returns its descriptor.
-pub(crate) fn prepare(path: &Path, propagation: Propagation) -> Result<OwnedFd, Error> {
+/// What the host's mounts become in a container whose configuration says nothing.
+const PROPAGATION: Propagation = Propagation { kind: libc::MS_SLAVE, recursive: true };
+
+/// Cuts this mount namespace off from the host's as `given` says, and makes `path` a mount of its
+/// own; returns its descriptor.
+///
+/// Where nothing is given the host's mounts become slaves, from which binds are made, but the root
+/// is private, as runc's: what is mounted into it on the host later is not seen in the container.
+pub(crate) fn prepare(path: &Path, given: Option<Propagation>) -> Result<OwnedFd, Error> {
     let fail = |error: Errno| Error::file("prepare rootfs", path, error);
+    let propagation = given.unwrap_or(PROPAGATION);
     // Unbindable is for the container's root alone: the host's could not be bound from any more.
     let kind = match propagation.kind {
         libc::MS_UNBINDABLE => libc::MS_PRIVATE,
@@ -41,7 +48,7 @@ pub(crate) fn prepare(path: &Path, propagation: Propagation) -> Result<OwnedFd, 
     };
     let host = open_path("/").map_err(fail)?;
     set_propagation(host.as_fd(), Propagation { kind, recursive: true })?;
-    if kind == libc::MS_SHARED {
+    if given.is_none() || kind == libc::MS_SHARED {
         make_parent_private(path)?;
     }
     mount_on_itself(path)
@@ -92,8 +99,13 @@ pub(super) fn make_readonly(root: BorrowedFd<'_>) -> Result<(), Error> {
 }
 
 /// Makes `root` this process's root and working directory.
-pub(super) fn enter(root: &OwnedFd, entry: Entry, propagation: Propagation) -> Result<(), Error> {
+pub(super) fn enter(
+    root: &OwnedFd,
+    entry: Entry,
+    propagation: Option<Propagation>,
+) -> Result<(), Error> {
     let fail = |error: Errno| Error::system("enter", "rootfs", error);
+    let propagation = propagation.unwrap_or(PROPAGATION);
     match entry {
         Entry::Pivot => {
             pivot(root, propagation).map_err(|error| Error::system("pivot_root", ".", error))?

@@ -16,7 +16,7 @@ use crate::{
 pub(super) fn prepare(path: &Path, bundle: &Path, mounts: &[MountPlan]) -> Result<(), Error> {
     // As a container's root is by default: mounts of the host come in, none go out.
     let propagation = Propagation { kind: libc::MS_SLAVE, recursive: true };
-    let root = rootfs::prepare(path, propagation)?;
+    let root = rootfs::prepare(path, Some(propagation))?;
     let mounter = Mounter {
         root: root.as_fd(),
         root_path: path,
@@ -34,7 +34,7 @@ pub(super) fn prepare(path: &Path, bundle: &Path, mounts: &[MountPlan]) -> Resul
     }
     // With all that is mounted in it, which criu would take for its own.
     unmount(path, UnmountFlags::DETACH).map_err(|error| Error::file("unmount", path, error))?;
-    rootfs::prepare(path, propagation).map(drop)
+    rootfs::prepare(path, Some(propagation)).map(drop)
 }
 
 /// Those mounts whose target has to be there: not those in another filesystem, which criu fills, or
