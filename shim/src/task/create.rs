@@ -276,8 +276,19 @@ impl Shim {
         pid.map_err(|error| Error::unknown("failed to retrieve OCI runtime container pid", &error))
     }
 
+    /// Takes note of a logging program that has ended while its process was still being made: its
+    /// number may be anyone's by now, and nothing is to be waited for.
+    pub(super) fn settle_logger(&self, io: &mut Io) {
+        if let Some(logger) = io.logger()
+            && !self.loggers.contains_key(&logger)
+        {
+            io.logger_exited(logger);
+        }
+    }
+
     fn created(&mut self, creation: Creation, pid: Option<Pid>) {
-        let Creation { call, request, options, runtime, bundle, prepared, .. } = creation;
+        let Creation { call, request, options, runtime, bundle, mut prepared, .. } = creation;
+        self.settle_logger(&mut prepared.io);
         self.creating.remove(&request.id);
         let mut init = Process::new(streams(&request), Io::default());
         init.pid = pid;

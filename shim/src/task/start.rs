@@ -147,6 +147,7 @@ impl Shim {
         let leaves_something = was_killed || result.is_ok();
         let attached = result
             .map_err(|message| Error::Unknown(format!("OCI runtime restore failed: {message}")));
+        self.settle_logger(&mut prepared.io);
         let Some(container) = self.containers.get_mut(id) else {
             return self.reaper.release();
         };
@@ -328,6 +329,7 @@ impl Shim {
         mut prepared: Prepared,
         result: Result<(), String>,
     ) {
+        self.settle_logger(&mut prepared.io);
         match self.attach_exec((id, exec), &mut prepared, result) {
             Ok((process, exit)) => {
                 process.io = prepared.io;

@@ -1,13 +1,18 @@
 //! Where output goes when a logging program takes it, and who can hold its end up.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use proto::containerd::task::v3 as api;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     clean_up, delete_request, exec_request,
-    harness::{Client, Shim, eventually, read_all},
+    harness::{Client, Shim, eventually, read_all, runtime},
     kill, run, start, wait,
 };
 
@@ -101,6 +106,38 @@ fn a_logger_that_is_killed_leaves_the_task_alone() {
     client.task::<api::WaitResponse>("Wait", &wait(&shim, "e")).expect("Wait");
     client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "e")).expect("Delete");
     clean_up(shim, &mut client);
+}
+
+/// One that ends while the runtime still makes the container is not waited for in a delete, which
+/// takes two seconds. A machine that is busy may take as long for something else, but not each time.
+#[test]
+fn a_logger_that_ends_at_once_delays_no_delete() {
+    let took = |round: u32| {
+        let logger = Logger::new("exit 1");
+        let slow = logger.file("runtime");
+        let pid = logger.file("pid");
+        // Until the shim has collected the program: a zombie can be signalled.
+        let wait =
+            format!("while kill -0 $(cat {}) 2>/dev/null; do sleep 0.01; done", pid.display());
+        let text = format!(
+            "#!/bin/sh\ncase \" $* \" in *\" create \"*) {wait};; esac\nexec {} \"$@\"\n",
+            runtime(),
+        );
+        fs::write(&slow, text).expect("write");
+        fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).expect("chmod");
+        let test = format!("logends{round}");
+        let shim = Shim::start_with(&test, &["true"], &slow.to_string_lossy());
+        let mut client = shim.client();
+        let request = request(&shim, &logger.uri("binary"));
+        client.task::<api::CreateTaskResponse>("Create", &request).expect("Create");
+        let begin = Instant::now();
+        client.task::<api::DeleteResponse>("Delete", &delete_request(&shim, "")).expect("Delete");
+        let took = begin.elapsed();
+        shim.finish(&mut client);
+        took
+    };
+    let quick = (0..5).any(|round| took(round) < Duration::from_secs(2));
+    assert!(quick, "each delete has waited");
 }
 
 #[test]
