@@ -91,6 +91,8 @@ struct Connection {
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// Whether the peer takes nothing any more. What it has sent is still read, to its end.
+    deaf: bool,
 }
 
 impl Server {
@@ -160,7 +162,8 @@ impl Server {
         let number = poller.number();
         let token = Token::Connection(number);
         if welcome && poller.add(&stream, token, Interest::Read).is_ok() {
-            let connection = Connection { stream, input: Vec::new(), output: Vec::new() };
+            let connection =
+                Connection { stream, input: Vec::new(), output: Vec::new(), deaf: false };
             self.connections.insert(number, connection);
         }
     }
@@ -171,11 +174,10 @@ impl Server {
     pub(crate) fn ready(&mut self, number: u64, poller: &Poller) -> Vec<(Call, Incoming)> {
         let Some(connection) = self.connections.get_mut(&number) else { return Vec::new() };
         let mut calls = Vec::new();
-        let open = connection.flush(number, poller)
-            && connection.read()
-            && connection.take_calls(number, &mut calls)
-            && connection.flush(number, poller);
-        if !open {
+        let more = connection.flush(number, poller) && connection.read();
+        // What came just before the end counts: a client may say its last words and leave.
+        let is_ttrpc = connection.take_calls(number, &mut calls);
+        if !(more && is_ttrpc && connection.flush(number, poller)) {
             self.close(number);
         }
         calls
@@ -276,11 +278,15 @@ impl Connection {
     }
 
     fn push(&mut self, kind: Kind, stream_id: u32, flags: u8, message: &impl Message) -> bool {
+        if self.deaf {
+            return true;
+        }
         frame::append_with_flags(&mut self.output, kind, stream_id, flags, message).is_ok()
             && self.output.len() <= BACKLOG_LEN_MAX
     }
 
-    /// Writes what the peer takes, and waits for room for the rest; `false` when the peer is gone.
+    /// Writes what the peer takes, and waits for room for the rest. Of a peer that takes nothing any more the
+    /// reader finds the end.
     fn flush(&mut self, number: u64, poller: &Poller) -> bool {
         let had_output = !self.output.is_empty();
         while !self.output.is_empty() {
@@ -288,7 +294,10 @@ impl Connection {
                 Ok(len) => drop(self.output.drain(..len)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(_) => return false,
+                Err(_) => {
+                    self.deaf = true;
+                    self.output.clear();
+                }
             }
         }
         give_back(&mut self.output);

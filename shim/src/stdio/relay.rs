@@ -134,6 +134,8 @@ struct Client {
     window: usize,
     /// How many bytes it may send.
     granted: usize,
+    /// Whether it sends no more.
+    complete: bool,
 }
 
 /// The client's side: what calls bring.
@@ -270,6 +272,9 @@ impl Relays {
             // It never said what it wants.
             Some(None) => self.finish_client(call),
             Some(Some(id)) => {
+                if let Some(client) = self.clients.get_mut(&call) {
+                    client.complete = true;
+                }
                 if let Some((number, input)) = self.input_mut(&id) {
                     input.complete = true;
                     self.refresh(number, poller);
@@ -330,7 +335,12 @@ impl Relays {
     pub(crate) fn start_input(&mut self, number: u64, target: OwnedFd, poller: &Poller) {
         let Some(end) = self.ends.get_mut(&number) else { return };
         let closing = matches!(end.side, Side::Reserved { closing: true });
-        end.side = Side::Input(Input { target, pending: Vec::new(), closing, complete: false });
+        let id = end.id.clone();
+        // A client may have said that this was all before the process was there.
+        let client = self.client_of(&id).and_then(|call| self.clients.get(&call));
+        let complete = client.is_some_and(|client| client.complete);
+        let Some(end) = self.ends.get_mut(&number) else { return };
+        end.side = Side::Input(Input { target, pending: Vec::new(), closing, complete });
         self.refresh(number, poller);
     }
 

@@ -359,6 +359,8 @@ impl Shim {
 
     /// Ends a process's streams, and gives its logging program time to end.
     pub(super) fn close_streams(&mut self, mut io: Io) {
+        // One that has ended already is asked nothing: its number may be another's.
+        self.settle_logger(&mut io);
         if let Some(deadline) = io.logger().and_then(|logger| self.loggers.get_mut(&logger)) {
             deadline.get_or_insert_with(|| Instant::now() + LOGGER_TERM_MAX);
         }

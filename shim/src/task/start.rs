@@ -115,7 +115,10 @@ impl Shim {
                 self.reaper.hold();
                 self.jobs.insert(pid, job);
             }
-            Err((error, _)) => {
+            Err((error, then)) => {
+                if let Then::Restore { prepared, .. } = *then {
+                    self.close_streams(prepared.io);
+                }
                 let error = Error::unknown("OCI runtime restore failed", &error);
                 self.restore_failed(id, call, error);
             }
@@ -149,6 +152,7 @@ impl Shim {
             .map_err(|message| Error::Unknown(format!("OCI runtime restore failed: {message}")));
         self.settle_logger(&mut prepared.io);
         let Some(container) = self.containers.get_mut(id) else {
+            self.close_streams(prepared.io);
             return self.reaper.release();
         };
         let attached = attached.and_then(|()| {

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     os::unix::net::UnixStream,
+    time::{Duration, Instant},
 };
 
 use prost::Message;
@@ -17,7 +18,10 @@ use proto::{
     },
     ttrpc::{Frame, Kind, Request, Response, Status, frame},
 };
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, Signal, kill_process},
+};
 
 use crate::{
     delete_request, exec_request,
@@ -382,5 +386,74 @@ fn a_client_that_breaks_the_rules_loses_its_stream_only() {
     kill(&shim, &mut client);
     drop(out);
     assert_eq!(wait_and_delete(&shim, &mut client, ""), 137);
+    shim.finish(&mut client);
+}
+
+#[test]
+fn last_words_of_a_client_that_leaves_are_heard() {
+    let shim = Shim::start("stream-last", &["cat"]);
+    let mut client = shim.client();
+    let mut input = Stream::open(&shim, "in");
+    let out = Stream::open(&shim, "out");
+    let out = std::thread::spawn(|| out.read_all());
+    let mut request = shim.create_request();
+    request.stdin = uri(&shim, "in");
+    request.stdout = uri(&shim, "out");
+    run(&shim, &mut client, &request);
+    let mut granted = 0;
+    while granted < 64 << 10 {
+        granted += input.granted();
+    }
+    // All of it, and the end of the connection, is there when the shim looks next; what was sent is as
+    // long as several reads.
+    let pid = Pid::from_raw(shim.pid()).expect("not 0");
+    kill_process(pid, Signal::STOP).expect("stop the shim");
+    let stat = format!("/proc/{}/stat", shim.pid());
+    let begun = Instant::now();
+    while !fs::read_to_string(&stat).expect("lives").contains(") T ") {
+        assert!(begun.elapsed() < TIMEOUT, "the shim stops");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut output = Vec::new();
+    let piece = |len: usize| any::pack(&Data { data: vec![b'x'; len].into() });
+    let mut put = |flags: u8, message: &Any| {
+        frame::append_with_flags(&mut output, Kind::Data, STREAM_ID, flags, message)
+            .expect("short");
+        output.len()
+    };
+    let long = 20_000;
+    let end = {
+        let mut end = Vec::new();
+        let flags = frame::REMOTE_CLOSED | frame::NO_DATA;
+        frame::append_with_flags(&mut end, Kind::Data, STREAM_ID, flags, &()).expect("short");
+        end
+    };
+    put(0, &piece(long));
+    let before = put(0, &piece(long));
+    // A last piece that makes it a multiple of what is read at once; lengths of two bytes need the same room.
+    let overhead = put(0, &piece(1_000)) - before - 1_000;
+    let rest = 4096 - (before + overhead + 1_000 + overhead + end.len()) % 4096;
+    let rest = if rest < 200 { rest + 4096 } else { rest };
+    put(0, &piece(rest));
+    output.extend_from_slice(&end);
+    assert_eq!(output.len() % 4096, 0, "the case is of whole reads");
+    input.stream.write_all(&output).expect("write");
+    drop(input);
+    kill_process(pid, Signal::CONT).expect("go on");
+    assert_eq!(wait_and_delete(&shim, &mut client, ""), 0);
+    assert_eq!(out.join().expect("join").len(), 2 * long + 1_000 + rest);
+    shim.finish(&mut client);
+}
+
+#[test]
+fn a_client_may_end_its_input_before_there_is_a_process() {
+    let shim = Shim::start("stream-early", &["cat"]);
+    let mut client = shim.client();
+    let mut input = Stream::open(&shim, "early");
+    input.close();
+    let mut request = shim.create_request();
+    request.stdin = uri(&shim, "early");
+    run(&shim, &mut client, &request);
+    assert_eq!(wait_and_delete(&shim, &mut client, ""), 0);
     shim.finish(&mut client);
 }
