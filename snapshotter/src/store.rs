@@ -41,6 +41,7 @@ pub struct Store<L> {
     turns: Turns,
     /// Called when there is something to [`sync`](Snapshotter::sync).
     on_commit: Box<dyn Fn() + Send + Sync>,
+    unshown: Vec<(Key, Error)>,
 }
 
 impl<L: Layout> Store<L> {
@@ -83,10 +84,11 @@ impl<L: Layout> Store<L> {
         let directories = Directories::open(root.join("snapshots"), &records)?;
         layout.check_place(root)?;
         let turns = Turns::default();
-        let store = Self { layout, records, directories, turns, on_commit: Box::new(|| {}) };
+        let (on_commit, unshown) = (Box::new(|| {}), Vec::new());
+        let mut store = Self { layout, records, directories, turns, on_commit, unshown };
         store.cleanup()?;
         store.restore_lost()?;
-        store.show_again()?;
+        store.unshown = store.show_again()?;
         store.layout.hide_forgotten(&root.join("snapshots"));
         Ok(store)
     }
@@ -96,6 +98,12 @@ impl<L: Layout> Store<L> {
     pub fn on_commit(mut self, notice: impl Fn() + Send + Sync + 'static) -> Self {
         self.on_commit = Box::new(notice);
         self
+    }
+
+    /// The active snapshots and views whose layers could not be shown when this was opened, and why: whoever was
+    /// given their mounts before sees empty layers. To be told to somebody, once.
+    pub fn take_unshown(&mut self) -> Vec<(Key, Error)> {
+        std::mem::take(&mut self.unshown)
     }
 
     fn create(

@@ -23,11 +23,14 @@ pub fn forget_program() -> io::Result<()> {
     let pointer = (&raw mut ranges).cast::<libc::c_void>();
     // SAFETY: `note_segments` takes the pointer for what it is, and nobody else uses it meanwhile.
     unsafe { libc::dl_iterate_phdr(Some(note_segments), pointer) };
+    // Of whole pages, which may be larger. Both are powers of two.
+    let len = PIECE_LEN.max(rustix::param::page_size());
     for (start, end) in ranges.into_iter().flatten() {
-        for (piece, odd) in pieces(start, end).zip([false, true].into_iter().cycle()) {
+        for (piece, odd) in pieces(start, end, len).zip([false, true].into_iter().cycle()) {
             if odd {
+                // What cannot be cut, as when there are too many mappings, is mapped in larger pieces.
                 // SAFETY: `note_segments` notes such pages, and this is about core dumps.
-                unsafe { advise(piece, libc::MADV_DONTDUMP) }?;
+                let _ = unsafe { advise(piece, libc::MADV_DONTDUMP) };
             }
         }
         // After all of them are cut, because what runs between is mapped again.
@@ -37,12 +40,12 @@ pub fn forget_program() -> io::Result<()> {
     Ok(())
 }
 
-/// How large a piece of the program is, in bytes.
+/// How large a piece of the program is, in bytes, where pages are no larger.
 const PIECE_LEN: usize = 32 << 10;
 
-/// The pieces of whole pages.
-fn pieces(start: usize, end: usize) -> impl Iterator<Item = (usize, usize)> {
-    (start..end).step_by(PIECE_LEN).map(move |start| (start, end.min(start + PIECE_LEN)))
+/// The pieces of whole pages, each of `len` bytes but the last.
+fn pieces(start: usize, end: usize, len: usize) -> impl Iterator<Item = (usize, usize)> {
+    (start..end).step_by(len).map(move |start| (start, end.min(start + len)))
 }
 
 /// Gives the kernel an advice about whole pages.
@@ -125,7 +128,7 @@ mod tests {
             ("two and a rest", 0, 2 * LEN + 1, &[(0, LEN), (LEN, 2 * LEN), (2 * LEN, 2 * LEN + 1)]),
         ];
         for (case, start, end, want) in cases {
-            assert_eq!(pieces(start, end).collect::<Vec<_>>(), want, "{case}");
+            assert_eq!(pieces(start, end, LEN).collect::<Vec<_>>(), want, "{case}");
         }
     }
 

@@ -115,8 +115,12 @@ fn snapshotters(
     ]);
     if Images::is_supported() {
         let images = Images::new(options).with_verity(erofs.enable_fsverity);
-        let erofs =
+        let mut erofs =
             Erofs::open(&root.join("erofs"), Arc::clone(&records), images)?.on_commit(notice());
+        for (key, error) in erofs.take_unshown() {
+            let (namespace, error) = (key.namespace(), sys::error::Chain(&error));
+            tracing::warn!(namespace, "snapshot {key}: layers are not mounted: {error}");
+        }
         snapshotters.insert("erofs".to_owned(), Arc::new(erofs));
     }
     if has_btrfs(root) {

@@ -49,8 +49,8 @@
 //! that was made elsewhere is mounted.
 //!
 //! With fs-verity ([`Images::with_verity`]) the kernel says so when the disk returns other bytes than were
-//! written, instead of handing them on. An image without it is then not mounted: it was made before that was
-//! asked for, or put there by somebody else. The hash of an image is not kept elsewhere.
+//! written, instead of handing them on. An image without it is then not used, and unmounted if it was mounted:
+//! it was made before that was asked for, or put there by somebody else. Containers that run keep what they have. The hash of an image is not kept elsewhere.
 //!
 //! Source: containerd, `plugins/snapshots/erofs`. Its mounts name the images, and a part of the
 //! daemon that knows templates mounts them; older shims cannot use those.
@@ -189,6 +189,16 @@ impl Images {
         fs::create_dir(&content).map_err(Error::file("create directory", content))
     }
 
+    /// Refuses an image that the kernel does not check, if it is to.
+    fn need_verity(&self, image: PathBuf) -> Result<(), Error> {
+        if !self.has_verity || verity::is_enabled(&image).map_err(Error::file("stat", &image))? {
+            return Ok(());
+        }
+        let text = "fs-verity is asked for, and the image was made without: unpack it again";
+        let source = std::io::Error::other(text);
+        Err(Error::File { operation: "mount", path: image, source })
+    }
+
     /// Mounts the image of a committed snapshot for `user`, if it is not, and tells whether it did.
     fn mount(&self, directory: &Path, user: u64) -> Result<bool, Error> {
         let mut shown = self.shown();
@@ -197,17 +207,10 @@ impl Images {
             found.users.insert(user);
             return Ok(false);
         }
+        // Also of one that is mounted, which was perhaps before this was asked for.
+        self.need_verity(directory.join(IMAGE))?;
         let is_new = !is_mounted(&content);
         if is_new {
-            let image = directory.join(IMAGE);
-            if self.has_verity
-                && !verity::is_enabled(&image).map_err(Error::file("stat", &image))?
-            {
-                let source = std::io::Error::other(
-                    "fs-verity is asked for, and the image was made without: unpack it again",
-                );
-                return Err(Error::File { operation: "mount", path: image, source });
-            }
             self.empty(directory)?;
             let image = sys::mount::Mount {
                 kind: "erofs".to_owned(),
@@ -428,4 +431,27 @@ fn failed(operation: &'static str, path: PathBuf) -> impl FnOnce(MountError) -> 
 /// Whether an image is mounted on a directory.
 fn is_mounted(content: &Path) -> bool {
     statfs(content).is_ok_and(|found| found.f_type == EROFS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever mounted it: it may be from before that was asked for.
+    #[test]
+    fn needs_erofs_unchecked_images_that_are_mounted() {
+        let scratch = tempfile::tempdir().expect("scratch");
+        let directory = scratch.path();
+        fs::create_dir(directory.join("fs")).expect("made");
+        let without = Images::new(OverlayOptions::default());
+        without.seal(directory).expect("makes an image");
+        without.show(directory, 1).expect("mounts");
+        let with = Images::new(OverlayOptions::default()).with_verity(true);
+        let refused = with.show(directory, 2);
+        let again = without.show(directory, 3);
+        without.hide(directory).expect("unmounts");
+        let refused = sys::error::Chain(&refused.expect_err("is unchecked")).to_string();
+        assert!(refused.contains("the image was made without"), "{refused}");
+        assert!(again.is_ok(), "{again:?}");
+    }
 }

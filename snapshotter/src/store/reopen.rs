@@ -35,18 +35,20 @@ impl<L: Layout> Store<L> {
     }
 
     /// Shows all that active snapshots and views are on top of: somebody may have been given their
-    /// mounts before, and would see empty layers.
-    pub(super) fn show_again(&self) -> Result<(), Error> {
+    /// mounts before, and would see empty layers. Returns those for which that failed.
+    pub(super) fn show_again(&self) -> Result<Vec<(Key, Error)>, Error> {
+        let mut failed = Vec::new();
         if !L::SHOWS {
-            return Ok(());
+            return Ok(failed);
         }
         let user = |record: Record| (record.kind != Kind::Committed).then_some(record.id);
         for (key, id) in self.records.select(user)? {
             // As above: one that cannot be shown is in nobody else's way.
-            if let Ok((_, chain)) = self.records.get_chain(&key) {
-                let _ = self.show(&self.paths(&chain), id);
+            let chain = self.records.get_chain(&key);
+            if let Err(error) = chain.and_then(|(_, chain)| self.show(&self.paths(&chain), id)) {
+                failed.push((key, error));
             }
         }
-        Ok(())
+        Ok(failed)
     }
 }

@@ -101,6 +101,11 @@ fn read(erofs: &Erofs, layer: &str) -> std::io::Result<String> {
     text
 }
 
+/// The words of a refusal.
+fn said<T: std::fmt::Debug>(refused: Result<T, Error>) -> String {
+    sys::error::Chain(&refused.expect_err("was made without")).to_string()
+}
+
 #[test]
 fn needs_erofs_verity_that_cannot_be() {
     let disk = Disk::new("^verity");
@@ -120,8 +125,11 @@ fn needs_fsverity_of_images() {
     let database = database();
     let without = open(&disk.at(), &database, false).expect("opens");
     layer(&without, "unchecked", "unchecked");
+    // The image stays mounted.
+    let parent = key("unchecked");
+    without.prepare(&key("before"), Some(&parent), Labels::new()).expect("prepares");
     drop(without);
-    let erofs = match open(&disk.at(), &database, true) {
+    let mut erofs = match open(&disk.at(), &database, true) {
         Ok(erofs) => erofs,
         Err(error) => {
             let error = sys::error::Chain(&error);
@@ -134,9 +142,17 @@ fn needs_fsverity_of_images() {
     assert!(sys::verity::is_enabled(&image).expect("is there"));
     assert!(fs::File::options().write(true).open(&image).is_err(), "nobody can write to it");
     assert!(read(&erofs, "checked").expect("reads").starts_with("checked "));
-    let refused = erofs.view(&key("view"), Some(&key("unchecked")), Labels::new());
-    let refused = sys::error::Chain(&refused.expect_err("was made without")).to_string();
-    assert!(refused.contains("the image was made without"), "{refused}");
+    let unshown = erofs.take_unshown();
+    let [(unshown, error)] = &unshown[..] else { panic!("{unshown:?}") };
+    assert_eq!(*unshown, key("before"));
+    let refused = [
+        sys::error::Chain(error).to_string(),
+        said(erofs.mounts(&key("before"))),
+        said(erofs.view(&key("view"), Some(&parent), Labels::new())),
+    ];
+    for refused in refused {
+        assert!(refused.contains("the image was made without"), "{refused}");
+    }
     drop(erofs);
 
     disk.change(b"checked ", b"changed ");

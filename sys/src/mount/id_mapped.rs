@@ -22,6 +22,7 @@ use rustix::{
     mount::{
         MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
     },
+    process::chdir,
     thread::UnshareFlags,
 };
 
@@ -169,8 +170,10 @@ fn make_apart(
     unshare(UnshareFlags::NEWNS)?;
     mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     attach(&layers.copy(namespace)?, target)?;
-    // Over it, with layers that are looked up before.
-    make(one, target, &layers.below(target, plan), None)?;
+    // Over it, with layers that are looked up before. Their paths are short, as mount(2) has one page for all,
+    // and start in the copy: with the tree of mounts this thread has got a working directory of its own.
+    chdir(target)?;
+    make(one, target, &layers.below(Path::new(""), plan), None)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     Ok(open_tree(CWD, target, flags)?)
 }
@@ -201,7 +204,8 @@ impl<'p> Layers<'p> {
         copy(&self.shared, true, namespace, attributes)
     }
 
-    /// The plan of an overlay of the same directories below `above`, where the copy is.
+    /// The plan of an overlay of the same directories below `above`, where the copy is. The empty path is the
+    /// working directory.
     fn below(&self, above: &Path, plan: &Plan) -> Plan {
         let mapped = self.text.split(':').map(|layer| {
             let below = Path::new(layer).strip_prefix(&self.shared).unwrap_or(Path::new(layer));
@@ -324,6 +328,39 @@ mod tests {
                 "{how:?}: copied up, untouched"
             );
         }
+    }
+
+    /// More layers than a page has room for, with their paths or with that of the mount.
+    #[test]
+    fn many_layers_by_one_page_of_options() {
+        const LAYERS: usize = 60;
+        let tree = Tree::new();
+        let long = |name: &str| tree.path(&format!("{name}{}", "-".repeat(100)));
+        for number in 0..LAYERS {
+            let layer = Path::new(&long("layers")).join(number.to_string());
+            fs::create_dir_all(&layer).expect("made");
+            fs::write(layer.join(number.to_string()), "").expect("written");
+        }
+        let at = PathBuf::from(long("at"));
+        fs::create_dir(&at).expect("made");
+        let layers: Vec<_> =
+            (0..LAYERS).map(|number| format!("{}/{number}", long("layers"))).collect();
+        let mut one = tree.overlay();
+        one.options.retain(|option| !option.starts_with("lowerdir="));
+        one.options.push(format!("lowerdir={}", layers.join(":")));
+        // fsconfig(2) refuses this, and mount(2) skips it.
+        one.options.push("=nothing".to_owned());
+        let plan = Plan::new(&one).expect("supported");
+        let ids = plan.ids.clone().expect("are mapped").namespace().expect("a namespace");
+        let before = std::env::current_dir().expect("there is one");
+        overlay_on(Copy::Apart, &one, &at, &plan, ids.as_fd()).expect("mounts");
+        let files = fs::read_dir(&at).expect("lists").count();
+        let seen = owner(&at.join((LAYERS - 1).to_string()));
+        fs::write(at.join("new"), "").expect("is writable");
+        unmount_all(&at).expect("unmounted");
+        assert_eq!((files, seen), (LAYERS, (100_000, 200_000)));
+        assert!(Path::new(&tree.path("upper/new")).exists(), "in the upper directory");
+        assert_eq!(std::env::current_dir().expect("there is one"), before, "of the program");
     }
 
     /// Nothing is made where others see it, nor in a directory for temporary files, and a program that

@@ -82,12 +82,15 @@ fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let chain = sys::error::Chain(&*error);
-            // Nobody is left to tell when even this fails.
-            let _ = writeln!(io::stderr(), "gantry-snapshotter: {chain}");
+            say(format_args!("{}", sys::error::Chain(&*error)));
             ExitCode::FAILURE
         }
     }
+}
+
+fn say(text: std::fmt::Arguments<'_>) {
+    // Nobody is left to tell when even this fails.
+    let _ = writeln!(io::stderr(), "gantry-snapshotter: {text}");
 }
 
 fn run(args: Args) -> Result<(), Error> {
@@ -123,7 +126,12 @@ fn open(args: &Args) -> Result<Arc<dyn Snapshotter>, Error> {
         }
         Layout::Erofs => {
             let images = Images::new(options).with_verity(args.enable_fsverity);
-            Arc::new(Erofs::open(&args.root.join("erofs"), database, images)?)
+            let mut erofs = Erofs::open(&args.root.join("erofs"), database, images)?;
+            for (key, error) in erofs.take_unshown() {
+                let error = sys::error::Chain(&error);
+                say(format_args!("snapshot {key}: layers are not mounted: {error}"));
+            }
+            Arc::new(erofs)
         }
         Layout::Btrfs => Arc::new(Btrfs::open(&args.root.join("btrfs"), database, Subvolumes)?),
         Layout::Native => Arc::new(Native::open(&args.root.join("native"), database, Copies)?),
