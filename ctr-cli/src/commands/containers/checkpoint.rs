@@ -1,5 +1,7 @@
 //! `ctr containers checkpoint`
 
+use std::cell::Cell;
+
 use anyhow::{Context as _, bail, ensure};
 use clap::Args;
 use prost::Message as _;
@@ -11,6 +13,7 @@ use proto::containerd::{
         images::v1::{CreateImageRequest, GetImageRequest, Image},
         tasks::v1::{CheckpointTaskRequest, GetRequest, PauseTaskRequest, ResumeTaskRequest},
     },
+    types::Descriptor,
     v1::types::Status,
 };
 use tonic::Code;
@@ -21,6 +24,7 @@ use crate::{
     commands::{snapshots::Views, tasks::load},
     error::{text, warn},
     image::{Checkpoint as Index, CheckpointOrigin, Lease, checkpoint_part as part},
+    task::Signals,
 };
 
 /// Keep a container as an image, from which it can be restored
@@ -52,16 +56,11 @@ impl Checkpoint {
             Err(status) if status.code() == Code::NotFound => {}
             Err(status) => return Err(status.into()),
         }
-        // What is kept should be of one moment.
-        let paused = pause(&client, &container.id).await?;
-        let made = async {
-            let lease = Lease::create(&client).await?;
-            let made = self.make(lease.client(), &container).await;
-            lease.delete().await?;
-            made
-        };
-        let made = made.await;
-        if paused {
+        // From here on they do not end the program, which would leave the task paused.
+        let mut signals = Signals::take()?;
+        let paused = Cell::new(false);
+        let made = self.make(&client, &container, &mut signals, &paused).await;
+        if paused.get() {
             let request = ResumeTaskRequest { container_id: container.id.clone() };
             if let Err(status) = client.tasks().resume(request).await {
                 warn(&format!("resume {}: {}", container.id, text(&status.into())));
@@ -70,7 +69,28 @@ impl Checkpoint {
         made
     }
 
-    async fn make(&self, client: &Client, container: &Container) -> anyhow::Result<()> {
+    /// Makes the image. After a signal there is none: all parts are made, and have no name.
+    async fn make(
+        &self,
+        client: &Client,
+        container: &Container,
+        signals: &mut Signals,
+        paused: &Cell<bool>,
+    ) -> anyhow::Result<()> {
+        // What is kept should be of one moment.
+        signals.step(pause(client, &container.id, paused)).await?;
+        let lease = Lease::create(client).await?;
+        let kept = signals.step(self.keep(lease.client(), container)).await;
+        let named = match kept {
+            Ok(target) => self.name(lease.client(), target).await,
+            Err(error) => Err(error),
+        };
+        lease.delete().await?;
+        named
+    }
+
+    /// Makes all of the image but its name.
+    async fn keep(&self, client: &Client, container: &Container) -> anyhow::Result<Descriptor> {
         let runtime = container.runtime.clone().unwrap_or_default();
         let mut index = Index::of(Some(CheckpointOrigin {
             image: container.image.clone(),
@@ -96,7 +116,10 @@ impl Checkpoint {
             let spec = container.spec.as_ref().context("the container has no specification")?;
             index.add(client, part::CONFIG, &spec.encode_to_vec()).await?;
         }
-        let target = index.write(client).await?;
+        index.write(client).await
+    }
+
+    async fn name(&self, client: &Client, target: Descriptor) -> anyhow::Result<()> {
         let image =
             Image { name: self.reference.clone(), target: Some(target), ..Default::default() };
         let request = CreateImageRequest { image: Some(image), source_date_epoch: None };
@@ -105,19 +128,20 @@ impl Checkpoint {
     }
 }
 
-/// Pauses the task if it runs, and says whether it did.
-async fn pause(client: &Client, id: &str) -> anyhow::Result<bool> {
+/// Pauses the task if it runs, and notes whether it may be paused thereby.
+async fn pause(client: &Client, id: &str, paused: &Cell<bool>) -> anyhow::Result<()> {
     let request = GetRequest { container_id: id.to_owned(), exec_id: String::new() };
     let process = match client.tasks().get(request).await {
         Ok(response) => response.into_inner().process.unwrap_or_default(),
-        Err(status) if status.code() == Code::NotFound => return Ok(false),
+        Err(status) if status.code() == Code::NotFound => return Ok(()),
         Err(status) => return Err(status.into()),
     };
-    let runs = process.status() == Status::Running;
-    if runs {
-        client.tasks().pause(PauseTaskRequest { container_id: id.to_owned() }).await?;
+    if process.status() == Status::Running {
+        paused.set(true);
+        let request = PauseTaskRequest { container_id: id.to_owned() };
+        client.tasks().pause(request).await.inspect_err(|_| paused.set(false))?;
     }
-    Ok(runs)
+    Ok(())
 }
 
 /// Has the daemon keep the task's processes.
@@ -135,10 +159,7 @@ async fn add_task(client: &Client, index: &mut Index, id: &str) -> anyhow::Resul
 }
 
 /// What the container has changed of its image, as a layer.
-async fn changes(
-    client: &Client,
-    container: &Container,
-) -> anyhow::Result<proto::containerd::types::Descriptor> {
+async fn changes(client: &Client, container: &Container) -> anyhow::Result<Descriptor> {
     let key = &container.snapshot_key;
     let views = Views { client, snapshotter: &container.snapshotter };
     let mut made = Vec::new();

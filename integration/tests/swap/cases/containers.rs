@@ -1,10 +1,11 @@
 //! Containers as records: create, list, info, label, remove.
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use integration::{
     cell::{Cell, Client, IMAGE},
     process, wait,
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Case, Skipped, has, has_not, row, same};
 
@@ -15,6 +16,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "containers_create_twice", run: twice },
     Case { name: "containers_rm_running", run: running },
     Case { name: "containers_checkpoint", run: checkpoint },
+    Case { name: "containers_checkpoint_interrupted", run: interrupted },
     Case { name: "containers_exec_by_shim", run: exec_by_shim },
 ];
 
@@ -95,6 +97,35 @@ fn checkpoint(cell: &mut Cell) -> Result<()> {
     same(said.ok()?.as_str(), "kept\n")?;
     has(&cell.refused(&["containers", "restore", &again, image])?, "not found")?;
     has(&cell.refused(&["containers", "restore", &again, IMAGE])?, "checkpoint")
+}
+
+/// Somebody does not want to wait any more while a container is kept. It goes on.
+fn interrupted(cell: &mut Cell) -> Result<()> {
+    if cell.choice().client != Client::Own {
+        return Err(Skipped("containerd's ctr leaves the task paused").into());
+    }
+    let id = cell.background(&[], &["sleep", "100"])?;
+    // What takes a while to pack.
+    let script = "dd if=/dev/urandom of=/much bs=1M count=64 2>/dev/null";
+    cell.ok(&["tasks", "exec", "--exec-id", "e", &id, "sh", "-c", script])?;
+    let image = &format!("registry.test/kept:{id}");
+    let state = || -> Result<String> { Ok(row(&cell.ok(&["tasks", "ls"])?, &id)?.to_owned()) };
+    let mut keeping = cell.spawn(&["containers", "checkpoint", "--rw", &id, image])?;
+    let stopped = wait::until("the task to be paused", || {
+        ensure!(keeping.ended()?.is_none(), "the image was made too fast");
+        Ok(state()?.contains("PAUSED").then_some(()))
+    });
+    let pid = i32::try_from(keeping.id()).ok().and_then(Pid::from_raw).context("a process")?;
+    let sent = kill_process(pid, Signal::INT);
+    let ended = keeping.finish();
+    let after = state();
+    let images = cell.ok(&["images", "ls", "-q"]);
+    cell.remove(&id)?;
+    stopped?;
+    sent?;
+    same(ended?.code, 130)?;
+    has(&after?, "RUNNING")?;
+    has_not(&images?, image)
 }
 
 /// Runs a process by the shim, past the daemon.
