@@ -97,6 +97,11 @@ pub struct Destination {
 }
 
 impl Destination {
+    /// Whether that is a name beside the image's own. What hung on itself would be gone at once.
+    fn is_further(&self, name: &str) -> bool {
+        name != self.name
+    }
+
     /// The labels of a further name. Beside a name of its own it goes when that one goes.
     fn further_labels(&self) -> Labels {
         let mut labels = self.labels.clone();
@@ -406,7 +411,8 @@ impl Work {
         if !to.name.is_empty() {
             self.record(&to.name, root, &to.labels).await?;
         }
-        for name in to.rules.iter().filter_map(|rule| rule.name_of_whole(root)) {
+        let further = to.rules.iter().filter_map(|rule| rule.name_of_whole(root));
+        for name in further.filter(|name| to.is_further(name)) {
             self.record(&name, root, &to.further_labels()).await?;
         }
         Ok(())

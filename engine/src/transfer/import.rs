@@ -67,7 +67,8 @@ impl Transfer {
                 done.push(image.clone());
             }
             let of_image = to.rules.iter().flat_map(|rule: &NameRule| rule.names(image));
-            names.extend(of_image.map(|name| (name, image)));
+            let further = of_image.filter(|name| to.is_further(name));
+            names.extend(further.map(|name| (name, image)));
         }
         match skipped {
             Some(error) if done.is_empty() => return Err(error),

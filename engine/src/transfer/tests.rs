@@ -14,6 +14,7 @@ use crate::{
         CompareOptions, Processor,
         tar::{Entry, Kind, Time, Writer},
     },
+    gc::Collector,
     metadata::Store,
     oci::{ANNOTATION_REF_NAME, Index, Manifest, media_type},
     streaming::{ByteReceiver, ByteSender, Stream},
@@ -398,26 +399,42 @@ async fn import_of_several_images() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn further_names_hang_on_the_first() {
     let (layers, diff_ids) = layers();
-    let kit = Kit::new();
     let rule = NameRule {
         name: "pre".to_owned(),
         is_prefix: true,
         add_digest: true,
         ..NameRule::default()
     };
-    let to = Destination {
-        name: "own".to_owned(),
-        labels: Labels::from([("a".to_owned(), "b".to_owned())]),
+    let labels = Labels::from([("a".to_owned(), "b".to_owned())]);
+    let to = |name: &str, rule| Destination {
+        name: name.to_owned(),
+        labels: labels.clone(),
         platforms: Platforms::All,
         all_metadata: false,
         limit: 0,
         rules: vec![rule],
         unpack: Vec::new(),
     };
-    kit.import_to(layout("v1", &layers, &diff_ids), to).await.unwrap();
-    let image = |name: &str| kit.content.metadata().image(&Kit::scope().namespace, name).unwrap();
+    let image_of = |kit: &Kit, name: &str| {
+        kit.content.metadata().image(&Kit::scope().namespace, name).unwrap()
+    };
+    // One that is the image's own does not hang on itself.
+    let whole = NameRule { name: "own".to_owned(), ..NameRule::default() };
+    for (name, rule) in [("pre:v1", rule.clone()), ("own", whole)] {
+        let kit = Kit::new();
+        let to = to(name, rule);
+        kit.import_to(layout("v1", &layers, &diff_ids), to).await.unwrap();
+        assert_eq!(image_of(&kit, name).labels, labels, "{name}");
+        let snapshotters = Arc::default();
+        Collector::new(kit.content.clone(), snapshotters, |_| {}).collect(true).unwrap();
+        let target = image_of(&kit, name).target;
+        kit.content.info(&Kit::scope().namespace, &target.digest).expect("is kept");
+    }
+    let kit = Kit::new();
+    kit.import_to(layout("v1", &layers, &diff_ids), to("own", rule)).await.unwrap();
+    let image = |name: &str| image_of(&kit, name);
     let own = image("own");
-    assert_eq!(own.labels, Labels::from([("a".to_owned(), "b".to_owned())]));
+    assert_eq!(own.labels, labels);
     let tagged = image("pre:v1");
     let by_digest = image(&format!("pre@{}", tagged.target.digest));
     let of_all = image(&format!("pre@{}", own.target.digest));
