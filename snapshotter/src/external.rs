@@ -24,7 +24,8 @@
 //! Snapshotters that can mount a layer without unpacking it are asked by the label
 //! [`TARGET_LABEL`] whether they have it, and answer a `prepare` with "already exists". Then the
 //! snapshot that they have is entered under the name that the label says. It becomes ours, to be removed when
-//! its records go, unless its label [`STORE_LABEL`] says that it is another database's.
+//! its records go, unless it is another database's: by its label [`STORE_LABEL`], or by its name, if that is of the
+//! form that databases give.
 //!
 //! Source: containerd, `core/metadata/snapshot.go`. Its transactions stay open while it calls the
 //! other program; ours are shared with others, and do not.
@@ -56,6 +57,9 @@ const INHERITED_PREFIX: &str = "containerd.io/snapshot/";
 
 /// For how long a program that did not answer a cleanup is not asked again.
 const RETRY_DELAY: Duration = Duration::from_secs(60);
+
+/// In how many places databases that are opened in the same millisecond may begin to number snapshots.
+const PLACES: u64 = 1_000_000;
 
 /// A program that keeps snapshots.
 ///
@@ -190,11 +194,8 @@ impl<B: Backend> External<B> {
         let records = Records::open(Arc::clone(&transactions), name, String::new())?;
         let made = Made::open(transactions, name)?;
         own_recorded(&records, &made)?;
-        // Numbers of calls that were cut short by a crash are in no record, but in the past.
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let now = u64::try_from(now.as_millis()).unwrap_or_default();
         let highest = records.ids()?.into_iter().max().unwrap_or_default();
-        let next = highest.max(now) + 1;
+        let next = highest.max(first_number(made.own())) + 1;
         let state = Mutex::new(State { next, dirty: true, ..State::default() });
         Ok(Self { backend, records, made, can_rebase, state, foreign: Box::new(|_, _| {}) })
     }
@@ -555,6 +556,16 @@ fn count_down<K: Ord>(counts: &mut BTreeMap<K, usize>, key: &K) {
     }
 }
 
+/// A number above those of calls that were cut short by a crash: they are in no record, but in the past. Databases that
+/// are opened at the same time and use one program begin in different places.
+fn first_number(own: &str) -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = u64::try_from(now.as_millis()).unwrap_or_default();
+    let digits: String = own.chars().filter(|it| *it != '-').take(16).collect();
+    let place = u64::from_str_radix(&digits, 16).unwrap_or_default() % PLACES;
+    now.saturating_mul(PLACES).saturating_add(place)
+}
+
 /// Notes what records name under a number of theirs as made by this database, in case that an older program, or a
 /// repair, has left no note of it.
 fn own_recorded(records: &Records, made: &Made) -> Result<(), Error> {
@@ -603,4 +614,25 @@ fn merged(key: Key, record: Record, mut labels: Labels) -> Info {
     labels.append(&mut info.labels);
     info.labels = labels;
     info
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_of_the_time_and_of_the_database() {
+        let cases = [
+            ("in hexadecimal", "00000000-0000-00ff-8000-000000000001", 255),
+            ("a part of it", "00000000-000f-4241-8000-000000000000", 1),
+            ("damaged", "not one", 0),
+        ];
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+        for (case, own, place) in cases {
+            let number = first_number(own);
+            assert_eq!(number % PLACES, place, "{case}");
+            assert!(u128::from(number / PLACES) >= now, "{case}: {number}");
+            assert!(u128::from(number) > now + 1_000_000_000, "{case}: above those of old");
+        }
+    }
 }

@@ -101,6 +101,10 @@ impl<B: Backend> External<B> {
 
     /// Takes what the program has made by itself for ours, unless it is another database's.
     pub(super) fn own(&self, there: &Key, found: &Outside) -> Result<(), Error> {
+        // Names of this form are given by whoever has it made: by this database, which has noted it, or by another.
+        if number_of(there.name()).is_some() {
+            return Ok(());
+        }
         match found.labels.get(STORE_LABEL) {
             Some(store) if store != self.made.own() => return Ok(()),
             Some(_) => {}

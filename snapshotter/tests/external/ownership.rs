@@ -138,6 +138,30 @@ fn what_another_database_has_entered_stays_its_own() {
 }
 
 #[test]
+fn what_another_database_has_had_made_stays_its_own() {
+    let scratch = tempfile::tempdir().expect("scratch");
+    let program = Program::open(&scratch.path().join("program"));
+    let target = Labels::from([(TARGET_LABEL.to_owned(), "layer".to_owned())]);
+    let its = with(&database(&scratch.path().join("its")), program.clone());
+    let active = key("a", "active");
+    its.prepare(&active, None, target.clone()).expect("prepares");
+    its.commit(&key("a", "layer"), &active, target.clone()).expect("commits");
+    let there = program.names();
+    let [own, other] = ["own", "other"]
+        .map(|name| with(&database(&scratch.path().join(name)), Lazy(program.clone())));
+    for external in [&own, &other] {
+        let entered = external.prepare(&key("a", "extract"), None, target.clone());
+        assert!(matches!(&entered, Err(Error::AlreadyExists { .. })), "{entered:?}");
+        external.remove(&key("a", "layer")).expect("removes");
+        external.cleanup().expect("cleans up");
+        assert_eq!(program.names(), there, "it is the first one's");
+    }
+    its.remove(&key("a", "layer")).expect("removes");
+    its.cleanup().expect("cleans up");
+    assert_eq!(program.names(), Vec::<String>::new());
+}
+
+#[test]
 fn what_is_entered_again_while_others_are_removed_is_there() {
     let scratch = tempfile::tempdir().expect("scratch");
     let program = Program::open(&scratch.path().join("program"));
