@@ -22,6 +22,8 @@
 //! program that is away keeps what it has, and is asked again after [`SWEEP_PAUSE`], which
 //! [the next collection](Store::next_sweep) is due after.
 
+mod making;
+
 use std::{
     collections::HashSet,
     sync::{
@@ -36,6 +38,7 @@ use snapshotter::{
     made::Made,
 };
 
+use self::making::Makings;
 use super::{Store, ingest, sweep};
 use crate::{digest::Digest, error::Error, namespace::Namespace};
 
@@ -160,8 +163,7 @@ pub(super) struct External {
     /// Blobs that are being removed there.
     removing: Mutex<HashSet<Digest>>,
     removed: Condvar,
-    /// Names of blobs whose making was not answered: they may yet appear.
-    late: Mutex<HashSet<String>>,
+    makings: Makings,
     has_told_foreign: AtomicBool,
 }
 
@@ -172,6 +174,8 @@ struct Due {
     since: Option<Instant>,
     /// Until when the program is left alone.
     not_before: Option<Instant>,
+    /// Whether it is being swept.
+    under_way: bool,
 }
 
 impl Due {
@@ -187,14 +191,14 @@ impl External {
     ) -> Result<Self, Error> {
         let made = Made::open(std::sync::Arc::new(metadata.clone()), backend.name())?;
         // Nobody knows what was left when the daemon stopped.
-        let due = Due { since: Some(Instant::now()), not_before: None };
+        let due = Due { since: Some(Instant::now()), ..Due::default() };
         Ok(Self {
             backend,
             made,
             due: Mutex::new(due),
             removing: Mutex::default(),
             removed: Condvar::new(),
-            late: Mutex::default(),
+            makings: Makings::default(),
             has_told_foreign: AtomicBool::new(false),
         })
     }
@@ -212,18 +216,28 @@ impl External {
     fn begin_sweep(&self) -> Option<Instant> {
         let mut due = self.lock_due();
         due.at().filter(|at| *at <= Instant::now())?;
-        // Whoever asks while it is under way hears when it is tried again.
         let next = Instant::now() + SWEEP_PAUSE;
         due.since = Some(next);
+        due.under_way = true;
         Some(next)
     }
 
-    fn end_sweep(&self, begun: Instant, is_good: bool) {
+    /// Ends a sweep; `again` says when what it has left is to be looked at.
+    fn end_sweep(&self, begun: Instant, is_good: bool, again: Option<Instant>) {
         let mut due = self.lock_due();
+        due.under_way = false;
         due.not_before = (!is_good).then(|| Instant::now() + SWEEP_PAUSE);
         if is_good && due.since == Some(begun) {
-            due.since = None;
+            due.since = again;
         }
+    }
+
+    /// When collections are to see to it. Whoever asks while it is under way has nothing to do for a while,
+    /// whatever was noted meanwhile.
+    fn next_sweep(&self) -> Option<Instant> {
+        let due = self.lock_due();
+        let at = due.at()?;
+        Some(if due.under_way { at.max(Instant::now() + SWEEP_PAUSE) } else { at })
     }
 
     fn lock_removing(&self) -> MutexGuard<'_, HashSet<Digest>> {
@@ -235,52 +249,6 @@ impl External {
         let removing = self.lock_removing();
         let is_going = |removing: &mut HashSet<Digest>| removing.contains(digest);
         drop(self.removed.wait_while(removing, is_going).unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Notes that a blob is about to be made, which the caller has claimed, unless it is there already.
-    pub(super) fn begin_making(
-        &self,
-        namespace: &Namespace,
-        digest: &Digest,
-    ) -> Result<Making<'_>, Error> {
-        let mut making =
-            Making { external: self, name: made_name(namespace, digest), noted: false };
-        if !self.made.has(&making.name)? && self.backend.size(namespace, digest)?.is_none() {
-            self.made.enter(&[&making.name])?;
-            making.noted = true;
-        }
-        Ok(making)
-    }
-
-    /// Notes a blob that was made, and of which nobody knew before which it would be.
-    pub(super) fn note_made(&self, namespace: &Namespace, digest: &Digest) -> Result<(), Error> {
-        Ok(self.made.enter(&[&made_name(namespace, digest)])?)
-    }
-}
-
-/// A blob that is being made.
-pub(super) struct Making<'e> {
-    external: &'e External,
-    name: String,
-    noted: bool,
-}
-
-impl Making<'_> {
-    /// Notes how it ended.
-    pub(super) fn end(self, placed: &Result<Placed, Refused>) -> Result<(), Error> {
-        match placed {
-            Ok(placed) if placed.is_new || !self.noted => {}
-            // Somebody else was faster.
-            Ok(_) => self.external.made.forget(&[&self.name])?,
-            Err(refused) => {
-                if refused.reason == Reason::Unavailable {
-                    let mut late = self.external.late.lock();
-                    late.as_mut().unwrap_or_else(|late| late.get_mut()).insert(self.name);
-                }
-                self.external.note_removal();
-            }
-        }
-        Ok(())
     }
 }
 
@@ -311,7 +279,8 @@ impl Drop for Removing<'_> {
 #[derive(Default)]
 struct Left {
     refused: Option<Refused>,
-    claimed: bool,
+    /// When to look again.
+    again: Option<Instant>,
 }
 
 impl Left {
@@ -325,6 +294,10 @@ impl Left {
             }
             Ok(()) => Ok(true),
         }
+    }
+
+    fn look_again(&mut self, at: Instant) {
+        self.again = Some(self.again.map_or(at, |other| other.min(at)));
     }
 }
 
@@ -349,17 +322,14 @@ impl Store {
         let Some(begun) = external.begin_sweep() else { return Ok(Vec::new()) };
         let mut left = Left::default();
         let swept = self.sweep_at(external, &mut left);
-        external.end_sweep(begun, swept.is_ok() && left.refused.is_none());
+        external.end_sweep(begun, swept.is_ok() && left.refused.is_none(), left.again);
         let removed = swept?;
-        if left.claimed {
-            external.note_removal();
-        }
         left.refused.map_or(Ok(removed), |refused| Err(refused.into()))
     }
 
     /// When a sweep is due that was put off, or that is under way.
     pub(crate) fn next_sweep(&self) -> Option<SystemTime> {
-        let at = self.inner.external.as_ref()?.lock_due().at()?;
+        let at = self.inner.external.as_ref()?.next_sweep()?;
         Some(SystemTime::now() + at.saturating_duration_since(Instant::now()))
     }
 
@@ -371,21 +341,26 @@ impl Store {
                 continue;
             }
             let Some(_alone) = self.begin_removal(external, &digest)? else {
-                left.claimed = true;
+                left.look_again(Instant::now() + SWEEP_PAUSE);
                 continue;
             };
             if !left.note(external.backend.remove(&namespace, &digest))? {
                 continue;
             }
-            let late = external.late.lock().unwrap_or_else(PoisonError::into_inner).contains(&name);
-            if !late {
-                external.made.forget(&[&name])?;
-                removed.push(digest);
+            if let Some(until) = external.makings.late_until(&name) {
+                left.look_again(until);
+                continue;
             }
+            external.made.forget(&[&name])?;
+            removed.push(digest);
         }
         self.sweep_writes(external, left)?;
-        if !external.has_told_foreign.swap(true, Ordering::Relaxed) {
-            self.tell_foreign(external)?;
+        if !external.has_told_foreign.load(Ordering::Relaxed) {
+            let told = self.tell_foreign(external);
+            // One that is away is asked again; one that refuses to list would do so for ever.
+            let is_away = matches!(told, Err(Error::Unavailable(_)));
+            external.has_told_foreign.store(!is_away, Ordering::Relaxed);
+            told?;
         }
         Ok(removed)
     }

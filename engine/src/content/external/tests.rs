@@ -22,6 +22,8 @@ struct Kept {
     writes: BTreeMap<(String, String), Vec<u8>>,
     is_away: bool,
     insists: bool,
+    /// Does not answer commits, which it does.
+    is_mute: bool,
     stall: Option<Arc<Stall>>,
 }
 
@@ -200,6 +202,9 @@ impl Session for Open {
             }
             let bytes = kept.writes.remove(name).expect("just found");
             let before = kept.blobs.insert((name.0.clone(), digest.clone()), bytes);
+            if kept.is_mute {
+                return Err(refused(Reason::Unavailable));
+            }
             Ok(Placed { digest, is_new: before.is_none() })
         })
     }
@@ -270,10 +275,13 @@ impl Fixture {
         (begins, go_on)
     }
 
+    fn external(&self) -> &External {
+        self.store.inner.external.as_ref().expect("there is one")
+    }
+
     /// Lets the time pass for which a program is left alone.
     fn pause(&self) {
-        let external = self.store.inner.external.as_ref().expect("there is one");
-        *external.lock_due() = Due { since: Some(Instant::now()), not_before: None };
+        *self.external().lock_due() = Due { since: Some(Instant::now()), ..Due::default() };
     }
 }
 
@@ -427,8 +435,10 @@ fn a_program_that_is_stuck_holds_up_nobody_but_who_wants_that_blob() {
     // While it is being removed: other blobs come, and go, and are collected.
     put(b"other");
     f.forget(&next);
+    let before = SystemTime::now();
     let collected = collector.collect(true).expect("has a thread already");
-    assert!(collected.next_expiry.is_some(), "the sweep is looked after");
+    let due = collected.next_expiry.expect("the sweep is looked after");
+    assert!(due > before + SWEEP_PAUSE / 2, "not again and again meanwhile");
     // The blob itself is waited for, and is then sent again.
     let (store, scope, labels) = (f.store.clone(), f.scope.clone(), rooted.clone());
     let (sent, ends) = mpsc::channel();
@@ -449,4 +459,118 @@ fn a_program_that_is_stuck_holds_up_nobody_but_who_wants_that_blob() {
         thread::yield_now();
     }
     f.fake.change(|kept| assert!(!kept.blobs.keys().any(|(_, it)| *it == next)));
+}
+
+#[test]
+fn a_blob_that_somebody_claims_is_looked_at_later() {
+    let f = fixture();
+    let digest = f.put(b"gone");
+    f.forget(&digest);
+    let claim = f.store.claim(&digest);
+    let before = SystemTime::now();
+    assert_eq!(f.collect().expect("leaves it"), []);
+    let next = f.store.next_sweep().expect("it is looked after");
+    assert!(next > before + SWEEP_PAUSE / 2, "not again and again meanwhile");
+    drop(claim);
+    f.pause();
+    assert_eq!(f.collect().expect("collects"), [digest]);
+    assert_eq!(f.store.next_sweep(), None);
+}
+
+#[test]
+fn writers_of_one_blob_share_its_note() {
+    let digest = Digest::of(b"hello");
+    let made = || Ok(Placed { digest: digest.clone(), is_new: true });
+    let there = || Ok(Placed { digest: digest.clone(), is_new: false });
+    let fails = |reason| Err(refused(reason));
+    let wrong = || fails(Reason::FailedPrecondition);
+    let cases = [
+        ("one of them makes it", made(), there(), true),
+        ("one of them fails", made(), wrong(), true),
+        ("another program makes it", there(), there(), false),
+        ("none of them makes it", wrong(), fails(Reason::NotFound), false),
+        ("it is there, and not what is sent", there(), wrong(), false),
+        ("it may be made", fails(Reason::Unavailable), wrong(), true),
+        ("it may have been made before", fails(Reason::Unavailable), there(), true),
+        ("nobody knows", fails(Reason::Other), fails(Reason::Unavailable), true),
+    ];
+    let name = made_name(&"default".parse().expect("a namespace"), &digest);
+    for (case, one, other, want) in cases {
+        for ends in [[&one, &other], [&other, &one]] {
+            let f = fixture();
+            let begin = || f.external().begin_making(&f.scope.namespace, &digest).expect("begins");
+            let (first, second) = (begin(), begin());
+            first.end(ends[0]).expect("ends");
+            assert!(f.external().made.has(&name).expect("reads"), "{case}: the other goes on");
+            second.end(ends[1]).expect("ends");
+            assert_eq!(f.external().made.has(&name).expect("reads"), want, "{case}");
+        }
+    }
+}
+
+#[test]
+fn what_goes_while_it_is_sent_again_is_noted() {
+    let f = fixture();
+    let digest = f.put(b"hello");
+    let other = f.other_database();
+    let making = other.external().begin_making(&f.scope.namespace, &digest).expect("begins");
+    let name = made_name(&f.scope.namespace, &digest);
+    assert!(!other.external().made.has(&name).expect("reads"), "it is there");
+    making.end(&Ok(Placed { digest, is_new: true })).expect("ends");
+    assert!(other.external().made.has(&name).expect("reads"), "it was gone");
+}
+
+#[test]
+fn what_was_not_answered_is_ours_for_a_while_only() {
+    let f = fixture();
+    let digest = Digest::of(b"hello");
+    let name = made_name(&f.scope.namespace, &digest);
+    let is_noted = || f.external().made.has(&name).expect("reads");
+    let send = || f.write("r", b"hello").commit(5, Some(&digest), Labels::new());
+    let mute = |is_mute| f.fake.change(|kept| kept.is_mute = is_mute);
+    mute(true);
+    send().expect_err("is not answered");
+    assert_eq!(f.fake.count().0, 1);
+    f.pause();
+    assert_eq!(f.collect().expect("collects"), [], "it may yet appear");
+    assert_eq!((f.fake.count().0, is_noted()), (0, true));
+    let next = f.store.next_sweep().expect("it is looked after");
+    assert!(next > SystemTime::now() + SWEEP_PAUSE, "not at once");
+
+    // It has not appeared, so what does so later is somebody else's.
+    let pass = || f.external().makings.lock_late().values_mut().for_each(|it| *it = Instant::now());
+    pass();
+    f.pause();
+    f.collect().expect("collects");
+    assert!(!is_noted());
+    mute(false);
+    let other = f.other_database();
+    other.put(b"hello");
+    f.pause();
+    assert_eq!(f.collect().expect("collects"), []);
+    assert_eq!(f.fake.count().0, 1);
+    other.forget(&digest);
+    assert_eq!(other.collect().expect("collects"), std::slice::from_ref(&digest));
+
+    // It is sent again, and is there.
+    mute(true);
+    send().expect_err("is not answered");
+    mute(false);
+    send().expect("is there");
+    f.forget(&digest);
+    assert_eq!(f.collect().expect("collects"), [digest]);
+    assert!(!is_noted());
+}
+
+#[test]
+fn what_others_have_is_told_once_the_program_answers() {
+    let f = fixture();
+    f.fake.change(|kept| kept.is_away = true);
+    f.collect().expect_err("it is away");
+    let has_told = || f.external().has_told_foreign.load(Ordering::Relaxed);
+    assert!(!has_told());
+    f.fake.change(|kept| kept.is_away = false);
+    f.pause();
+    f.collect().expect("collects");
+    assert!(has_told());
 }
