@@ -147,7 +147,8 @@ struct Shared {
 
 impl Transfer {
     /// Transfers between `content`, with its records, and `snapshotters`. Layers of types that `processors` accept go
-    /// through those when they are unpacked. Of `differs`, each is asked until one knows a kind of layer.
+    /// through those when they are unpacked. Of `differs`, each is asked until one knows a kind of layer; this program's
+    /// own, if it is alone, tries any.
     /// When a transfer has given up what kept objects, `on_release` is called.
     pub fn new(
         content: content::Store,

@@ -12,7 +12,7 @@ use super::{
     extract::{Extraction, Feed, Worker},
     layers::{Unpack, stopped},
 };
-use crate::{digest::Digest, error, namespace::Scope, oci::Descriptor};
+use crate::{diff::Chain, digest::Digest, error, namespace::Scope, oci::Descriptor};
 
 /// What comes of a layer that another program applies: the digest of what it inflates to.
 pub type Applying = Pin<Box<dyn Future<Output = Result<Digest, error::Error>> + Send>>;
@@ -33,9 +33,18 @@ impl fmt::Debug for Differ {
 }
 
 impl Work {
-    /// Whether another program is asked first.
-    pub(super) fn asks_others(&self) -> bool {
-        matches!(self.differs.first(), Some(Differ::Other(_)))
+    /// Whether somebody else than this program is the first to be asked who may know that kind of layer.
+    pub(super) fn asks_others(&self, layer: &Descriptor) -> bool {
+        match self.differs.first() {
+            Some(Differ::Own) => self.leaves_to_others(layer),
+            Some(Differ::Other(_)) | None => true,
+        }
+    }
+
+    /// Whether this program does not know that kind of layer while there are others who may. Alone it goes by the
+    /// layer's first bytes.
+    fn leaves_to_others(&self, layer: &Descriptor) -> bool {
+        self.differs.len() > 1 && Chain::find(&self.processors, &layer.media_type).is_none()
     }
 
     /// Has a stored layer applied on top of the one below, by the first that knows how to do it.
@@ -45,11 +54,15 @@ impl Work {
         unpack: &Unpack,
     ) -> Result<Extraction, Error> {
         let _slot = self.slots.acquire().await.expect("never closed");
-        let extraction = self.extraction(unpack).await?;
+        let extraction = self.extraction(layer, unpack).await?;
         let want = &unpack.diff_id;
         let mut refused = error::Error::NotImplemented("no differ is configured".to_owned());
         for differ in &self.differs {
             let Differ::Other(apply) = differ else {
+                if self.leaves_to_others(layer) {
+                    refused = unknown(layer);
+                    continue;
+                }
                 let worker = Worker {
                     work: Arc::clone(self),
                     layer: layer.clone(),
@@ -99,4 +112,12 @@ impl Work {
         })
         .await
     }
+}
+
+/// What this program says of a layer that it leaves to others, as to clients.
+fn unknown(layer: &Descriptor) -> error::Error {
+    let kind = &layer.media_type;
+    error::Error::NotImplemented(format!(
+        "failed to get stream processor for {kind}: no processor for media-type"
+    ))
 }

@@ -8,7 +8,10 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use snapshotter::{Key, Mount, Snapshotter};
-use tokio::sync::mpsc;
+use tokio::{
+    runtime::{Handle, RuntimeFlavor},
+    sync::mpsc,
+};
 
 use super::{Error, InvalidImage, Work, progress::ingest_ref};
 use crate::{
@@ -97,9 +100,17 @@ impl Drop for Extraction {
         if self.committed {
             return;
         }
-        if let Err(error) = self.snapshotter.remove(&self.key) {
-            let error = sys::error::Chain(&error).to_string();
-            tracing::warn!(key = %self.key, error, "an unfinished extraction is left behind");
+        let remove = || {
+            if let Err(error) = self.snapshotter.remove(&self.key) {
+                let error = sys::error::Chain(&error).to_string();
+                tracing::warn!(key = %self.key, error, "an unfinished extraction is left behind");
+            }
+        };
+        // A transfer that is cancelled drops it on a thread that others want to go on.
+        let many = |handle: Handle| handle.runtime_flavor() == RuntimeFlavor::MultiThread;
+        match Handle::try_current().is_ok_and(many) {
+            true => tokio::task::block_in_place(remove),
+            false => remove(),
         }
     }
 }

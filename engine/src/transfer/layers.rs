@@ -117,7 +117,7 @@ impl Work {
             self.pass(&layer, &item, None).await?;
         }
         let extraction = match &unpack {
-            Some(unpack) if !self.waits_for_below(unpack) => {
+            Some(unpack) if !self.waits_for_below(&layer, unpack) => {
                 self.pass(&layer, &item, Some(unpack)).await?
             }
             _ => self.pass(&layer, &item, None).await?,
@@ -128,7 +128,7 @@ impl Work {
         }
         let extraction = match extraction {
             Some(extraction) => extraction,
-            None if self.asks_others() => {
+            None if self.asks_others(&layer) => {
                 item.set(State::Extracting);
                 self.have_applied(&layer, &unpack).await?
             }
@@ -141,8 +141,8 @@ impl Work {
     }
 
     /// Whether the layer can only be extracted on top of the one below, or by somebody who wants it there.
-    fn waits_for_below(&self, unpack: &Unpack) -> bool {
-        self.asks_others() || unpack.below.is_some() && !unpack.snapshotter.can_rebase()
+    fn waits_for_below(&self, layer: &Descriptor, unpack: &Unpack) -> bool {
+        self.asks_others(layer) || unpack.below.is_some() && !unpack.snapshotter.can_rebase()
     }
 
     /// Goes over the layer once: stores it unless it is stored, and extracts it if that is wanted.
@@ -167,7 +167,7 @@ impl Work {
         }
         item.set(if stored { State::Extracting } else { State::Downloading });
         let extraction = match unpack {
-            Some(unpack) => Some(self.extraction(unpack).await?),
+            Some(unpack) => Some(self.extraction(layer, unpack).await?),
             None => None,
         };
         let (feed, _fetch) = if stored { (Feed::Stored, None) } else { self.fetch(layer, item)? };
@@ -224,10 +224,16 @@ impl Work {
     }
 
     /// Prepares the snapshot that a layer is extracted into.
-    pub(super) async fn extraction(self: &Arc<Self>, unpack: &Unpack) -> Result<Extraction, Error> {
+    pub(super) async fn extraction(
+        self: &Arc<Self>,
+        layer: &Descriptor,
+        unpack: &Unpack,
+    ) -> Result<Extraction, Error> {
         let key = self.key(&format!("extract-{} {}", super::unique(), unpack.chain_id));
         let parent = match &unpack.below {
-            Some((below, _)) if self.waits_for_below(unpack) => Some(self.key(&below.to_string())),
+            Some((below, _)) if self.waits_for_below(layer, unpack) => {
+                Some(self.key(&below.to_string()))
+            }
             _ => None,
         };
         let (work, snapshotter) = (Arc::clone(self), Arc::clone(&unpack.snapshotter));

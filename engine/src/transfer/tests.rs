@@ -23,6 +23,9 @@ use crate::{
 /// The type of layers with a word before them, which a processor takes away.
 const STAMPED: &str = "application/vnd.oci.image.layer.v1.tar+stamped";
 
+/// The type of layers with another word before them, which nothing here takes away.
+const FOREIGN: &str = "application/vnd.oci.image.layer.v1.tar+foreign";
+
 fn file(path: &str, bytes: &[u8]) -> (Entry, Vec<u8>) {
     let size = bytes.len() as u64;
     let kind = if path.ends_with('/') { Kind::Directory } else { Kind::Regular };
@@ -73,7 +76,9 @@ fn layout_of(images: &[Parts<'_>]) -> Vec<u8> {
         let config = config.to_string().into_bytes();
         let describe = |layer: &Vec<u8>| {
             let is_stamped = layer.starts_with(b"stamped");
-            Descriptor::of(if is_stamped { STAMPED } else { media_type::OCI_LAYER }, layer)
+            let is_foreign = layer.starts_with(b"foreign");
+            let kind = if is_foreign { FOREIGN } else { media_type::OCI_LAYER };
+            Descriptor::of(if is_stamped { STAMPED } else { kind }, layer)
         };
         let manifest = Manifest {
             schema_version: 2,
@@ -342,6 +347,62 @@ async fn other_differs_apply_what_they_know() {
     let kit = Kit::with(|_| vec![liar, Differ::Own]);
     let error = kit.import(layout("v1", &layers, &diff_ids), "overlayfs").await.unwrap_err();
     assert!(matches!(error, Error::Invalid(InvalidImage::DiffId { .. })), "{error:?}");
+}
+
+/// Applies layers of the type that nothing else knows.
+fn foreigner(content: content::Store) -> Differ {
+    Differ::Other(Arc::new(move |scope, layer, mounts| {
+        let content = content.clone();
+        Box::pin(async move {
+            if layer.media_type != FOREIGN {
+                return Err(crate::error::Error::NotImplemented("not these".to_owned()));
+            }
+            let bytes = content.blob(&scope.namespace, &layer.digest)?.read_all(1 << 20)?;
+            Ok(crate::diff::apply(&bytes[b"foreign".len()..], &mounts, &Default::default())?
+                .diff_id)
+        })
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn differs_are_asked_in_their_order_by_the_kind_of_layer() {
+    let (mut layers, diff_ids) = layers();
+    layers[1] = [b"stamped", layers[1].as_slice()].concat();
+    layers[2] = [b"foreign", layers[2].as_slice()].concat();
+    let top = crate::oci::chain_ids(&diff_ids).pop().unwrap();
+    let nobody = || -> Differ {
+        Differ::Other(Arc::new(|_, _, _| {
+            let refused = crate::error::Error::NotImplemented("nothing".to_owned());
+            Box::pin(async { Err(refused) })
+        }))
+    };
+    type Order = fn(Differ, Differ) -> Vec<Differ>;
+    let cases: [(&str, Order, bool); 6] = [
+        ("own, other", |other, _| vec![Differ::Own, other], true),
+        ("none, own, other", |other, none| vec![none, Differ::Own, other], true),
+        ("other, own", |other, _| vec![other, Differ::Own], true),
+        ("own, none", |_, none| vec![Differ::Own, none], false),
+        ("none, own", |_, none| vec![none, Differ::Own], false),
+        ("nobody", |_, _| Vec::new(), false),
+    ];
+    for (case, order, applies) in cases {
+        for snapshotter in ["overlayfs", "native"] {
+            let kit = Kit::with(|content| order(foreigner(content), nobody()));
+            let imported = kit.import(layout("v1", &layers, &diff_ids), snapshotter).await;
+            if !applies {
+                let error = imported.unwrap_err();
+                let is_refused =
+                    matches!(error, Error::State(crate::error::Error::NotImplemented(_)));
+                assert!(is_refused, "{case}, {snapshotter}: {error:?}");
+                continue;
+            }
+            imported.unwrap_or_else(|error| panic!("{case}, {snapshotter}: {error:?}"));
+            let of = if snapshotter == "native" { &kit.native } else { &kit.overlay };
+            let shown = kit.show(of.as_ref(), &top.to_string());
+            let want = [("etc/", ""), ("etc/c", "3")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+            assert_eq!(shown, want.into(), "{case}, {snapshotter}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
