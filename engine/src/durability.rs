@@ -36,8 +36,10 @@ const DELAY: Duration = Duration::from_secs(1);
 /// How long after a failure it is tried again.
 const RETRY_DELAY: Duration = Duration::from_secs(10);
 
-/// How long after a program that keeps blobs was away it is asked again for what was lost.
+/// How long after a program that keeps blobs was away it is asked again for what was lost; twice as long each time, up to
+/// the other.
 const RECOVERY_DELAY: Duration = Duration::from_secs(5);
+const RECOVERY_DELAY_MAX: Duration = Duration::from_secs(60);
 
 /// Syncs snapshots some time after they were committed. A clone is another handle on the same.
 #[derive(Clone, Default)]
@@ -123,9 +125,10 @@ impl Shared {
     }
 
     fn recover_later(&self, content: &content::Store, snapshotters: &Snapshotters) {
+        let mut delay = RECOVERY_DELAY;
         loop {
             let going_on = |state: &mut State| !state.stop;
-            let waited = self.changed.wait_timeout_while(self.lock(), RECOVERY_DELAY, going_on);
+            let waited = self.changed.wait_timeout_while(self.lock(), delay, going_on);
             if waited.unwrap_or_else(PoisonError::into_inner).0.stop {
                 return;
             }
@@ -137,6 +140,7 @@ impl Shared {
                     tracing::warn!(error, "snapshots are not unpacked again yet");
                 }
             }
+            delay = (delay * 2).min(RECOVERY_DELAY_MAX);
         }
     }
 

@@ -315,7 +315,8 @@ fn disown(store: &metadata::Store, problems: &[Problem]) -> Result<(), Error> {
         .any(|problem| matches!(problem.remedy, Remedy::Remove(metadata::Table::Content, _)));
     change_snapshots(store, &mut |transaction| {
         snapshotter::made::disown(transaction, |_, name| {
-            let digest = name.rsplit('/').next().and_then(|name| name.parse::<Digest>().ok());
+            // Names of snapshots have more parts, and may end as those of blobs do.
+            let digest = name.split_once('/').and_then(|(_, it)| it.parse::<Digest>().ok());
             let is_known = digest.is_some_and(|it| store.is_content_known(&it).unwrap_or(false));
             is_known && !loses_blobs
         })

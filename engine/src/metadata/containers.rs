@@ -431,7 +431,7 @@ mod tests {
             let namespace = namespace.parse().expect("a namespace");
             let container = Container {
                 id: id.to_owned(),
-                labels: [("even".to_owned(), (id.len() % 2 == 0).to_string())].into(),
+                labels: [("dotted".to_owned(), id.contains('.').to_string())].into(),
                 image: format!("image of {id}"),
                 runtime: Runtime { name: "r".to_owned(), options: None },
                 spec: Some(Any { type_url: "types/x".to_owned(), value: vec![1; 1000] }),
@@ -459,7 +459,7 @@ mod tests {
             ("all at once", (&[], usize::MAX, &[&["a", "b", "b.c", "d"]])),
             ("some", (&["id~=/^[ab]$/"], 1, &[&["a"], &["b"], &[]])),
             ("by its image", (&["image==\"image of d\""], usize::MAX, &[&["d"]])),
-            ("by a label", (&["labels.even==true"], usize::MAX, &[&[]])),
+            ("by a label", (&["labels.dotted==false"], usize::MAX, &[&["a", "b", "d"]])),
             ("by its runtime", (&["runtime.name!=r", "id==b.c"], 1, &[&["b.c"], &[]])),
         ];
         for (case, (filters, len_max, want)) in cases {
