@@ -52,7 +52,7 @@ use proto::{
 use snapshotter::Mount;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-pub(super) use self::cleaning::{EXIT_LIMIT, Left};
+pub(super) use self::cleaning::{DEATH_LIMIT, EXIT_LIMIT, Left};
 use super::{
     Checkpoint, Create, Error, adopted_binary,
     bootstrap::Bootstrap,
@@ -353,13 +353,11 @@ impl Actor {
         self.task.judge(&answer);
         match answer {
             Ok(state) => {
-                self.task.note_init(state.pid);
+                // The number of one that has ended may be anyone's.
+                if state.status != i32::from(Status::Stopped) {
+                    self.task.note_init(state.pid);
+                }
                 self.task.note_answer(asked, state);
-            }
-            Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
-                let exit = self.bury(identity.process()).await;
-                self.leave(Some(exit)).await;
-                return None;
             }
             Err(error) if error.is_unknown_to_shim() => {
                 // The daemon went away between the start of the shim and the end of the create,
@@ -369,9 +367,11 @@ impl Actor {
                 self.leave(None).await;
                 return None;
             }
+            // If the connection has ended, what that means is found out as of any other that ends.
             Err(error) => {
                 let pid = self.bundle.init_pid().unwrap_or_default();
-                self.task.note(v3::StateResponse { pid, ..Default::default() });
+                // With what an earlier daemon kept of its end.
+                self.task.note(v3::StateResponse { pid, ..self.task.last() });
                 let error = sys::error::Chain(&error);
                 tracing::error!(id = self.task.id(), %error, "shim is kept, although it gives no state");
             }
@@ -405,6 +405,10 @@ impl Actor {
         let mut grace = pin!(tokio::time::sleep(TELL_GRACE));
         let mut untold = self.is_stopped() && self.task.told().is_none();
         self.task.note_shim(held.process().map(Process::pid));
+        if matches!(held.identity, Identity::Slow) {
+            // It is asked again when it answers.
+            self.task.health().doubt();
+        }
         loop {
             let turn = tokio::select! {
                 command = self.commands.recv() => match command {

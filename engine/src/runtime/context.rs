@@ -70,6 +70,19 @@ impl Context {
         })
     }
 
+    /// Another task whose init is the process `pid` too: that of a shim for virtual machines is all of a
+    /// pod. Of one that the shim has not been asked about, the bundle says who init is.
+    pub(super) fn sharing_init(&self, task: &Task, pid: u32) -> Option<Arc<Task>> {
+        let in_namespace = self.tasks().get(task.namespace()).cloned().unwrap_or_default();
+        let mut others = in_namespace.into_values().filter(|other| other.id() != task.id());
+        others.find(|other| match other.last().pid {
+            // The number of one that has ended may be anyone's.
+            _ if other.told().is_some() => false,
+            0 => Bundle::at(&self.state, other.namespace(), other.id()).init_pid() == Some(pid),
+            known => known == pid,
+        })
+    }
+
     /// Takes a task out of the map, if it is the one in there.
     pub(super) fn forget(&self, task: &Task) {
         let mut tasks = self.tasks();

@@ -135,7 +135,7 @@ impl Error {
     }
 
     /// Whether a start that failed so has left no shim: its binary has failed, or there was no sandbox to
-    /// join.
+    /// join, or nothing that could name one.
     pub(super) fn leaves_no_shim(&self) -> bool {
         matches!(
             self,
@@ -143,6 +143,7 @@ impl Error {
                 | Self::Spawn { .. }
                 | Self::NoSandbox { .. }
                 | Self::SandboxUnreachable { .. }
+                | Self::Invalid(_)
         )
     }
 

@@ -20,6 +20,10 @@ const DEATH_LIMIT: Duration = Duration::from_millis(500);
 /// How long to wait until a shim is tried again that could not be reached.
 pub(super) const REACH_PAUSE: Duration = Duration::from_secs(1);
 
+/// How often a shim that lives may drop a connection, one after the other, before it says who it is.
+/// There are [`DEATH_LIMIT`]s in between.
+pub(super) const CUTS_MAX: usize = 8;
+
 /// How long calls wait for a shim that is lost, from its loss on.
 pub(super) const LOST_WAIT: Duration = Duration::from_secs(2);
 
@@ -102,6 +106,9 @@ pub(super) enum Identity {
     Short,
     /// It was too slow to say so.
     Slow,
+    /// The connection ended before it said so. A shim that has too little of something drops those who
+    /// connect.
+    Cut,
 }
 
 impl Identity {
@@ -118,6 +125,7 @@ impl Identity {
     fn without_answer(error: &Error) -> Self {
         match error {
             Error::NoAnswer { source: CallError::Deadline { .. }, .. } => Self::Slow,
+            Error::NoAnswer { source: CallError::Closed, .. } => Self::Cut,
             _ => Self::Unknown,
         }
     }
@@ -126,7 +134,7 @@ impl Identity {
     pub(super) fn process(&self) -> Option<&Process> {
         match self {
             Self::Known(process) => Some(process),
-            Self::Unknown | Self::Short | Self::Slow => None,
+            Self::Unknown | Self::Short | Self::Slow | Self::Cut => None,
         }
     }
 

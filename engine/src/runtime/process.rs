@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::{
+    io::Errno,
+    process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
+};
 use tokio::io::{Interest, unix::AsyncFd};
 
 /// A process that is not a child of this one.
@@ -97,16 +100,26 @@ impl Sighting {
         Some(Self { pid, started: started(&text)? })
     }
 
+    /// The number.
+    pub(super) fn pid(self) -> u32 {
+        self.pid
+    }
+
     /// Takes hold of the process.
     ///
     /// # Errors
     ///
-    /// `NotFound`: it has ended. The others are the kernel's.
+    /// `NotFound`: it has ended. The others are the kernel's, and say nothing of the process.
     pub(super) fn open(self) -> io::Result<Process> {
+        let name = |error: io::Error| match Errno::from_io_error(&error) {
+            Some(Errno::SRCH) => io::ErrorKind::NotFound.into(),
+            _ => error,
+        };
         // Whoever is held had the number later than who was seen, so it is the same one if that is
         // there still.
-        let process = Process::open(self.pid)?;
-        if Self::of(self.pid) == Some(self) {
+        let process = Process::open(self.pid).map_err(name)?;
+        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid)).map_err(name)?;
+        if started(&text) == Some(self.started) {
             Ok(process)
         } else {
             Err(io::ErrorKind::NotFound.into())
@@ -177,7 +190,8 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         seen.open().expect("runs").kill();
         child.wait().expect("reaped");
-        seen.open().expect_err("has ended");
+        let error = seen.open().expect_err("has ended");
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert_eq!(Sighting::of(child.id()), None);
     }
 

@@ -374,6 +374,8 @@ impl Task {
         if exec_id.is_empty() && known.told.is_none() {
             known.state.pid = answer.pid;
             known.state.status = Status::Running.into();
+            // One from a checkpoint has had no process when it was made.
+            known.init = known.init.or_else(|| Sighting::of(answer.pid));
         }
         Ok(answer.pid)
     }

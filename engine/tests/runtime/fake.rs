@@ -4,7 +4,10 @@
 use std::{
     collections::HashMap,
     fs,
-    os::unix::{fs::PermissionsExt, process::ExitStatusExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::PermissionsExt, process::ExitStatusExt},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -33,8 +36,8 @@ use tokio::{
     task::JoinSet,
 };
 
-/// The number of the fake init.
-pub(crate) const INIT: u32 = 4242;
+/// The number of the fake init. No process can have it (`PID_MAX_LIMIT`).
+pub(crate) const INIT: u32 = (1 << 22) + 4242;
 
 /// How a fake shim behaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,6 +74,8 @@ pub(crate) struct Stage {
 impl Stage {
     pub(crate) fn new() -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
+        let ended = v3::DeleteResponse { pid: INIT, exit_status: 137, exited_at: None };
+        let ended = ended.encode_to_vec().into_iter().map(|byte| format!("\\{byte:03o}"));
         let script = format!(
             "#!/bin/sh\n\
              for last; do :; done\n\
@@ -79,8 +84,9 @@ impl Stage {
              [ $last = delete ] && [ -e {0}/unlucky ] && echo no luck >&2 && exit 1\n\
              [ -e {0}/shared ] && id=$(cat {0}/shared)\n\
              [ $last = start ] && echo unix://{0}/$id.sock && exit\n\
-             printf '\\010\\222\\041\\020\\211\\001'\n",
-            folder.path().display()
+             printf '{1}'\n",
+            folder.path().display(),
+            ended.collect::<String>()
         );
         let binary = folder.path().join("shim");
         fs::write(&binary, script).expect("written");
@@ -106,12 +112,18 @@ impl Stage {
 
     /// Lets a shim for `id` wait for calls.
     pub(crate) fn shim(&self, id: &str, manner: Manner) -> Arc<FakeShim> {
+        self.shim_and_socket(id, manner).0
+    }
+
+    /// The same, with the socket that it listens at.
+    pub(crate) fn shim_and_socket(&self, id: &str, manner: Manner) -> (Arc<FakeShim>, OwnedFd) {
         let path = self.folder.path().join(format!("{id}.sock"));
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(path).expect("bound");
+        let socket = listener.as_fd().try_clone_to_owned().expect("copied");
         let shim = FakeShim::start(listener, manner);
         self.shims.lock().expect("no panic").insert(id.to_owned(), Arc::clone(&shim));
-        shim
+        (shim, socket)
     }
 
     /// What makes a task for `id` under a fake shim.
@@ -127,6 +139,11 @@ impl Stage {
 
     pub(crate) fn bundle(&self, id: &str) -> PathBuf {
         self.state().join("default").join(id)
+    }
+
+    pub(crate) fn sandbox_bundle(&self, id: &str) -> PathBuf {
+        let folder = self.folder.path().join("state/io.containerd.sandbox.controller.v1.shim");
+        folder.join("default").join(id)
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -196,6 +213,7 @@ pub(crate) struct FakeShim {
 #[derive(Default)]
 struct State {
     created: bool,
+    inits: HashMap<String, u32>,
     exit_status: Option<u32>,
 }
 
@@ -259,7 +277,7 @@ impl FakeShim {
         *self.manner.lock().expect("no panic") = manner;
     }
 
-    /// Says of the next init that it is this process.
+    /// Says of the next init that it is this process; of one that is 0, when it is started.
     pub(crate) fn init_is(&self, pid: u32) {
         self.init.store(pid, Ordering::Relaxed);
     }
@@ -377,8 +395,15 @@ impl FakeShim {
             "CreateSandbox" | "StartSandbox" | "SandboxStatus" => Ok(vec![]),
             "Create" => {
                 let made = v3::CreateTaskRequest::decode(request.payload.as_slice());
-                *self.made_with.lock().expect("no panic") = made.expect("a request");
+                let made = made.expect("a request");
+                let init = self.init.load(Ordering::Relaxed);
+                self.state.lock().expect("no panic").inits.insert(made.id.clone(), init);
+                *self.made_with.lock().expect("no panic") = made;
                 self.look("Create")
+            }
+            "State" | "Start" => {
+                let asked = v3::StateRequest::decode(request.payload.as_slice());
+                self.look_at(&request.method, &asked.expect("a request").id)
             }
             "Shutdown" if manner == Manner::Lingers => Ok(vec![]),
             "Connect" if manner == Manner::Anonymous => {
@@ -402,9 +427,25 @@ impl FakeShim {
         }
     }
 
+    /// Answers what is asked of the init of `id`.
+    fn look_at(&self, method: &str, id: &str) -> Result<Vec<u8>, ttrpc::Status> {
+        let mut state = self.state.lock().expect("no panic");
+        let Some(&pid) = state.inits.get(id).filter(|_| state.created) else {
+            return Err(missing());
+        };
+        if method == "Start" {
+            let pid = if pid == 0 { self.init.load(Ordering::Relaxed) } else { pid };
+            state.inits.insert(id.to_owned(), pid);
+            return Ok(v3::StartResponse { pid }.encode_to_vec());
+        }
+        let status = if state.exit_status.is_some() { 3 } else { 2 };
+        let exit_status = state.exit_status.unwrap_or_default();
+        let answer = v3::StateResponse { pid, status, exit_status, ..Default::default() };
+        Ok(answer.encode_to_vec())
+    }
+
     fn look(&self, method: &str) -> Result<Vec<u8>, ttrpc::Status> {
         let mut state = self.state.lock().expect("no panic");
-        let missing = || ttrpc::status(Code::NotFound, "container not created: not found");
         match method {
             "Connect" => {
                 let mut process = self.process.lock().expect("no panic");
@@ -421,13 +462,6 @@ impl FakeShim {
                 let pid = self.init.load(Ordering::Relaxed);
                 Ok(v3::CreateTaskResponse { pid }.encode_to_vec())
             }
-            "State" if state.created => {
-                let status = if state.exit_status.is_some() { 3 } else { 2 };
-                let exit_status = state.exit_status.unwrap_or_default();
-                let answer =
-                    v3::StateResponse { pid: INIT, status, exit_status, ..Default::default() };
-                Ok(answer.encode_to_vec())
-            }
             "Delete" if !state.created => Err(missing()),
             "Delete" => {
                 let Some(exit_status) = state.exit_status else {
@@ -438,7 +472,6 @@ impl FakeShim {
                 let answer = v3::DeleteResponse { pid: INIT, exit_status, exited_at: None };
                 Ok(answer.encode_to_vec())
             }
-            "Start" if state.created => Ok(v3::StartResponse { pid: INIT }.encode_to_vec()),
             "Shutdown" if !state.created => {
                 let mut process = self.process.lock().expect("no panic");
                 process.kill().expect("killed");
@@ -453,6 +486,10 @@ impl FakeShim {
     fn status(&self) -> Option<u32> {
         self.state.lock().expect("no panic").exit_status
     }
+}
+
+fn missing() -> ttrpc::Status {
+    ttrpc::status(Code::NotFound, "container not created: not found")
 }
 
 fn encode(id: u32, response: &Response) -> Vec<u8> {

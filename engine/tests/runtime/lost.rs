@@ -11,11 +11,11 @@ use std::{
 
 use engine::runtime::{Error, Runtime, Task};
 use proto::containerd::{task::v3, v1::types::Status};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::{
     exit_event,
-    fake::{FakeShim, Manner, Stage},
+    fake::{FakeShim, INIT, Manner, Stage},
     soon, told,
 };
 
@@ -66,6 +66,18 @@ async fn is(task: &Task, status: Status) {
     while task.state_or_last().await.expect("is there").status() != status {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+fn sleep() -> Child {
+    Command::new("sleep").arg("600").stdout(Stdio::null()).spawn().expect("spawned")
+}
+
+/// Ends a process, which nobody may have killed before.
+fn end(mut child: Child) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a number");
+    kill_process(pid, Signal::TERM).expect("it was not reaped");
+    let status = child.wait().expect("reaped");
+    assert_eq!(status.signal(), Some(Signal::TERM.as_raw()), "it was killed");
 }
 
 fn signal(id: &str, signal: u32) -> v3::KillRequest {
@@ -189,7 +201,6 @@ async fn what_has_ended_below_a_lost_shim_is_deleted() {
 /// A shim that others need is not killed. Init is, and nobody else who may have its number.
 #[tokio::test]
 async fn sigkill_for_one_of_several_below_a_lost_shim() {
-    let sleep = || Command::new("sleep").arg("600").stdout(Stdio::null()).spawn().expect("spawned");
     let stage = Stage::new();
     let runtime = stage.runtime();
     let shim = stage.shim("shared", Manner::Good);
@@ -206,6 +217,7 @@ async fn sigkill_for_one_of_several_below_a_lost_shim() {
     soon("a kill", first.kill(&signal("c1", 9))).await.expect("killed");
     let status = inits[0].wait().expect("reaped");
     assert_eq!(status.signal(), Some(Signal::KILL.as_raw()));
+    soon("a kill", first.kill(&signal("c1", 9))).await.expect("is known to be dead");
     let error = soon("a kill", second.kill(&signal("c2", 9))).await.expect_err("not known");
     let text = error.to_string();
     assert!(matches!(error, Error::Unending { .. }), "{text}");
@@ -217,6 +229,107 @@ async fn sigkill_for_one_of_several_below_a_lost_shim() {
     }
     assert_eq!(stage.calls(), ["start c1", "start c2"], "nothing was cleaned up");
     soon("close", runtime.close()).await;
+}
+
+/// What a shim for virtual machines calls init is the machine, with all tasks of a pod in it.
+#[tokio::test]
+async fn sigkill_for_one_of_several_in_a_machine_below_a_lost_shim() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("shared", Manner::Good);
+    stage.share("shared");
+    let machine = sleep();
+    shim.init_is(machine.id());
+    let first = made(&stage, &runtime, "c1").await;
+    let second = made(&stage, &runtime, "c2").await;
+    let _full = lose(&stage, "shared", &first, &shim).await;
+    for (task, id, other) in [(&first, "c1", "c2"), (&second, "c2", "c1")] {
+        let error = soon("a kill", task.kill(&signal(id, 9))).await.expect_err("others need it");
+        let text = error.to_string();
+        assert!(matches!(error, Error::Unending { .. }), "{text}");
+        assert!(text.contains(&format!("task {other} has the same process")), "{text}");
+    }
+    assert!(!shim.is_dead());
+    soon("close", runtime.close()).await;
+    end(machine);
+}
+
+/// A task from a checkpoint has no process before it is started.
+#[tokio::test]
+async fn sigkill_for_a_restored_one_of_several_below_a_lost_shim() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("shared", Manner::Good);
+    stage.share("shared");
+    let mut init = sleep();
+    made(&stage, &runtime, "c1").await;
+    shim.init_is(0);
+    let restored = made(&stage, &runtime, "c2").await;
+    shim.init_is(init.id());
+    assert_eq!(soon("start", restored.start("")).await.expect("started"), init.id());
+    let _full = lose(&stage, "shared", &restored, &shim).await;
+    soon("a kill", restored.kill(&signal("c2", 9))).await.expect("killed");
+    let status = init.wait().expect("reaped");
+    assert_eq!(status.signal(), Some(Signal::KILL.as_raw()));
+    assert!(!shim.is_dead());
+    soon("close", runtime.close()).await;
+}
+
+/// What had the number of an init that has ended may be a stranger by the time of the next daemon.
+#[tokio::test]
+async fn nobody_is_killed_for_an_init_that_has_ended() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("shared", Manner::Good);
+    stage.share("shared");
+    let stranger = sleep();
+    shim.init_is(stranger.id());
+    made(&stage, &runtime, "c1").await;
+    shim.init_is(INIT);
+    made(&stage, &runtime, "c2").await;
+    shim.exit(0);
+    soon("close", runtime.close()).await;
+    drop(runtime);
+    let runtime = stage.runtime();
+    let task = runtime.task(&stage.namespace, "c1").expect("is there");
+    soon("the state", is(&task, Status::Stopped)).await;
+    let _full = lose(&stage, "shared", &task, &shim).await;
+    // It may be said of it that it is dead, or that nobody knows who it is.
+    let _ = soon("a kill", task.kill(&signal("c1", 9))).await;
+    soon("a delete", task.delete()).await.expect_err("the shim is needed");
+    assert!(!shim.is_dead());
+    soon("close", runtime.close()).await;
+    end(stranger);
+}
+
+/// A shim that has too little of something drops whoever connects.
+#[tokio::test]
+async fn a_shim_that_drops_a_later_daemon_is_not_taken_for_dead() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let shim = stage.shim("c1", Manner::Good);
+    made(&stage, &runtime, "c1").await;
+    soon("close", runtime.close()).await;
+    drop(runtime);
+    shim.behave(Manner::Cut);
+    let connects = || shim.asked().iter().filter(|method| *method == "Connect").count();
+    let before = connects();
+    let runtime = stage.runtime();
+    let dropped = async {
+        while connects() < before + 3 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("three tries", dropped).await;
+    shim.behave(Manner::Good);
+    let task = runtime.task(&stage.namespace, "c1").expect("is there");
+    soon("the state", is(&task, Status::Running)).await;
+    assert!(!shim.is_dead());
+    assert_eq!(stage.calls(), ["start c1"], "nothing was cleaned up");
+    shim.exit(6);
+    assert_eq!(soon("delete", task.delete()).await.expect("ended").status, 6);
+    soon("close", runtime.close()).await;
+    stage.assert_nothing_left();
 }
 
 /// The daemon never heard from the shim which process it is.

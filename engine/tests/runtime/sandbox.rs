@@ -1,9 +1,16 @@
 //! Sandboxes under strict fakes of shims.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    fs,
+    os::unix::{ffi::OsStrExt, process::ExitStatusExt},
+    process::Command,
+    sync::Arc,
+    time::Duration,
+};
 
 use engine::runtime::{CreateSandbox, Error, Membership, Runtime, Sandbox};
 use proto::containerd::runtime::sandbox::v1::SandboxStatusRequest;
+use rustix::process::Signal;
 
 use super::{
     fake::{FakeShim, Manner, Stage},
@@ -85,5 +92,114 @@ async fn a_sandbox_whose_shim_is_lost() {
     soon("shutdown", sandbox.shutdown()).await.expect("shut down");
     soon("close", runtime.close()).await;
     stage.assert_no_sandboxes();
+    stage.assert_nothing_left();
+}
+
+fn status() -> SandboxStatusRequest {
+    SandboxStatusRequest { sandbox_id: "s1".to_owned(), verbose: false }
+}
+
+/// Waits until the sandbox's shim answers.
+async fn answers(sandbox: &Sandbox) {
+    while sandbox.call(&status()).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until the shim has been asked for `method` this often.
+async fn asked(shim: &FakeShim, method: &str, times: usize) {
+    while shim.asked().iter().filter(|asked| *asked == method).count() < times {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// The connection ends in the middle of the shutdown of a sandbox that runs.
+#[tokio::test]
+async fn a_shutdown_during_a_loss_ends_nothing_that_runs() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let (shim, sandbox) = made(&stage, &runtime).await;
+    shim.behave(Manner::Stuck);
+    let heard = async {
+        asked(&shim, "ShutdownSandbox", 1).await;
+        shim.drop_connections();
+    };
+    let both = async { tokio::join!(sandbox.shutdown(), heard) };
+    let (done, ()) = soon("shutdown", both).await;
+    let error = done.expect_err("runs");
+    assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
+    shim.behave(Manner::Good);
+    soon("the status", answers(&sandbox)).await;
+    assert!(!shim.is_dead());
+    assert_eq!(stage.calls(), ["start s1"], "nothing was cleaned up");
+    soon("shutdown", sandbox.shutdown()).await.expect("shut down");
+    soon("close", runtime.close()).await;
+    stage.assert_no_sandboxes();
+}
+
+/// A shim that has too little of something drops whoever connects.
+#[tokio::test]
+async fn a_shim_that_drops_a_later_daemon_is_not_taken_for_dead() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let (shim, _) = made(&stage, &runtime).await;
+    soon("close", runtime.close()).await;
+    drop(runtime);
+    shim.behave(Manner::Cut);
+    let before = shim.asked().iter().filter(|asked| *asked == "Connect").count();
+    let runtime = stage.runtime();
+    soon("three tries", asked(&shim, "Connect", before + 3)).await;
+    shim.behave(Manner::Good);
+    let sandbox = runtime.sandbox(&stage.namespace, "s1").expect("is there");
+    soon("the status", answers(&sandbox)).await;
+    assert!(!shim.is_dead());
+    assert_eq!(stage.calls(), ["start s1"], "nothing was cleaned up");
+    soon("shutdown", sandbox.shutdown()).await.expect("shut down");
+    soon("close", runtime.close()).await;
+    stage.assert_no_sandboxes();
+}
+
+/// One that does not say who it is, and drops its connection, is known by its socket.
+#[tokio::test]
+async fn a_shim_that_is_given_up_is_killed() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    made(&stage, &runtime).await;
+    soon("close", runtime.close()).await;
+    drop(runtime);
+    let (shim, socket) = stage.shim_and_socket("s1", Manner::Anonymous);
+    let mut listens = Command::new("sleep").arg("600").stdin(socket).spawn().expect("spawned");
+    let program = fs::read_link(format!("/proc/{}/exe", listens.id())).expect("runs");
+    let recorded = stage.sandbox_bundle("s1").join("shim-binary-path");
+    fs::write(recorded, program.as_os_str().as_bytes()).expect("written");
+    let runtime = stage.runtime();
+    let sandbox = runtime.sandbox(&stage.namespace, "s1").expect("is there");
+    soon("the status", answers(&sandbox)).await;
+    shim.drop_connections();
+    let gone = async {
+        while runtime.sandbox(&stage.namespace, "s1").is_some() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    soon("the end", gone).await;
+    let status = listens.wait().expect("reaped");
+    assert_eq!(status.signal(), Some(Signal::KILL.as_raw()));
+    soon("close", runtime.close()).await;
+    stage.assert_no_sandboxes();
+}
+
+/// What cannot be joined is no reason to start a shim.
+#[tokio::test]
+async fn a_task_of_a_sandbox_whose_address_is_none() {
+    let stage = Stage::new();
+    let runtime = stage.runtime();
+    let address = "nowhere".to_owned();
+    let mut request = stage.request("c1");
+    request.sandbox = Some(Membership { id: "s1".to_owned(), address, ..Membership::default() });
+    let made = soon("create", runtime.create(&stage.namespace, request)).await;
+    let error = made.expect_err("no address");
+    assert!(matches!(error, Error::Invalid(_)), "{error}");
+    assert_eq!(stage.calls(), [""; 0]);
+    soon("close", runtime.close()).await;
     stage.assert_nothing_left();
 }

@@ -10,6 +10,7 @@ use prost_types::Timestamp;
 use proto::{
     SHIM_FAREWELL_MAX,
     containerd::task::v3::{self, DeleteResponse},
+    time::known,
     ttrpc::CallError,
 };
 
@@ -29,7 +30,7 @@ use crate::runtime::{
 pub(in crate::runtime) const EXIT_LIMIT: Duration = SHIM_FAREWELL_MAX.saturating_mul(2);
 
 /// How long a shim that was killed may take to be gone.
-const DEATH_LIMIT: Duration = Duration::from_secs(3);
+pub(in crate::runtime) const DEATH_LIMIT: Duration = Duration::from_secs(3);
 
 /// How often `shim delete` is tried, the pause between, and for how long it is tried at all.
 const CLEAN_TRIES: usize = 3;
@@ -104,7 +105,8 @@ impl Actor {
         let now = Some(Timestamp::from(std::time::SystemTime::now()));
         let cleaned = match &answer {
             Ok(answer) => {
-                Exit { pid: answer.pid, status: answer.exit_status, at: answer.exited_at.or(now) }
+                let at = known(answer.exited_at).or(now);
+                Exit { pid: answer.pid, status: answer.exit_status, at }
             }
             Err(_) => Exit { pid: self.task.last().pid, status: STATUS_UNKNOWN, at: now },
         };
@@ -276,17 +278,21 @@ impl Actor {
             Some(address) => Ok(Some(address.clone())),
             None => self.bundle.find_bootstrap().map(|found| found.map(|it| it.address)),
         };
-        let is_gone = match found {
-            Ok(Some(address)) => self.is_shared(&address) || remove_dead_socket(&address).await,
-            Ok(None) => true,
+        let (is_gone, address) = match found {
+            Ok(Some(found)) => {
+                (self.is_shared(&found) || remove_dead_socket(&found).await, Some(found))
+            }
+            Ok(None) => (true, None),
             Err(error) => {
                 self.report("look for the shim's socket", &error);
-                false
+                (false, None)
             }
         };
         if is_gone {
             self.remove_bundle().await;
-        } else {
+        }
+        // With the socket: what there is too little of may be why others seem to need it.
+        if !is_gone || matches!(self.left, Some(Left::Bundle)) {
             self.left = Some(Left::Rest(address));
         }
     }

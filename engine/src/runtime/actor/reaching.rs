@@ -7,6 +7,7 @@
 //! | asked for         | the shim is the task's own     | others need the shim, or it is not found    |
 //! |-------------------|--------------------------------|---------------------------------------------|
 //! | SIGKILL for init  | is killed, and cleaned up after | init is killed, if it is known for sure     |
+//! |                   |                                | and is no other task's                      |
 //! | delete, init has  | the same                       | refused                                     |
 //! | been seen to end  |                                |                                             |
 //! | any other delete  | refused                        | refused                                     |
@@ -15,7 +16,7 @@
 //! has its own socket open. Init is who had its number, and started when it did, when its shim said
 //! so last.
 
-use std::{pin::pin, sync::Arc};
+use std::{io, pin::pin, sync::Arc};
 
 use proto::{containerd::task::v3, ttrpc::CallError};
 use tokio::time::sleep;
@@ -24,8 +25,8 @@ use super::{Actor, Command, DeleteReply, Turn, blocking};
 use crate::runtime::{
     Error,
     bootstrap::Bootstrap,
-    held::{Held, Identity, LOST_WAIT, Lost, REACH_PAUSE, Reached, reach_again},
-    process::Process,
+    held::{CUTS_MAX, Held, Identity, LOST_WAIT, Lost, REACH_PAUSE, Reached, reach_again},
+    process::{Process, Sighting},
     shim::{Call, Shim},
     task::Phase,
 };
@@ -52,20 +53,26 @@ impl Actor {
     pub(super) async fn lose(&mut self, held: &mut Held, waiting: Option<DeleteReply>) -> Turn {
         // Not by the bundle's: to read it takes a descriptor.
         let at = held.shim.bootstrap();
-        let (reached, reply) = self.reach(&at, &mut held.identity, waiting).await;
-        let shim = match reached {
-            Reached::Shim(shim) => shim,
-            Reached::Nobody => {
-                self.end(held.process(), reply).await;
-                return Turn::Leave;
+        let mut reply = waiting;
+        for _ in 0..CUTS_MAX {
+            let reached;
+            (reached, reply) = self.reach(&at, &mut held.identity, reply).await;
+            held.shim = match reached {
+                Reached::Shim(shim) => shim,
+                Reached::Nobody => {
+                    self.end(held.process(), reply).await;
+                    return Turn::Leave;
+                }
+                Reached::Stop => return Turn::Leave,
+            };
+            if held.process().is_none() {
+                self.identify(held).await;
             }
-            Reached::Stop => return Turn::Leave,
-        };
-        held.shim = shim;
-        if held.process().is_none() {
-            self.identify(held).await;
+            if !matches!(held.identity, Identity::Cut) {
+                break;
+            }
         }
-        if matches!(held.identity, Identity::Unknown) {
+        if matches!(held.identity, Identity::Unknown | Identity::Cut) {
             // One that does not say who it is, and drops connections, is none.
             self.end(None, reply).await;
             return Turn::Leave;
@@ -177,10 +184,11 @@ impl Actor {
                 }
             },
             Command::Delete(reply) if self.task.told().is_some() && !self.is_needed(address) => {
-                match self.kill(process, address).await {
-                    Ok(Killed::Shim(found)) => Answered::Killed(found, Some(reply)),
-                    killed => {
-                        let _ = reply.send(Err(killed.err().unwrap_or(self.task.unheard())));
+                // Init's number may be another's by now.
+                match self.kill_shim(process, address).await {
+                    Ok(found) => Answered::Killed(found, Some(reply)),
+                    Err(reason) => {
+                        let _ = reply.send(Err(self.unending(address, reason)));
                         Answered::Stay
                     }
                 }
@@ -203,16 +211,25 @@ impl Actor {
         process: Option<&Process>,
         address: Option<&str>,
     ) -> Result<Killed, Error> {
-        let found = match self.find_killable(process, address).await {
-            Ok(found) => found,
-            Err(reason) => return self.kill_init(address, reason),
-        };
+        match self.kill_shim(process, address).await {
+            Ok(found) => Ok(Killed::Shim(found)),
+            Err(reason) => self.kill_init(process, address, reason),
+        }
+    }
+
+    /// Kills the shim, and gives its process if that was not known; or says why it may not be.
+    async fn kill_shim(
+        &self,
+        process: Option<&Process>,
+        address: Option<&str>,
+    ) -> Result<Option<Process>, String> {
+        let found = self.find_killable(process, address).await?;
         if let Some(process) = process.or(found.as_ref()) {
             let (id, pid) = (self.task.id(), process.pid());
             tracing::warn!(id, pid, "shim that does not answer is killed");
             process.kill();
         }
-        Ok(Killed::Shim(found))
+        Ok(found)
     }
 
     /// The process of a shim that may be killed, if it is not known yet; or why it may not be.
@@ -240,22 +257,47 @@ impl Actor {
         }
     }
 
-    /// Kills init, where its shim cannot be killed for a reason.
-    fn kill_init(&self, address: Option<&str>, reason: String) -> Result<Killed, Error> {
-        let init = self.task.init().ok_or("which process init is is not known".to_owned());
-        let init = init.and_then(|init| init.open().map_err(|error| format!("init: {error}")));
-        match init {
-            Ok(init) => {
+    /// Kills init, where its shim cannot be killed for a reason. One that has ended for certain is dead.
+    fn kill_init(
+        &self,
+        process: Option<&Process>,
+        address: Option<&str>,
+        reason: String,
+    ) -> Result<Killed, Error> {
+        if self.task.told().is_some() {
+            return Ok(Killed::Init);
+        }
+        let opened = self.killable_init(process).map(Sighting::open);
+        match opened {
+            Ok(Ok(init)) => {
                 let (id, pid) = (self.task.id(), init.pid());
                 tracing::warn!(id, pid, reason, "init is killed without its shim");
                 init.kill();
                 Ok(Killed::Init)
             }
-            Err(too) => Err(Error::Unending {
-                id: self.task.id().to_owned(),
-                address: address.unwrap_or("an unknown address").to_owned(),
-                reason: format!("{reason}; {too}"),
-            }),
+            Ok(Err(error)) if error.kind() == io::ErrorKind::NotFound => Ok(Killed::Init),
+            Ok(Err(error)) => Err(self.unending(address, format!("{reason}; init: {error}"))),
+            Err(too) => Err(self.unending(address, format!("{reason}; {too}"))),
+        }
+    }
+
+    /// Init, unless others end with it: what a shim calls so may be a whole virtual machine.
+    fn killable_init(&self, shim: Option<&Process>) -> Result<Sighting, String> {
+        let init = self.task.init().ok_or("which process init is is not known")?;
+        if let Some(other) = self.context.sharing_init(&self.task, init.pid()) {
+            return Err(format!("task {} has the same process", other.id()));
+        }
+        if shim.is_some_and(|shim| shim.pid() == init.pid()) {
+            return Err("init is the shim".to_owned());
+        }
+        Ok(init)
+    }
+
+    fn unending(&self, address: Option<&str>, reason: String) -> Error {
+        Error::Unending {
+            id: self.task.id().to_owned(),
+            address: address.unwrap_or("an unknown address").to_owned(),
+            reason,
         }
     }
 }

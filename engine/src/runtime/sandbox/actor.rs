@@ -5,7 +5,8 @@
 //! | create fails        | ends the shim, removes the bundle                               |
 //! | shutdown            | asks the shim, waits for its end, removes the bundle            |
 //! | shim dies           | runs `shim delete`, removes the bundle                          |
-//! | connection is lost  | connects again; if nobody listens, the shim is killed           |
+//! | connection is lost  | connects again; if nobody listens, the shim is killed. Who has  |
+//! |                     | asked for a shutdown is told which of both it was               |
 //! | no way to a shim    | tries again: descriptors may be short. A shutdown is refused    |
 //! |                     | meanwhile: what the shim has of containers is not known         |
 //! | something cannot be | tries again until nothing is left; the name stays taken         |
@@ -26,24 +27,27 @@ use tokio::sync::{mpsc, oneshot};
 use super::{CreateSandbox, Phase, Sandbox};
 use crate::runtime::{
     Error,
-    actor::{EXIT_LIMIT, Left, blocking},
+    actor::{DEATH_LIMIT, EXIT_LIMIT, Left, blocking},
     bootstrap::Bootstrap,
     bundle::{Bundle, SANDBOX_FOLDER},
     context::Context,
-    held::{Held, Identity, LOST_WAIT, Lost, REACH_PAUSE, Reached, reach_again},
+    held::{CUTS_MAX, Held, Identity, LOST_WAIT, Lost, REACH_PAUSE, Reached, reach_again},
     launch::Launch,
     log::ShimLog,
     process::Process,
-    shim::{Shim, remove_dead_socket},
+    shim::{Call, Shim, remove_dead_socket},
 };
 
 /// How long a shim that is about to be killed may take for an answer.
 const FAREWELL_LIMIT: Duration = Duration::from_secs(5);
 
+/// Where the answer to a shutdown goes.
+type Reply = oneshot::Sender<Result<(), Error>>;
+
 /// What an actor is asked to do.
 pub(super) enum Command {
     /// Shut the sandbox down.
-    Shutdown(oneshot::Sender<Result<(), Error>>),
+    Shutdown(Reply),
 }
 
 /// See the [module](self).
@@ -175,7 +179,7 @@ impl Actor {
                     self.report("reach the sandbox's shim", &error);
                 }
                 Err(_) => {
-                    self.bury(None).await;
+                    self.bury(None, None).await;
                     return None;
                 }
             }
@@ -191,10 +195,6 @@ impl Actor {
         let id = self.sandbox.id.clone();
         let request = api::SandboxStatusRequest { sandbox_id: id, verbose: false };
         match held.shim.call(&request).await {
-            Err(Error::NoAnswer { source: CallError::Closed, .. }) => {
-                self.bury(held.process()).await;
-                return None;
-            }
             // The daemon went away before the sandbox was made, so nobody was told of one.
             Err(error) if error.is_unknown_to_shim() => {
                 tracing::warn!(id = self.sandbox.id, "shim without a sandbox is shut down");
@@ -202,6 +202,7 @@ impl Actor {
                 self.leave().await;
                 return None;
             }
+            // If the connection has ended, what that means is found out as of any other that ends.
             Err(error) => self.report("ask for the sandbox, and keep its shim", &error),
             Ok(_) => {}
         }
@@ -216,6 +217,13 @@ impl Actor {
                 command = self.commands.recv() => match command {
                     Some(Command::Shutdown(reply)) => {
                         let result = Box::pin(self.shutdown(&held)).await;
+                        // That is the shim's end, or it has not heard it.
+                        if let Err(Error::NoAnswer { source: CallError::Closed, .. }) = &result {
+                            if !Box::pin(self.lose(&mut held, Some(reply))).await {
+                                return;
+                            }
+                            continue;
+                        }
                         let is_over = result.is_ok();
                         if self.left.is_some() || !is_over {
                             let _ = reply.send(result);
@@ -231,11 +239,14 @@ impl Actor {
                     None => return,
                 },
                 () = held.ended() => {
-                    if !Box::pin(self.lose(&mut held)).await {
+                    if !Box::pin(self.lose(&mut held, None)).await {
                         return;
                     }
                 }
                 () = held.short() => {
+                    held.identity = Identity::ask(&held.shim, &self.sandbox.id).await;
+                }
+                () = tokio::time::sleep(REACH_PAUSE), if matches!(held.identity, Identity::Slow) => {
                     held.identity = Identity::ask(&held.shim, &self.sandbox.id).await;
                 }
                 () = self.context.stop.cancelled() => return,
@@ -246,8 +257,7 @@ impl Actor {
     async fn shutdown(&mut self, held: &Held) -> Result<(), Error> {
         let request = api::ShutdownSandboxRequest { sandbox_id: self.sandbox.id.clone() };
         match held.shim.call(&request).await {
-            // The shim may be gone before its answer.
-            Ok(_) | Err(Error::NoAnswer { source: CallError::Closed, .. }) => {}
+            Ok(_) => {}
             Err(error) if error.is_unknown_to_shim() => {}
             Err(error) => return Err(error),
         }
@@ -257,34 +267,50 @@ impl Actor {
         Ok(())
     }
 
-    /// Decides what the end of a connection or of a process means; `false` when there is nothing more to
-    /// serve.
-    async fn lose(&mut self, held: &mut Held) -> bool {
+    /// Decides what the end of a connection or of a process means, and answers a shutdown that it came in
+    /// the middle of; `false` when there is nothing more to serve.
+    async fn lose(&mut self, held: &mut Held, mut waiting: Option<Reply>) -> bool {
         // Not by the bundle's: to read it takes a descriptor.
         let at = held.shim.bootstrap();
-        let reached = self.reach_again(&at, held.process()).await;
-        match reached {
-            Reached::Shim(shim) => held.shim = shim,
-            Reached::Nobody => {
-                self.bury(held.process()).await;
-                return false;
+        for _ in 0..CUTS_MAX {
+            let reached;
+            (reached, waiting) = self.reach_again(&at, held.process(), waiting).await;
+            match reached {
+                Reached::Shim(shim) => held.shim = shim,
+                Reached::Nobody => {
+                    self.bury(held.process(), waiting).await;
+                    return false;
+                }
+                Reached::Stop => return false,
             }
-            Reached::Stop => return false,
+            if held.process().is_none() {
+                held.identity = Identity::ask(&held.shim, &self.sandbox.id).await;
+            }
+            if !matches!(held.identity, Identity::Cut) {
+                break;
+            }
         }
-        if held.process().is_none() {
-            held.identity = Identity::ask(&held.shim, &self.sandbox.id).await;
-        }
-        if matches!(held.identity, Identity::Unknown) {
+        if matches!(held.identity, Identity::Unknown | Identity::Cut) {
             // One that does not say who it is, and drops connections, is none.
-            self.bury(None).await;
+            self.bury(None, waiting).await;
             return false;
+        }
+        if let Some(reply) = waiting {
+            // It is not known whether the shim has heard it. It may be repeated.
+            let (id, method) = (self.sandbox.id.clone(), api::ShutdownSandboxRequest::METHOD);
+            let _ = reply.send(Err(Error::NoAnswer { id, method, source: CallError::Closed }));
         }
         self.enter(Phase::Live(held.shim.clone()));
         true
     }
 
     /// Connects again to a shim that is lost, and answers meanwhile who asks for its end.
-    async fn reach_again(&mut self, at: &Bootstrap, process: Option<&Process>) -> Reached {
+    async fn reach_again(
+        &mut self,
+        at: &Bootstrap,
+        process: Option<&Process>,
+        mut waiting: Option<Reply>,
+    ) -> (Reached, Option<Reply>) {
         self.enter(Phase::Lost(Lost::now(Some(&at.address))));
         let (sandbox, context) = (Arc::clone(&self.sandbox), Arc::clone(&self.context));
         let connect = || Shim::connect(&sandbox.namespace, &sandbox.id, at);
@@ -293,8 +319,13 @@ impl Actor {
         let mut is_lost = false;
         loop {
             tokio::select! {
-                reached = &mut reaching => return reached,
-                () = &mut moment, if !is_lost => is_lost = true,
+                reached = &mut reaching => return (reached, waiting),
+                () = &mut moment, if !is_lost => {
+                    is_lost = true;
+                    if let Some(reply) = waiting.take() {
+                        self.refuse(Command::Shutdown(reply));
+                    }
+                }
                 Some(command) = self.commands.recv(), if is_lost => self.refuse(command),
             }
         }
@@ -323,16 +354,46 @@ impl Actor {
         let _ = reply.send(Err(error));
     }
 
-    /// Cleans up after a shim that died.
-    async fn bury(&mut self, process: Option<&Process>) {
+    /// Cleans up after a shim that died, and answers who asked for its end.
+    async fn bury(&mut self, process: Option<&Process>, mut waiting: Option<Reply>) {
         let (namespace, id) = (&self.sandbox.namespace, &self.sandbox.id);
         tracing::warn!(%namespace, id, "shim of a sandbox died; cleaning up");
         self.enter(Phase::Ending);
-        if let Some(process) = process {
-            process.kill();
-        }
+        self.end_process(process).await;
         self.clean_up().await;
+        // Nobody waits for what is tried again.
+        if self.left.is_some()
+            && let Some(reply) = waiting.take()
+        {
+            let _ = reply.send(Ok(()));
+        }
         self.leave().await;
+        if let Some(reply) = waiting {
+            let _ = reply.send(Ok(()));
+        }
+    }
+
+    /// Kills the shim, and waits for its end. One that never said who it is is known by its socket.
+    async fn end_process(&self, process: Option<&Process>) {
+        let found = match process {
+            Some(_) => None,
+            None => self.listener().await,
+        };
+        if let Some(process) = process.or(found.as_ref()) {
+            process.kill();
+            let _ = tokio::time::timeout(DEATH_LIMIT, process.exited()).await;
+        }
+    }
+
+    /// The process that listens where the bundle says.
+    async fn listener(&self) -> Option<Process> {
+        let (address, program) = (self.bundle.bootstrap()?.address, self.binary.clone());
+        let found = blocking(move || Ok(Process::listening_at(&address, &program)));
+        found.await.ok()?.unwrap_or_else(|error| {
+            let id = &self.sandbox.id;
+            tracing::warn!(id, %error, "whoever listens at the shim's socket is left alone");
+            None
+        })
     }
 
     /// Ends a shim whose sandbox nobody was told of.
