@@ -47,24 +47,22 @@ impl Steps {
     ) -> Result<()> {
         println!("\ntest: {name}");
         let first = Try::of(name, &mut command())?;
-        self.sum.add(first.sum);
         if first.sum.failed == 0 || matches!(tries, Tries::Once) {
+            self.sum.add(first.sum);
             self.failures.extend(first.failures);
             return Ok(());
         }
         println!("\ntest: {name}, once more for: {}", first.failures.join(" "));
         let mut second = command();
-        if matches!(tries, Tries::TwiceByName) && first.are_named() {
+        let by_name = matches!(tries, Tries::TwiceByName) && first.are_named();
+        if by_name {
             second.args(["--", "--exact"]).args(&first.failures);
         }
         let second = Try::of(name, &mut second)?;
-        if second.sum.failed == 0 {
-            self.sum.failed -= first.sum.failed;
-            self.sum.passed += first.sum.failed;
-            self.again.extend(first.failures);
-        } else {
-            self.failures.extend(second.failures);
-        }
+        self.sum.add(if by_name { after_names(first.sum, second.sum) } else { second.sum });
+        let again = first.failures.into_iter().filter(|it| !second.failures.contains(it));
+        self.again.extend(again);
+        self.failures.extend(second.failures);
         Ok(())
     }
 
@@ -103,6 +101,13 @@ impl Try {
     }
 }
 
+/// The sum of a step of which only what had failed was run a second time. What was not found by its name then
+/// has failed still.
+fn after_names(first: Sum, second: Sum) -> Sum {
+    let good = second.passed.min(first.failed);
+    Sum { passed: first.passed + good, failed: first.failed - good, skipped: first.skipped }
+}
+
 /// The test that a line of a test program's output says has failed: of cargo's kind of tests (`test a::b ...
 /// FAILED`, and `a::b --- FAILED` when they are quiet), of ours (`test cell name ... FAILED`), and of
 /// either in a virtual machine, whose name comes first.
@@ -139,6 +144,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_found_by_its_name_has_failed() {
+        let first = Sum { passed: 40, failed: 2, skipped: 1 };
+        for (passed, failed) in [(2, 0), (1, 1), (0, 2)] {
+            let second = Sum { passed, failed: 0, skipped: 40 };
+            let sum = Sum { passed: 40 + passed, failed, skipped: 1 };
+            assert_eq!(after_names(first, second), sum);
+        }
+    }
+
+    #[test]
     fn tries_again_and_says_so() {
         let shell = |script: &str| {
             let mut command = Command::new("sh");
@@ -154,13 +169,17 @@ mod tests {
         );
         let mut steps = Steps::default();
         steps.run("flaky", Tries::Twice, || shell(&once)).expect("runs");
-        assert_eq!(steps.sum, Sum { passed: 5, failed: 0, skipped: 0 });
+        assert_eq!(
+            steps.sum,
+            Sum { passed: 1, failed: 0, skipped: 9 },
+            "of the try that ran it all"
+        );
         assert_eq!((&*steps.again, &*steps.failures), (&["a".to_owned()][..], &[][..]));
 
         let never = "echo 'test b ... FAILED'; echo 'test result: FAILED. 4 passed; 1 failed; 0 ignored'; exit 1";
         steps.run("broken", Tries::Twice, || shell(never)).expect("runs");
         steps.run("gone", Tries::Once, || shell("exit 3")).expect("runs");
-        assert_eq!(steps.sum, Sum { passed: 9, failed: 2, skipped: 0 });
+        assert_eq!(steps.sum, Sum { passed: 5, failed: 2, skipped: 9 });
         assert_eq!(steps.failures, ["b", "gone: a program broke off"]);
         assert!(!steps.end());
     }
