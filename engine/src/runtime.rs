@@ -28,6 +28,7 @@ mod bootstrap;
 mod bundle;
 mod context;
 mod error;
+mod half_made;
 mod health;
 mod held;
 mod launch;

@@ -59,6 +59,9 @@ const TOLD_LEN_MAX: usize = 4096;
 /// The largest file of a bundle that is read, in bytes.
 const FILE_LEN_MAX: u64 = 64 << 10;
 
+/// The largest specification that is read, in bytes: no call brings a larger one.
+const SPEC_LEN_MAX: u64 = 16 << 20;
+
 /// Whether subscribers were told.
 type Told = bool;
 
@@ -199,6 +202,12 @@ impl Bundle {
         self.init_pid().is_some()
     }
 
+    /// The cgroup that the specification asks for.
+    pub(super) fn cgroup(&self) -> Option<String> {
+        let spec = read_small(&self.path.join("config.json"), SPEC_LEN_MAX).ok().flatten()?;
+        linux(&spec)?.cgroups_path
+    }
+
     /// Keeps init's exit, of which subscribers are told next.
     pub(super) fn record_exit(&self, exit: &TaskExit) -> Result<(), Error> {
         self.write("exit.recorded", &exit.encode_to_vec())
@@ -287,7 +296,7 @@ impl Bundle {
     /// The bytes of a file; nothing when it is not there, or no good. Only a shortage is an error.
     fn try_read(&self, name: &str) -> Result<Option<Vec<u8>>, Error> {
         let path = self.path.join(name);
-        read_small(&path).or_else(|error| {
+        read_small(&path, FILE_LEN_MAX).or_else(|error| {
             let error = Error::bundle("read", path)(error);
             if error.is_shortage() { Err(error) } else { Ok(None) }
         })
@@ -303,16 +312,16 @@ impl Bundle {
     }
 }
 
-fn read_small(path: &Path) -> io::Result<Option<Vec<u8>>> {
+fn read_small(path: &Path, len_max: u64) -> io::Result<Option<Vec<u8>>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = File::from(open(path, flags, Mode::empty())?);
     let metadata = file.metadata()?;
-    if !metadata.is_file() || metadata.len() > FILE_LEN_MAX {
+    if !metadata.is_file() || metadata.len() > len_max {
         tracing::warn!(file = %path.display(), "no file of a bundle; it is not read");
         return Ok(None);
     }
     let mut bytes = Vec::new();
-    file.take(FILE_LEN_MAX).read_to_end(&mut bytes)?;
+    file.take(len_max).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
 }
 
@@ -374,29 +383,35 @@ fn detach_tree(path: &Path) -> io::Result<()> {
     below.iter().rev().try_for_each(|mount| detach(mount))
 }
 
-/// The host's group for the container's group 0, which must be let into the bundle.
-fn remapped_gid(spec: &[u8]) -> Option<u32> {
+/// What of a specification's `linux` matters here.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Linux {
+    #[serde(default)]
+    gid_mappings: Vec<Mapping>,
+    cgroups_path: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Mapping {
+    #[serde(rename = "containerID")]
+    container_id: u32,
+    #[serde(rename = "hostID")]
+    host_id: u32,
+}
+
+fn linux(spec: &[u8]) -> Option<Linux> {
     #[derive(Deserialize)]
     struct Spec {
         linux: Option<Linux>,
     }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Linux {
-        #[serde(default)]
-        gid_mappings: Vec<Mapping>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Mapping {
-        #[serde(rename = "containerID")]
-        container_id: u32,
-        #[serde(rename = "hostID")]
-        host_id: u32,
-    }
+    serde_json::from_slice::<Spec>(spec).ok()?.linux
+}
 
-    let spec: Spec = serde_json::from_slice(spec).ok()?;
-    let mappings = spec.linux?.gid_mappings;
+/// The host's group for the container's group 0, which must be let into the bundle.
+fn remapped_gid(spec: &[u8]) -> Option<u32> {
+    let mappings = linux(spec)?.gid_mappings;
     let root = mappings.into_iter().find(|mapping| mapping.container_id == 0)?;
     (root.host_id != 0).then_some(root.host_id)
 }

@@ -74,7 +74,12 @@ pub(crate) fn run(
                 continue;
             }
             // Whether a foreign shim and runtime survive each other is not asked.
-            if !all && !matches!((role, victim), (Role::Engine, _) | (Role::Shim, Victim::Traced)) {
+            let ours = match role {
+                Role::Engine => true,
+                Role::Shim => victim == Victim::Traced,
+                Role::Runtime => victim == Victim::Engine,
+            };
+            if !all && !ours {
                 continue;
             }
             let who = [Victim::Traced, Victim::Stepping];

@@ -33,6 +33,8 @@ struct Line {
     root: PathBuf,
     /// Where.
     point: PathBuf,
+    /// The type of the filesystem.
+    kind: String,
 }
 
 /// Where something is mounted at `directory` or below it, in the order of the mounts.
@@ -44,6 +46,16 @@ pub fn points_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     let directory = directory.canonicalize()?;
     let points = table()?.into_iter().map(|line| line.point);
     Ok(points.filter(|point| point.starts_with(&directory)).collect())
+}
+
+/// Where filesystems of one of the `kinds` are mounted, in the order of the mounts.
+///
+/// # Errors
+///
+/// There is no proc(5).
+pub fn points_of(kinds: &[&str]) -> io::Result<Vec<PathBuf>> {
+    let lines = table()?.into_iter().filter(|line| kinds.contains(&line.kind.as_str()));
+    Ok(lines.map(|line| line.point).collect())
 }
 
 /// Whether `directory`, or something in it, is mounted elsewhere.
@@ -105,7 +117,10 @@ fn line(text: &[u8]) -> Option<Line> {
     let _parent = fields.next()?;
     let device = String::from_utf8_lossy(fields.next()?).into_owned();
     let (root, point) = (path(fields.next()?), path(fields.next()?));
-    Some(Line { id, device, root, point })
+    // Of optional fields there are as many as there happen to be, with a mark after them.
+    let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+    let kind = String::from_utf8_lossy(kind).into_owned();
+    Some(Line { id, device, root, point, kind })
 }
 
 /// A path in which some bytes are in octal.
@@ -136,12 +151,15 @@ mod tests {
     #[test]
     fn lines() {
         let want = |root: &str, point: &str| {
-            let (root, point) = (root.into(), point.into());
-            Some(Line { id: 36, device: "98:0".to_owned(), root, point })
+            let (root, point, kind) = (root.into(), point.into(), "ext3".to_owned());
+            Some(Line { id: 36, device: "98:0".to_owned(), root, point, kind })
         };
+        let marked = "36 35 98:0 /mnt1 /mnt2 rw shared:1 master:2 - ext3 /dev/root rw";
         let cases = [
             ("usual", "36 35 98:0 /mnt1 /mnt2 rw - ext3 /dev/root rw", want("/mnt1", "/mnt2")),
-            ("escapes", r"36 35 98:0 / /a\040b\134\9 rw", want("/", "/a b\\\\9")),
+            ("optional fields", marked, want("/mnt1", "/mnt2")),
+            ("escapes", r"36 35 98:0 / /a\040b\134\9 rw - ext3 x rw", want("/", "/a b\\\\9")),
+            ("no type", "36 35 98:0 /mnt1 /mnt2 rw -", None),
             ("cut off", "36 35 98:0 /", None),
             ("empty", "", None),
         ];

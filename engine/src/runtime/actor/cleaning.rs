@@ -18,6 +18,7 @@ use super::{Actor, STATUS_UNKNOWN, blocking};
 use crate::runtime::{
     Error,
     bootstrap::Bootstrap,
+    half_made,
     held::{Held, Identity, REACH_PAUSE},
     log::ShimLog,
     process::Process,
@@ -302,13 +303,27 @@ impl Actor {
         self.bundle.is_in_sandbox() || self.context.sharing(&self.task, address).is_some()
     }
 
+    /// Removes the bundle, and first what a runtime may have left that made no container from it: only the
+    /// bundle leads there.
     pub(super) async fn remove_bundle(&mut self) {
+        if !self.bundle.has_container() {
+            self.remove_cgroups().await;
+        }
         let bundle = self.bundle.clone();
         if let Err(error) = blocking(move || bundle.remove()).await {
             self.report("remove the bundle", &error);
             if error.is_shortage() {
                 self.left = Some(Left::Bundle);
             }
+        }
+    }
+
+    async fn remove_cgroups(&self) {
+        let bundle = self.bundle.clone();
+        let Ok(Some(cgroup)) = blocking(move || Ok(bundle.cgroup())).await else { return };
+        if let Err(error) = half_made::remove_cgroups(cgroup.clone()).await {
+            let id = self.task.id();
+            tracing::warn!(id, cgroup, %error, "a cgroup of a half-made container stays");
         }
     }
 
