@@ -2,7 +2,7 @@
 //!
 //! # Order
 //!
-//! A directory is made before its record and deleted after it, so a record always has its
+//! A directory is made before its record and deleted after it, by whoever comes to it, so a record always has its
 //! directory, and a crash leaves at most directories without records. [`Directories::orphans`]
 //! finds those. It must not take a directory whose record is about to be written for one, so each
 //! such directory has a [`Pending`], and the search looks in this order: directories, pending,
@@ -19,7 +19,7 @@ use std::{
     fs,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, atomic::AtomicBool},
 };
 
 use rustix::fs::{CWD, RenameFlags, renameat_with, syncfs};
@@ -92,10 +92,11 @@ impl Directories {
         syncfs(directory).map_err(Error::file("sync", &self.path))
     }
 
-    /// Deletes the directory `id` with all that is in it, if it is there.
-    pub(crate) fn delete(&self, id: u64) -> Result<(), Error> {
+    /// Deletes the directory `id` with all that is in it, if it is there. Ends before that, with an
+    /// error, when it is told to `stop`.
+    pub(crate) fn delete(&self, id: u64, stop: &AtomicBool) -> Result<(), Error> {
         let path = self.path(id);
-        sys::tree::remove(&path).map_err(Error::file("delete", path))
+        sys::tree::remove_unless(&path, stop).map_err(Error::file("delete", path))
     }
 
     /// Numbers of directories without a record.
@@ -142,7 +143,7 @@ impl Drop for Pending<'_> {
     fn drop(&mut self) {
         if !self.keep {
             // What cannot be deleted now is an orphan, which a later cleanup reports.
-            let _ = self.directories.delete(self.id);
+            let _ = self.directories.delete(self.id, &AtomicBool::new(false));
         }
         self.directories.numbers().pending.remove(&self.id);
     }

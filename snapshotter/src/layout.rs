@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use crate::{Error, Key, Kind, Labels, Mount};
 
 /// What a kind of snapshotter does with the directories of [`Store`](crate::Store).
-pub trait Layout: Send + Sync {
+pub trait Layout: Send + Sync + 'static {
     /// The name in records and in containerd's API.
     const NAME: &'static str;
 

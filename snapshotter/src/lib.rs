@@ -136,7 +136,7 @@ pub trait Snapshotter: Send + Sync {
     /// Whether [`rebase`](Self::rebase) is supported.
     fn can_rebase(&self) -> bool;
 
-    /// Removes the snapshot `key`; its disk space is free at the latest after `cleanup`.
+    /// Removes the snapshot `key`; its disk space is free soon, and at the latest after `cleanup`.
     ///
     /// # Errors
     ///

@@ -14,6 +14,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use rustix::{
@@ -33,11 +34,20 @@ const OPEN_MAX: usize = 64;
 ///
 /// That of the first file that could not be deleted.
 pub fn remove(path: &Path) -> io::Result<()> {
+    remove_unless(path, &AtomicBool::new(false))
+}
+
+/// [`remove`], of as much as there is until `stop` is set.
+///
+/// # Errors
+///
+/// That of the first file that could not be deleted. `Interrupted`: there is something left.
+pub fn remove_unless(path: &Path, stop: &AtomicBool) -> io::Result<()> {
     let root = match open_root(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         root => root?,
     };
-    walk(root, &mut Remove)?;
+    walk(root, &mut Remove { stop })?;
     match std::fs::remove_dir(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
@@ -56,7 +66,7 @@ pub fn remove_at(directory: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
     }
     match descend(directory, name) {
         Err(Errno::NOENT) => return Ok(()),
-        root => walk(root?, &mut Remove)?,
+        root => walk(root?, &mut Remove { stop: &AtomicBool::new(false) })?,
     }
     gone(unlinkat(directory, name, AtFlags::REMOVEDIR))
 }
@@ -197,10 +207,24 @@ fn level(fd: OwnedFd, name: CString, visit: &mut dyn Visit) -> io::Result<Level>
 }
 
 /// Deletes what it visits.
-struct Remove;
+struct Remove<'s> {
+    /// Whether that is to end.
+    stop: &'s AtomicBool,
+}
 
-impl Visit for Remove {
+impl Remove<'_> {
+    fn go_on(&self) -> io::Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            Err(io::ErrorKind::Interrupted.into())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Visit for Remove<'_> {
     fn file(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+        self.go_on()?;
         gone(unlinkat(directory, name, AtFlags::empty()))
     }
 
@@ -214,6 +238,7 @@ impl Visit for Remove {
     }
 
     fn leave(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+        self.go_on()?;
         gone(unlinkat(directory, name, AtFlags::REMOVEDIR))
     }
 }

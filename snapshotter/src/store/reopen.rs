@@ -7,10 +7,10 @@ impl<L: Layout> Store<L> {
     /// Makes directories of active snapshots and views that were lost with the machine.
     pub(super) fn restore_lost(&self) -> Result<(), Error> {
         let lost = |record: Record| {
-            let lost = record.kind != Kind::Committed && !self.directories.exists(record.id);
+            let lost = record.kind != Kind::Committed && !self.shared.directories.exists(record.id);
             lost.then_some(())
         };
-        for (key, ()) in self.records.select(lost)? {
+        for (key, ()) in self.shared.records.select(lost)? {
             // One that cannot be made, because of what is below it perhaps, keeps nobody from using
             // the others. Whoever asks for its mounts is told why.
             let _ = self.restore(&key);
@@ -21,17 +21,17 @@ impl<L: Layout> Store<L> {
     /// Makes the directory of a snapshot, if it was lost.
     pub(super) fn restore(&self, key: &Key) -> Result<(), Error> {
         let (_turn, record) = self.turn(key)?;
-        if record.kind == Kind::Committed || self.directories.exists(record.id) {
+        if record.kind == Kind::Committed || self.shared.directories.exists(record.id) {
             return Ok(());
         }
         // On top of a suspect it stays away, and is filled when that was renewed.
-        let chain = self.records.parent_chain(record.parent_key(key).as_ref())?;
-        let below = chain.first().map(|id| self.directories.path(*id));
-        below.iter().try_for_each(|below| self.layout.show(below, record.id))?;
+        let chain = self.shared.records.parent_chain(record.parent_key(key).as_ref())?;
+        let below = chain.first().map(|id| self.shared.directories.path(*id));
+        below.iter().try_for_each(|below| self.shared.layout.show(below, record.id))?;
         // Whole, or not at all: what is there is not filled again.
-        let pending = self.directories.create()?;
-        self.layout.fill(&pending.path(), record.kind, below.as_deref(), &record.labels)?;
-        self.directories.replace(record.id, pending)
+        let pending = self.shared.directories.create()?;
+        self.shared.layout.fill(&pending.path(), record.kind, below.as_deref(), &record.labels)?;
+        self.shared.directories.replace(record.id, pending)
     }
 
     /// Shows all that active snapshots and views are on top of: somebody may have been given their
@@ -42,9 +42,9 @@ impl<L: Layout> Store<L> {
             return Ok(failed);
         }
         let user = |record: Record| (record.kind != Kind::Committed).then_some(record.id);
-        for (key, id) in self.records.select(user)? {
+        for (key, id) in self.shared.records.select(user)? {
             // As above: one that cannot be shown is in nobody else's way.
-            let chain = self.records.get_chain(&key);
+            let chain = self.shared.records.get_chain(&key);
             if let Err(error) = chain.and_then(|(_, chain)| self.show(&self.paths(&chain), id)) {
                 failed.push((key, error));
             }

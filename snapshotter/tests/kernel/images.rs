@@ -170,8 +170,8 @@ fn needs_erofs_after_a_crash() {
     for name in ["second", "first", "two", "one"] {
         erofs.remove(&key(name)).expect("removes");
     }
-    assert!(directories.iter().all(|directory| !directory.exists()), "no mount holds them");
     erofs.cleanup().expect("cleans up");
+    assert!(directories.iter().all(|directory| !directory.exists()), "no mount holds them");
 }
 
 #[test]
