@@ -5,6 +5,7 @@
 //! everything in place.
 
 mod authority;
+mod limits;
 mod plugins;
 mod routes;
 mod socket;

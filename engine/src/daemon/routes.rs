@@ -14,6 +14,8 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use tonic::{Status, body::Body, codegen::Service, server::NamedService};
 
+use super::limits;
+
 type Answer = BoxFuture<'static, Result<Response<Body>, Infallible>>;
 
 type Handler = Box<dyn Fn(Request<Body>) -> Answer + Send + Sync>;
@@ -33,7 +35,10 @@ impl Routes {
         S::Future: Send + 'static,
     {
         // tonic's services are always ready, so none has to be polled before it is called.
-        let handler: Handler = Box::new(move |request| Box::pin(service.clone().call(request)));
+        let handler: Handler = Box::new(move |request| {
+            let answer = service.clone().call(request);
+            Box::pin(async move { answer.await.map(limits::translate) })
+        });
         let handlers = Arc::get_mut(&mut self.handlers).expect("nobody else has the routes yet");
         handlers.insert(S::NAME, handler);
         self

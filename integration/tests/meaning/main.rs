@@ -41,6 +41,8 @@ pub(crate) struct Row {
     messages: Vec<Vec<u8>>,
     /// What is compared of the answers beside their number.
     show: fn(&[u8]) -> String,
+    /// What is compared of all that is told.
+    tell: fn(String) -> String,
 }
 
 impl Row {
@@ -51,6 +53,7 @@ impl Row {
             path,
             messages: vec![message.encode_to_vec()],
             show: |_| String::new(),
+            tell: |told| told,
         }
     }
 
@@ -69,6 +72,12 @@ impl Row {
     /// Compares also what `show` makes of each answer.
     pub(crate) fn showing(mut self, show: fn(&[u8]) -> String) -> Self {
         self.show = show;
+        self
+    }
+
+    /// Compares only what `tell` leaves of all that is told.
+    pub(crate) fn telling(mut self, tell: fn(String) -> String) -> Self {
+        self.tell = tell;
         self
     }
 }
@@ -142,7 +151,8 @@ fn answers(stage: &Stage, kind: Kind, rows: &[Row], isolated: bool) -> Result<Ve
         let mut wire = Wire::connect(&daemon.address()).await?;
         let mut answers = Vec::new();
         for row in rows {
-            answers.push(wire.call(row.namespace, row.path, &row.messages, row.show).await);
+            let told = wire.call(row.namespace, row.path, &row.messages, row.show).await;
+            answers.push((row.tell)(told));
         }
         Ok(answers)
     })

@@ -76,17 +76,6 @@ const NOTES: &[(&[&str], With, &str)] = &[
     ),
     (
         &[
-            "size: write 17 MiB",
-            "size: write 17 MiB to what was begun",
-            "size: create a container of 17 MiB",
-            "size: list 20 MiB",
-            "size: list 20 MiB by a label",
-        ],
-        Any,
-        "the library's code and text for messages that are too large",
-    ),
-    (
-        &[
             "namespace: create with a label of 4097",
             "image: create with a long label",
             "container: create with a long label",

@@ -65,7 +65,8 @@ fn containers() -> Vec<Row> {
     };
     let list = |call, filter: &str| {
         let filters = vec![filter.to_owned()];
-        Row::new(call, LIST, &ListContainersRequest { filters }).of(NAMESPACE).showing(|bytes| {
+        let row = Row::new(call, LIST, &ListContainersRequest { filters }).of(NAMESPACE);
+        row.telling(in_kibibytes).showing(|bytes| {
             let found = ListContainersResponse::decode(bytes).expect("a list").containers;
             found.iter().map(|it| size(Some(it))).collect::<Vec<_>>().join(" ")
         })
@@ -95,6 +96,15 @@ fn containers() -> Vec<Row> {
         delete("size: delete a container of 15 MiB", "c1"),
         delete("size: delete a container of 5 MiB", "c3"),
     ]
+}
+
+/// Rounds the size of a message that is too large: times in it take a few bytes more or less.
+fn in_kibibytes(told: String) -> String {
+    let number =
+        told.split_once("larger than max (").and_then(|(_, rest)| rest.split_once(" vs. "));
+    let Some((number, _)) = number else { return told };
+    let Ok(bytes) = number.parse::<u64>() else { return told };
+    told.replace(number, &format!("{} KiB", bytes >> 10))
 }
 
 fn size(container: Option<&Container>) -> String {
