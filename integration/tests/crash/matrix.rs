@@ -73,11 +73,12 @@ pub(crate) fn run(
             if !arguments.words.is_empty() && !arguments.words.iter().any(wanted) {
                 continue;
             }
-            // Whether a foreign shim and runtime survive each other is not asked.
+            // Whether a foreign shim and runtime survive each other is not asked: a Go shim kills its
+            // runtime with the daemon. But only the daemon can clean up after a create.
             let ours = match role {
                 Role::Engine => true,
                 Role::Shim => victim == Victim::Traced,
-                Role::Runtime => victim == Victim::Engine,
+                Role::Runtime => victim == Victim::Engine && operation == Operation::Run,
             };
             if !all && !ours {
                 continue;
