@@ -52,7 +52,7 @@ use proto::{
 use snapshotter::Mount;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-pub(super) use self::cleaning::{DEATH_LIMIT, EXIT_LIMIT, Left};
+pub(super) use self::cleaning::{EXIT_LIMIT, Left};
 use super::{
     Checkpoint, Create, Error, adopted_binary,
     bootstrap::Bootstrap,

@@ -159,6 +159,12 @@ impl Bundle {
         self.path.join("sandbox").exists()
     }
 
+    /// Whether the task is known to be of this sandbox.
+    pub(super) fn is_of_sandbox(&self, sandbox: &str) -> bool {
+        let kept = self.try_read("sandbox").ok().flatten();
+        kept.is_some_and(|kept| kept == sandbox.as_bytes())
+    }
+
     /// How to reach the shim; `None` when it was never told.
     pub(super) fn bootstrap(&self) -> Option<Bootstrap> {
         self.find_bootstrap().ok().flatten()

@@ -15,7 +15,7 @@ use super::{
     bundle::{Bundle, FOLDER},
     launch::{Daemon, Dialects},
     sandbox::Sandbox,
-    task::{Exit, Place, Task},
+    task::{Exit, Task},
     told::Told,
 };
 use crate::{events::Exchange, namespace::Namespace};
@@ -53,21 +53,48 @@ impl Context {
         self.root.join(FOLDER).join(task.namespace().as_str()).join(task.id())
     }
 
-    /// Another task that the shim at `address` serves or is about to serve. Of one that the shim has
-    /// not been asked about, the bundle says where it is.
-    pub(super) fn sharing(&self, task: &Task, address: &str) -> Option<Arc<Task>> {
-        let in_namespace = self.tasks().get(task.namespace()).cloned().unwrap_or_default();
-        let mut others = in_namespace.into_values().filter(|other| other.id() != task.id());
-        others.find(|other| match other.place() {
-            Place::At(its) => its == address,
-            Place::InBundle => {
-                let bundle = Bundle::at(&self.state, other.namespace(), other.id());
-                // One that cannot be looked at now may be there.
-                let found = bundle.find_bootstrap();
-                found.map_or(true, |found| found.is_some_and(|its| its.address == address))
-            }
-            Place::Nowhere => false,
-        })
+    /// Who else the shim at `address` serves or is about to serve beside a task, as in `task c2`. Of
+    /// one that the shim has not been asked about, the bundle says where it is.
+    pub(super) fn sharing(&self, task: &Task, address: &str) -> Option<String> {
+        let is_other = |other: &Task, _: &Bundle| other.id() != task.id();
+        let found = self.task_at(task.namespace(), address, is_other);
+        found.or_else(|| self.sandbox_at(task.namespace(), address, None))
+    }
+
+    /// Who else the shim at `address` serves beside a sandbox and its tasks, which end with it.
+    pub(super) fn sharing_with(&self, sandbox: &Sandbox, address: &str) -> Option<String> {
+        let is_other = |_: &Task, bundle: &Bundle| !bundle.is_of_sandbox(sandbox.id());
+        let found = self.task_at(sandbox.namespace(), address, is_other);
+        found.or_else(|| self.sandbox_at(sandbox.namespace(), address, Some(sandbox)))
+    }
+
+    fn task_at(
+        &self,
+        namespace: &Namespace,
+        address: &str,
+        is_meant: impl Fn(&Task, &Bundle) -> bool,
+    ) -> Option<String> {
+        let in_namespace = self.tasks().get(namespace).cloned().unwrap_or_default();
+        let found = in_namespace.into_values().find(|task| {
+            let bundle = Bundle::at(&self.state, namespace, task.id());
+            task.place().is(address, &bundle) && is_meant(task, &bundle)
+        });
+        found.map(|task| format!("task {}", task.id()))
+    }
+
+    fn sandbox_at(
+        &self,
+        namespace: &Namespace,
+        address: &str,
+        but: Option<&Sandbox>,
+    ) -> Option<String> {
+        let in_namespace = self.sandboxes().get(namespace).cloned().unwrap_or_default();
+        let but = but.map(Sandbox::id);
+        let found = in_namespace.into_values().find(|sandbox| {
+            let bundle = Bundle::of_sandbox(&self.state, namespace, sandbox.id());
+            but != Some(sandbox.id()) && sandbox.place().is(address, &bundle)
+        });
+        found.map(|sandbox| format!("sandbox {}", sandbox.id()))
     }
 
     /// Another task whose init is the process `pid` too: that of a shim for virtual machines is all of a
@@ -209,7 +236,8 @@ mod tests {
             bundle.keep_bootstrap(&at(written)).expect("written");
             let in_namespace = HashMap::from([("c2".to_owned(), task(namespace, "c2", phase))]);
             *context.tasks() = HashMap::from([(namespace.clone(), in_namespace)]);
-            assert_eq!(context.sharing(&this, &address).is_some(), want, "{case}");
+            let found = context.sharing(&this, &address);
+            assert_eq!(found, want.then(|| "task c2".to_owned()), "{case}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    path::Path,
     pin::pin,
     time::{Duration, Instant},
 };
@@ -11,11 +12,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error, bundle::Bundle, error::is_shortage, log::ShimLog, process::Process, shim::Shim,
+    Error, actor::blocking, bundle::Bundle, error::is_shortage, log::ShimLog, process::Process,
+    shim::Shim,
 };
 
 /// How long after its connection broke a shim may take to be dead.
 const DEATH_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long a shim that was killed may take to be gone.
+const KILL_LIMIT: Duration = Duration::from_secs(3);
 
 /// How long to wait until a shim is tried again that could not be reached.
 pub(super) const REACH_PAUSE: Duration = Duration::from_secs(1);
@@ -242,6 +247,42 @@ pub(super) async fn reach_again<C: Future<Output = Result<Shim, Error>>>(
             () = stop.cancelled() => return Reached::Stop,
         }
     }
+}
+
+/// Kills a shim, and waits for its end: until then, what cleans up after it takes its socket for one
+/// that is served. One that never said who it is is known by the socket that it listens at, as the
+/// bundle says, and is left alone if others need it there.
+pub(super) async fn end_process(
+    known: Option<&Process>,
+    bundle: &Bundle,
+    binary: &Path,
+    is_shared: impl Fn(&str) -> bool,
+) {
+    let found = match known {
+        Some(_) => None,
+        None => listener(bundle, binary, is_shared).await,
+    };
+    if let Some(process) = known.or(found.as_ref()) {
+        process.kill();
+        let _ = tokio::time::timeout(KILL_LIMIT, process.exited()).await;
+    }
+}
+
+async fn listener(
+    bundle: &Bundle,
+    binary: &Path,
+    is_shared: impl Fn(&str) -> bool,
+) -> Option<Process> {
+    let (address, program) = (bundle.bootstrap()?.address, binary.to_owned());
+    if is_shared(&address) {
+        return None;
+    }
+    let found = blocking(move || Ok(Process::listening_at(&address, &program)));
+    found.await.ok()?.unwrap_or_else(|error| {
+        let bundle = bundle.path().display();
+        tracing::warn!(%bundle, %error, "whoever listens at the shim's socket is left alone");
+        None
+    })
 }
 
 #[cfg(test)]

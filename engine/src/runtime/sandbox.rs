@@ -38,6 +38,7 @@ use super::{
     found,
     held::{Lost, Way, way},
     shim::{Call, Shim},
+    task::Place,
 };
 use crate::{error::Error as ApiError, identifier, namespace::Namespace};
 
@@ -249,6 +250,24 @@ impl Sandbox {
     fn unreachable(&self, lost: &Lost) -> Error {
         let (id, address) = (self.id.clone(), lost.address.clone());
         Error::SandboxUnreachable { id, address, since: lost.duration() }
+    }
+
+    pub(super) fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Where the shim is that this sandbox needs.
+    pub(super) fn place(&self) -> Place {
+        match &*self.phase.borrow() {
+            Phase::Live(shim) => Place::At(shim.address().to_owned()),
+            Phase::Lost(Lost { address: Some(address), .. }) => Place::At(address.clone()),
+            Phase::Creating | Phase::Adopting | Phase::Lost(_) => Place::InBundle,
+            Phase::Ending | Phase::Gone => Place::Nowhere,
+        }
     }
 
     fn not_found(&self) -> Error {

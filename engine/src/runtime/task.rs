@@ -48,6 +48,7 @@ use tokio::sync::{OnceCell, mpsc, oneshot, watch};
 use super::{
     Attempt, Error,
     actor::Command,
+    bundle::Bundle,
     health::Health,
     held::{Lost, Way, way},
     process::Sighting,
@@ -92,7 +93,7 @@ pub(super) enum Phase {
     Gone(Option<Exit>),
 }
 
-/// Where the shim is that a task needs.
+/// Where the shim is that a task or a sandbox needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     /// At this address.
@@ -101,6 +102,20 @@ pub(super) enum Place {
     InBundle,
     /// It needs none any more.
     Nowhere,
+}
+
+impl Place {
+    /// Whether that is at `address`, for all that is known.
+    pub(super) fn is(&self, address: &str, bundle: &Bundle) -> bool {
+        match self {
+            Self::At(its) => its == address,
+            // One that cannot be looked at now may be there.
+            Self::InBundle => bundle
+                .find_bootstrap()
+                .map_or(true, |found| found.is_some_and(|its| its.address == address)),
+            Self::Nowhere => false,
+        }
+    }
 }
 
 /// How a process ended.

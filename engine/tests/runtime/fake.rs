@@ -59,6 +59,8 @@ pub(crate) enum Manner {
     OddMessage,
     /// Does not say who it is.
     Anonymous,
+    /// The same, and ends the connection of who asks for a sandbox.
+    NoSandbox,
     /// Runs on when it is shut down, until [`FakeShim::end`].
     Lingers,
 }
@@ -358,7 +360,12 @@ impl FakeShim {
             Manner::Garbage | Manner::Oversized | Manner::Cut | Manner::OddMessage => {
                 return Err(manner);
             }
-            Manner::Good | Manner::CreateFails | Manner::Lingers | Manner::Anonymous => {}
+            Manner::NoSandbox if request.method == "SandboxStatus" => return Err(Manner::Cut),
+            Manner::Good
+            | Manner::CreateFails
+            | Manner::Lingers
+            | Manner::Anonymous
+            | Manner::NoSandbox => {}
         }
         let result = match request.method.as_str() {
             "Create" if manner == Manner::CreateFails => {
@@ -388,6 +395,7 @@ impl FakeShim {
                 self.exited().await;
                 Ok(api::WaitSandboxResponse::default().encode_to_vec())
             }
+            "Shutdown" | "ShutdownSandbox" if manner == Manner::Lingers => Ok(vec![]),
             "ShutdownSandbox" => {
                 self.die();
                 Ok(vec![])
@@ -405,8 +413,7 @@ impl FakeShim {
                 let asked = v3::StateRequest::decode(request.payload.as_slice());
                 self.look_at(&request.method, &asked.expect("a request").id)
             }
-            "Shutdown" if manner == Manner::Lingers => Ok(vec![]),
-            "Connect" if manner == Manner::Anonymous => {
+            "Connect" if [Manner::Anonymous, Manner::NoSandbox].contains(&manner) => {
                 Err(ttrpc::status(Code::Unknown, "no such thing is said here"))
             }
             method => self.look(method),

@@ -73,7 +73,7 @@ fn sleep() -> Child {
 }
 
 /// Ends a process, which nobody may have killed before.
-fn end(mut child: Child) {
+pub(crate) fn end(mut child: Child) {
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a number");
     kill_process(pid, Signal::TERM).expect("it was not reaped");
     let status = child.wait().expect("reaped");

@@ -19,7 +19,7 @@ use crate::runtime::{
     Error,
     bootstrap::Bootstrap,
     half_made,
-    held::{Held, Identity, REACH_PAUSE},
+    held::{Held, Identity, REACH_PAUSE, end_process},
     log::ShimLog,
     process::Process,
     shim::{Call, Shim, remove_dead_socket},
@@ -29,9 +29,6 @@ use crate::runtime::{
 /// How long a shim may take to exit after it was shut down, before it is killed: more than shims take
 /// that hand on their last events.
 pub(in crate::runtime) const EXIT_LIMIT: Duration = SHIM_FAREWELL_MAX.saturating_mul(2);
-
-/// How long a shim that was killed may take to be gone.
-pub(in crate::runtime) const DEATH_LIMIT: Duration = Duration::from_secs(3);
 
 /// How often `shim delete` is tried, the pause between, and for how long it is tried at all.
 const CLEAN_TRIES: usize = 3;
@@ -120,35 +117,9 @@ impl Actor {
         exit
     }
 
-    /// Kills the shim, and waits for its end: until then, what cleans up after it takes its socket for
-    /// one that is served. One that never said who it is is known by that socket.
     async fn end_process(&self, process: Option<&Process>) {
-        let found = match process {
-            Some(_) => None,
-            None => self.listener().await,
-        };
-        if let Some(process) = process.or(found.as_ref()) {
-            process.kill();
-            let _ = tokio::time::timeout(DEATH_LIMIT, process.exited()).await;
-        }
-    }
-
-    /// The process that listens where the bundle says, unless it serves other tasks too.
-    async fn listener(&self) -> Option<Process> {
-        let address = self.bundle.bootstrap()?.address;
-        if self.is_shared(&address) {
-            return None;
-        }
-        let program = self.binary.clone();
-        let found = blocking(move || Ok(Process::listening_at(&address, &program)));
-        match found.await.ok()? {
-            Ok(found) => found,
-            Err(error) => {
-                let id = self.task.id();
-                tracing::warn!(id, %error, "whoever listens at the shim's socket is left alone");
-                None
-            }
-        }
+        let is_shared = |address: &str| self.is_shared(address);
+        end_process(process, &self.bundle, &self.binary, is_shared).await;
     }
 
     async fn clean_and_remove(&mut self) {

@@ -243,7 +243,7 @@ impl Actor {
             return Err("its sandbox needs it".to_owned());
         }
         if let Some(other) = self.context.sharing(&self.task, &address) {
-            return Err(format!("task {} shares it", other.id()));
+            return Err(format!("{other} shares it"));
         }
         if process.is_some() {
             return Ok(None);

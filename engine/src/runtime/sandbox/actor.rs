@@ -27,11 +27,13 @@ use tokio::sync::{mpsc, oneshot};
 use super::{CreateSandbox, Phase, Sandbox};
 use crate::runtime::{
     Error,
-    actor::{DEATH_LIMIT, EXIT_LIMIT, Left, blocking},
+    actor::{EXIT_LIMIT, Left, blocking},
     bootstrap::Bootstrap,
     bundle::{Bundle, SANDBOX_FOLDER},
     context::Context,
-    held::{CUTS_MAX, Held, Identity, LOST_WAIT, Lost, REACH_PAUSE, Reached, reach_again},
+    held::{
+        CUTS_MAX, Held, Identity, LOST_WAIT, Lost, REACH_PAUSE, Reached, end_process, reach_again,
+    },
     launch::Launch,
     log::ShimLog,
     process::Process,
@@ -359,7 +361,8 @@ impl Actor {
         let (namespace, id) = (&self.sandbox.namespace, &self.sandbox.id);
         tracing::warn!(%namespace, id, "shim of a sandbox died; cleaning up");
         self.enter(Phase::Ending);
-        self.end_process(process).await;
+        let is_shared = |address: &str| self.is_shared(address);
+        end_process(process, &self.bundle, &self.binary, is_shared).await;
         self.clean_up().await;
         // Nobody waits for what is tried again.
         if self.left.is_some()
@@ -373,27 +376,9 @@ impl Actor {
         }
     }
 
-    /// Kills the shim, and waits for its end. One that never said who it is is known by its socket.
-    async fn end_process(&self, process: Option<&Process>) {
-        let found = match process {
-            Some(_) => None,
-            None => self.listener().await,
-        };
-        if let Some(process) = process.or(found.as_ref()) {
-            process.kill();
-            let _ = tokio::time::timeout(DEATH_LIMIT, process.exited()).await;
-        }
-    }
-
-    /// The process that listens where the bundle says.
-    async fn listener(&self) -> Option<Process> {
-        let (address, program) = (self.bundle.bootstrap()?.address, self.binary.clone());
-        let found = blocking(move || Ok(Process::listening_at(&address, &program)));
-        found.await.ok()?.unwrap_or_else(|error| {
-            let id = &self.sandbox.id;
-            tracing::warn!(id, %error, "whoever listens at the shim's socket is left alone");
-            None
-        })
+    /// Whether the shim at `address` serves others than the sandbox and its tasks too.
+    fn is_shared(&self, address: &str) -> bool {
+        self.context.sharing_with(&self.sandbox, address).is_some()
     }
 
     /// Ends a shim whose sandbox nobody was told of.
@@ -410,8 +395,14 @@ impl Actor {
         self.clean_up().await;
     }
 
+    /// Waits for the end of a shim that was shut down, unless others need it.
     async fn await_exit(&self, held: &Held) {
-        if tokio::time::timeout(EXIT_LIMIT, held.gone()).await.is_err() {
+        let address = held.shim.address();
+        if self.is_shared(address) {
+            return;
+        }
+        if tokio::time::timeout(EXIT_LIMIT, held.gone()).await.is_err() && !self.is_shared(address)
+        {
             tracing::warn!(id = self.sandbox.id, "shim still runs after it was shut down");
             if let Some(process) = held.process() {
                 process.kill();
@@ -440,7 +431,7 @@ impl Actor {
             None => self.bundle.find_bootstrap().map(|found| found.map(|it| it.address)),
         };
         let is_gone = match found {
-            Ok(Some(address)) => remove_dead_socket(&address).await,
+            Ok(Some(address)) => self.is_shared(&address) || remove_dead_socket(&address).await,
             Ok(None) => true,
             Err(error) => {
                 self.report("look for the socket of the sandbox's shim", &error);
