@@ -44,7 +44,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -219,7 +219,7 @@ impl Runtime {
         let binary = self.resolve(&request.runtime).await?;
         request.options = self.complete(&request.runtime, request.options);
         let actor = loop {
-            match self.claim(namespace, &request.id, Phase::Creating, binary.clone()) {
+            match self.claim(namespace, &request.id, Phase::Creating, Some(&binary)) {
                 Ok(actor) => break actor,
                 Err(task) if task.is_ending() => {
                     tokio::time::timeout(PREDECESSOR_LIMIT, task.ended()).await.map_err(|_| {
@@ -332,13 +332,14 @@ impl Runtime {
         self.actors.wait().await;
     }
 
-    /// Enters a task, or gives the one that the container has.
+    /// Enters a task, or gives the one that the container has. Without a `binary`, the bundle says
+    /// which it is.
     fn claim(
         &self,
         namespace: &Namespace,
         id: &str,
         phase: Phase,
-        binary: PathBuf,
+        binary: Option<&Path>,
     ) -> Result<Actor, Arc<Task>> {
         let mut tasks = self.context.tasks();
         if let Some(task) = tasks.get(namespace).and_then(|tasks| tasks.get(id)) {
@@ -349,15 +350,14 @@ impl Runtime {
         tasks.entry(namespace.clone()).or_default().insert(id.to_owned(), Arc::clone(&task));
         let bundle = Bundle::at(&self.context.state, namespace, id);
         let context = Arc::clone(&self.context);
+        let binary = binary.map_or_else(OnceLock::new, |binary| binary.to_owned().into());
         Ok(Actor { task, context, commands, bundle, binary, left: None })
     }
 
     fn adopt(&self) -> Result<(), ApiError> {
         let places = Arc::new(Semaphore::new(ADOPTIONS_MAX));
         for (namespace, id) in found(&self.context.state.join(FOLDER))? {
-            // The actor finds the binary in the bundle.
-            let none = PathBuf::new();
-            let Ok(actor) = self.claim(&namespace, &id, Phase::Adopting, none) else { continue };
+            let Ok(actor) = self.claim(&namespace, &id, Phase::Adopting, None) else { continue };
             let places = Arc::clone(&places);
             self.actors.spawn(actor.adopt(places));
         }

@@ -33,9 +33,9 @@ use std::{
     fs::DirBuilder,
     io::{self, BufReader},
     os::unix::fs::DirBuilderExt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -111,7 +111,8 @@ pub(super) struct Actor {
     pub(super) context: Arc<Context>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) bundle: Bundle,
-    pub(super) binary: PathBuf,
+    /// The shim's binary. Of a task that was found it is looked for after the shim, or when it is needed.
+    pub(super) binary: OnceLock<PathBuf>,
     pub(super) left: Option<Left>,
 }
 
@@ -167,7 +168,7 @@ impl Actor {
 
     async fn make(&mut self, request: Create) -> Result<(Held, u32), Error> {
         let work = self.context.work(&self.task);
-        let (bundle, binary, spec) = (self.bundle.clone(), self.binary.clone(), request.spec);
+        let (bundle, binary, spec) = (self.bundle.clone(), self.binary().to_owned(), request.spec);
         // The map of tasks says that there is none, so a bundle can only be a left-over.
         if bundle.path().exists() {
             self.clear_left_over().await?;
@@ -288,9 +289,12 @@ impl Actor {
     /// Takes over the task that an earlier daemon left, and serves it to its end.
     pub(super) async fn adopt(mut self, places: Arc<Semaphore>) {
         let place = places.acquire_owned().await.ok();
-        self.binary = adopted_binary(&self.bundle);
         let held = Box::pin(self.find(place)).await;
         if let Some(held) = held {
+            // Clients wait for other tasks, and nobody for this one. When the binary is needed there may
+            // be too little of something to look for it.
+            tokio::task::yield_now().await;
+            self.binary();
             self.run(held).await;
         }
     }
@@ -545,11 +549,15 @@ impl Actor {
         Exit { pid: last.pid, status: last.exit_status, at: last.exited_at }
     }
 
+    pub(super) fn binary(&self) -> &Path {
+        self.binary.get_or_init(|| adopted_binary(&self.bundle))
+    }
+
     fn launch(&self) -> Launch<'_> {
         Launch {
             daemon: &self.context.daemon,
             dialects: &self.context.dialects,
-            binary: &self.binary,
+            binary: self.binary(),
             namespace: self.task.namespace(),
             id: self.task.id(),
             bundle: &self.bundle,

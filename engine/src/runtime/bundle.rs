@@ -62,6 +62,10 @@ const FILE_LEN_MAX: u64 = 64 << 10;
 /// The largest specification that is read, in bytes: no call brings a larger one.
 const SPEC_LEN_MAX: u64 = 16 << 20;
 
+/// How much room beyond a file's length the standard library wants for a read that finds its end, in
+/// bytes, with some more.
+const SPARE_LEN: usize = 64;
+
 /// Whether subscribers were told.
 type Told = bool;
 
@@ -326,7 +330,9 @@ fn read_small(path: &Path, len_max: u64) -> io::Result<Option<Vec<u8>>> {
         tracing::warn!(file = %path.display(), "no file of a bundle; it is not read");
         return Ok(None);
     }
-    let mut bytes = Vec::new();
+    // Without room to spare, the end of a file is looked for in small reads.
+    let len = usize::try_from(metadata.len()).unwrap_or_default();
+    let mut bytes = Vec::with_capacity(len + SPARE_LEN);
     file.take(len_max).read_to_end(&mut bytes)?;
     Ok(Some(bytes))
 }

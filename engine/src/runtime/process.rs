@@ -7,6 +7,7 @@ use std::{
 };
 
 use rustix::{
+    fs::{Mode, OFlags, open},
     io::Errno,
     process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
@@ -96,8 +97,7 @@ pub(super) struct Sighting {
 impl Sighting {
     /// The process that has the number now, if there is one and it can be looked at.
     pub(super) fn of(pid: u32) -> Option<Self> {
-        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        Some(Self { pid, started: started(&text)? })
+        Some(Self { pid, started: started(&stat(pid).ok()?)? })
     }
 
     /// The number.
@@ -118,7 +118,7 @@ impl Sighting {
         // Whoever is held had the number later than who was seen, so it is the same one if that is
         // there still.
         let process = Process::open(self.pid).map_err(name)?;
-        let text = fs::read_to_string(format!("/proc/{}/stat", self.pid)).map_err(name)?;
+        let text = stat(self.pid).map_err(name)?;
         if started(&text) == Some(self.started) {
             Ok(process)
         } else {
@@ -126,6 +126,18 @@ impl Sighting {
         }
     }
 }
+
+/// What there is of `/proc/<pid>/stat`, which the kernel gives whole in one read: a new daemon looks at
+/// all inits, and the standard library would read it in six pieces.
+fn stat(pid: u32) -> io::Result<String> {
+    let file = open(format!("/proc/{pid}/stat"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut text = [0; STAT_LEN_MAX];
+    let count = rustix::io::read(&file, &mut text)?;
+    Ok(String::from_utf8_lossy(&text[..count]).into_owned())
+}
+
+/// The longest `/proc/<pid>/stat`, in bytes: a name and 51 numbers of up to 20 digits, and a sign.
+const STAT_LEN_MAX: usize = 2048;
 
 /// When a process started, out of `/proc/<pid>/stat`. Its name, in parentheses, may be anything.
 fn started(stat: &str) -> Option<u64> {

@@ -119,7 +119,7 @@ impl Actor {
 
     async fn end_process(&self, process: Option<&Process>) {
         let is_shared = |address: &str| self.is_shared(address);
-        end_process(process, &self.bundle, &self.binary, is_shared).await;
+        end_process(process, &self.bundle, self.binary(), is_shared).await;
     }
 
     async fn clean_and_remove(&mut self) {
@@ -166,7 +166,7 @@ impl Actor {
     pub(super) async fn clear_left_over(&mut self) -> Result<(), Error> {
         let (exit, recorded) = (self.bundle.exit(), self.bundle.binary());
         if let Some(recorded) = recorded {
-            let own = std::mem::replace(&mut self.binary, recorded);
+            let own = std::mem::replace(&mut self.binary, recorded.into());
             let cleaned = self.launch().delete().await;
             self.binary = own;
             match cleaned {
