@@ -91,6 +91,8 @@ struct Connection {
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
+    /// Whether the poller tells of room for output.
+    waits_for_room: bool,
     /// Whether the peer takes nothing any more. What it has sent is still read, to its end.
     deaf: bool,
 }
@@ -162,8 +164,13 @@ impl Server {
         let number = poller.number();
         let token = Token::Connection(number);
         if welcome && poller.add(&stream, token, Interest::Read).is_ok() {
-            let connection =
-                Connection { stream, input: Vec::new(), output: Vec::new(), deaf: false };
+            let connection = Connection {
+                stream,
+                input: Vec::new(),
+                output: Vec::new(),
+                waits_for_room: false,
+                deaf: false,
+            };
             self.connections.insert(number, connection);
         }
     }
@@ -288,7 +295,6 @@ impl Connection {
     /// Writes what the peer takes, and waits for room for the rest. Of a peer that takes nothing any more the
     /// reader finds the end.
     fn flush(&mut self, number: u64, poller: &Poller) -> bool {
-        let had_output = !self.output.is_empty();
         while !self.output.is_empty() {
             match self.stream.write(&self.output) {
                 Ok(len) => drop(self.output.drain(..len)),
@@ -301,10 +307,13 @@ impl Connection {
             }
         }
         give_back(&mut self.output);
-        if !had_output {
+        // Most answers are taken at once, and nothing changes.
+        let waits = !self.output.is_empty();
+        if waits == self.waits_for_room {
             return true;
         }
-        let interest = if self.output.is_empty() { Interest::Read } else { Interest::ReadWrite };
+        self.waits_for_room = waits;
+        let interest = if waits { Interest::ReadWrite } else { Interest::Read };
         poller.modify(&self.stream, Token::Connection(number), interest).is_ok()
     }
 }
