@@ -17,6 +17,7 @@ mod commits;
 mod dump;
 mod hold;
 mod json;
+mod outside;
 mod pages;
 mod panics;
 mod probe;

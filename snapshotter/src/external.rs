@@ -489,6 +489,10 @@ impl<B: Backend> Snapshotter for External<B> {
         self.records.walk(namespace, &mut |key, record| visit(record.info(key)))
     }
 
+    fn foreign(&self) -> Result<Option<Vec<String>>, Error> {
+        Ok(Some(self.list_foreign()?))
+    }
+
     fn usage(&self, key: &Key) -> Result<Usage, Error> {
         let record = self.records.get(key)?;
         Ok(self.backend.usage(&outside(key, &record))?)

@@ -206,6 +206,16 @@ pub trait Snapshotter: Send + Sync {
         self.walk(namespace, visit)
     }
 
+    /// What there is at another program, by its names there, that this database has not had it make:
+    /// nothing here touches it. Waits for that program; `None` when there is none.
+    ///
+    /// # Errors
+    ///
+    /// - `Database`, `External`: only.
+    fn foreign(&self) -> Result<Option<Vec<String>>, Error> {
+        Ok(None)
+    }
+
     /// The disk space that the snapshot `key` takes beyond that of its parents.
     ///
     /// Takes time in proportion to the number of files, unless `key` is committed.

@@ -25,7 +25,7 @@
 mod making;
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -399,18 +399,43 @@ impl Store {
         Ok(())
     }
 
-    /// Tells of blobs there that are somebody else's.
-    fn tell_foreign(&self, external: &External) -> Result<(), Error> {
-        let made: HashSet<String> = external.made.all()?.into_iter().collect();
+    /// The name of the other program that keeps the blobs, if one does.
+    pub(crate) fn plugin(&self) -> Option<&str> {
+        Some(self.inner.external.as_ref()?.backend.name())
+    }
+
+    /// The blobs that another program has and this database has not had made there, nor has records of:
+    /// nothing here touches them. Waits for that program.
+    ///
+    /// # Errors
+    ///
+    /// - `Unavailable` or what else the program says.
+    /// - `Database`.
+    pub(crate) fn foreign(&self) -> Result<BTreeSet<Digest>, Error> {
+        let external = self.inner.external.as_ref();
+        external.map_or_else(|| Ok(BTreeSet::new()), |external| self.list_foreign(external))
+    }
+
+    fn list_foreign(&self, external: &External) -> Result<BTreeSet<Digest>, Error> {
+        // Both before and after: what is there may be gone by then, or not have been there yet.
+        let mut made: HashSet<String> = external.made.all()?.into_iter().collect();
+        let there = self.everywhere(|namespace| external.backend.blobs(namespace))?;
+        made.extend(external.made.all()?);
         let digests: HashSet<&str> = made.iter().filter_map(|it| it.rsplit('/').next()).collect();
-        let mut foreign = Vec::new();
-        for digest in self.everywhere(|namespace| external.backend.blobs(namespace))? {
+        let mut foreign = BTreeSet::new();
+        for digest in there {
             if !digests.contains(digest.to_string().as_str())
                 && !self.metadata().is_content_known(&digest)?
             {
-                foreign.push(digest);
+                foreign.insert(digest);
             }
         }
+        Ok(foreign)
+    }
+
+    /// Tells of blobs there that are somebody else's.
+    fn tell_foreign(&self, external: &External) -> Result<(), Error> {
+        let foreign = self.list_foreign(external)?;
         if let Some(first) = foreign.first() {
             let (plugin, count) = (external.backend.name(), foreign.len());
             tracing::warn!(

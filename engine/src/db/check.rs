@@ -1,6 +1,7 @@
 //! Looks at pages, tables and records.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{ErrorKind, Read},
     path::Path,
@@ -9,7 +10,7 @@ use std::{
 use redb::{Database, DatabaseError, ReadTransaction, ReadableDatabase, ReadableTable, TableError};
 
 use super::{
-    Problem, Remedy, Report, Root,
+    Problem, Remedy, Report, Root, outside,
     references::{Facts, Holder},
     scratch, show_key, snapshots,
 };
@@ -61,6 +62,8 @@ impl Root {
         for (digest, holders) in facts.blobs().filter(|_| self.has_blobs) {
             self.check_blob(digest, holders, deep, report)?;
         }
+        let blobs: HashSet<&Digest> = facts.blobs().map(|(digest, _)| digest).collect();
+        outside::note(&transaction, |digest| blobs.contains(digest), report)?;
         snapshots::check(self, &transaction, facts.namespaces(), report)
     }
 

@@ -3,6 +3,8 @@
 //! Nobody is held up for it: it looks at the last commit. What a collection does a moment later
 //! may differ by what was changed in between.
 
+mod outside;
+
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
@@ -76,7 +78,8 @@ impl Inspector {
     }
 
     /// Explains the objects of a namespace that `text` names: a digest, `<kind>/<name>`,
-    /// `snapshot/<snapshotter>/<key>`, or only a name, which objects of several kinds may have.
+    /// `snapshot/<snapshotter>/<key>`, or only a name, which objects of several kinds may have. If none has it, plugins
+    /// are asked for what they have of others by that name, or by `plugin/<name>`.
     ///
     /// # Errors
     ///
@@ -100,6 +103,9 @@ impl Inspector {
         }
         if wanted.kind.is_none_or(|kind| kind == "ingest") {
             found.extend(self.explain_ingests(namespace, &wanted)?);
+        }
+        if found.is_empty() {
+            found = self.explain_outside(namespace, &wanted)?;
         }
         if found.is_empty() {
             let message = format!("object {text:?} in namespace {:?}", namespace.as_str());
@@ -240,8 +246,8 @@ struct Wanted<'a> {
 
 impl<'a> Wanted<'a> {
     fn parse(text: &'a str) -> Self {
-        const KINDS: [&str; 7] =
-            ["lease", "image", "container", "sandbox", "content", "snapshot", "ingest"];
+        const KINDS: [&str; 8] =
+            ["lease", "image", "container", "sandbox", "content", "snapshot", "ingest", "plugin"];
         match text.split_once('/') {
             Some((kind, name)) if KINDS.contains(&kind) => Self { kind: Some(kind), name, text },
             _ => Self { kind: None, name: text, text },

@@ -16,6 +16,8 @@ pub enum Kind {
     /// Of this snapshotter.
     Snapshot(String),
     Ingest,
+    /// Another program that keeps blobs or snapshots.
+    Plugin,
 }
 
 /// An object, as its records name it.
@@ -38,6 +40,7 @@ impl Kind {
             Self::Content => "content",
             Self::Snapshot(_) => "snapshot",
             Self::Ingest => "ingest",
+            Self::Plugin => "plugin",
         }
     }
 }

@@ -131,16 +131,29 @@ impl<B: Backend> External<B> {
         Ok(named)
     }
 
+    fn is_foreign(&self, found: &Outside, made: &BTreeSet<String>, named: &Named) -> bool {
+        // What was made since it was noted has its number in a record, or is being made.
+        let known = number_of(&found.name).is_some_and(|id| {
+            named.numbers.contains(&id) || self.state().pending.contains_key(&id)
+        });
+        !made.contains(&found.name) && !named.names.contains(&found.name) && !known
+    }
+
+    /// The names of what is somebody else's.
+    pub(super) fn list_foreign(&self) -> Result<Vec<String>, Refused> {
+        // Both before and after: what is there may be gone by then, or not have been there yet.
+        let mut made: BTreeSet<String> = self.made.all().map_err(refused)?.into_iter().collect();
+        let there = self.backend.list()?;
+        made.extend(self.made.all().map_err(refused)?);
+        let named = self.named()?;
+        let foreign = there.into_iter().filter(|found| self.is_foreign(found, &made, &named));
+        Ok(foreign.map(|found| found.name).collect())
+    }
+
     /// Tells what is somebody else's, if that is more or less than it was.
     fn tell_foreign(&self, there: &[Outside], made: &BTreeSet<String>, named: &Named) {
-        let is_foreign = |found: &&Outside| {
-            // What was made since it was noted has its number in a record, or is being made.
-            let known = number_of(&found.name).is_some_and(|id| {
-                named.numbers.contains(&id) || self.state().pending.contains_key(&id)
-            });
-            !made.contains(&found.name) && !named.names.contains(&found.name) && !known
-        };
-        let foreign: Vec<_> = there.iter().filter(is_foreign).collect();
+        let foreign: Vec<_> =
+            there.iter().filter(|found| self.is_foreign(found, made, named)).collect();
         let before = std::mem::replace(&mut self.state().foreign, foreign.len());
         if let Some(first) = foreign.first().filter(|_| before != foreign.len()) {
             (self.foreign)(foreign.len(), &first.name);

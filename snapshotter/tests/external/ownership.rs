@@ -1,6 +1,6 @@
 //! Whose a snapshot is that is there without a record.
 
-use std::sync::Mutex;
+use std::{collections::BTreeSet, sync::Mutex};
 
 use redb::Database;
 use snapshotter::made::OUTSIDE;
@@ -58,6 +58,9 @@ fn a_database_removes_only_what_it_has_had_made() {
     empty.remove(&key("a", "by another")).expect("removes");
     empty.cleanup().expect("cleans up");
     assert_eq!(layers(&program), all, "an empty database");
+    let foreign = empty.foreign().expect("lists").expect("there is a program");
+    assert_eq!(foreign.iter().collect::<BTreeSet<_>>(), program.names().iter().collect());
+    assert_eq!(external.foreign().expect("lists"), Some(Vec::new()), "all of it is its own");
     assert_eq!(*told.lock().expect("no panic"), [3]);
 
     // What is made after a backup is not the backup's.

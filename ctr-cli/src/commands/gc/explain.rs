@@ -14,7 +14,7 @@ use crate::{
 #[derive(Args, Debug)]
 pub(crate) struct Explain {
     /// A digest, KIND/NAME, snapshot/SNAPSHOTTER/KEY, or only a name; kinds are lease, image,
-    /// container, sandbox, content, snapshot, ingest
+    /// container, sandbox, content, snapshot, ingest; plugin/NAME is about what a plugin has of others
     object: String,
     /// How to print it
     #[arg(long, value_enum, default_value_t = Format::Table)]

@@ -400,6 +400,8 @@ fn what_a_database_has_not_had_made_stays() {
     let other = f.other_database();
     assert_eq!(other.put(b"kept"), kept, "which is there already");
     let own = other.put(b"another's");
+    assert_eq!(other.store.foreign().expect("lists"), BTreeSet::from([gone.clone()]));
+    assert_eq!(f.store.foreign().expect("lists"), BTreeSet::from([own.clone()]));
     other.forget(&kept);
     other.forget(&own);
     assert_eq!(other.collect().expect("collects"), [own]);
