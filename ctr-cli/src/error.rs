@@ -35,7 +35,7 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     if let Some(Interrupted(number)) = error.downcast_ref() {
         return ExitCode::from(u8::try_from(128 + number).unwrap_or(u8::MAX));
     }
-    if error.chain().any(is_broken_pipe) {
+    if is_unread(error) {
         return ExitCode::SUCCESS;
     }
     warn(&text(error));
@@ -68,10 +68,14 @@ pub(crate) fn has_code(error: &anyhow::Error, code: Code) -> bool {
     error.downcast_ref::<Status>().is_some_and(|status| status.code() == code)
 }
 
-fn is_broken_pipe(cause: &(dyn Error + 'static)) -> bool {
-    cause
-        .downcast_ref::<std::io::Error>()
-        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+/// Whether nobody reads any more what is printed. A daemon that has gone away is a broken pipe, too, but below a
+/// status.
+fn is_unread(error: &anyhow::Error) -> bool {
+    let is_broken_pipe = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
+    error
+        .chain()
+        .take_while(|cause| !cause.is::<Status>())
+        .any(|cause| cause.downcast_ref().is_some_and(is_broken_pipe))
 }
 
 /// A status as containerd's clients print it: the message ends in the class of the error.
@@ -124,6 +128,25 @@ mod tests {
             let error = anyhow::Error::from(result.expect_err("every row fails"));
             assert_eq!(text(&error), want, "{case}");
             assert_eq!(text(&error.context("remove")), format!("remove: {want}"), "{case}");
+        }
+    }
+
+    #[test]
+    fn only_output_that_nobody_reads_is_no_failure() {
+        let broken = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
+        let cases = [
+            ("printed", anyhow::Error::from(broken()), true),
+            ("printed, as a part", anyhow::Error::from(broken()).context("print"), true),
+            ("the daemon's", Status::from_error(Box::new(broken())).into(), false),
+            (
+                "the daemon's, as a part",
+                anyhow::Error::from(Status::from_error(Box::new(broken()))).context("import"),
+                false,
+            ),
+            ("another", std::io::Error::from(std::io::ErrorKind::NotFound).into(), false),
+        ];
+        for (case, error, want) in cases {
+            assert_eq!(is_unread(&error), want, "{case}");
         }
     }
 }
