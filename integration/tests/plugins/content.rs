@@ -12,25 +12,16 @@ use integration::{
     daemon::{Daemon, Kind, Options},
     image::{self, Flavour},
     leaks::Inventory,
-    process,
+    process::{self, Running},
     stage::Stage,
     wait,
 };
 use rustix::process::Signal;
 
-use crate::{CONTAINERD, IMAGE, PLUGIN, configure};
+use crate::{CONTAINERD, IMAGE, PLUGIN, configure, remove_root};
 
 pub(crate) fn with_plugin(stage: &Stage, kind: Kind) -> Result<()> {
-    let directory = stage.directory().join(format!("content-of-{kind:?}"));
-    let choice = if kind == Kind::Containerd { CONTAINERD } else { Choice::OWN };
-    let mut plugin = Daemon::start(Options {
-        kind,
-        root: directory.join("root"),
-        state: "/run/content-plugin".into(),
-        shim: choice.shim()?,
-        runtime: choice.runtime()?,
-        scratch: directory.clone(),
-    })?;
+    let mut plugin = start(stage, kind)?;
     let mut cell = Cell::bare(Choice::OWN, stage)?;
     configure(&mut cell, "content", &plugin.address())?;
     let before = Inventory::take(cell.namespace());
@@ -46,8 +37,21 @@ pub(crate) fn with_plugin(stage: &Stage, kind: Kind) -> Result<()> {
     })?;
     before.wait_restored(cell.namespace())?;
     drop(cell);
-    let root = stage.directory().join(Choice::OWN.to_string().replace('/', "-"));
-    fs::remove_dir_all(root).context("remove what the engine kept")
+    remove_root(stage, Choice::OWN)
+}
+
+/// Starts the daemon whose store it is.
+pub(crate) fn start(stage: &Stage, kind: Kind) -> Result<Daemon> {
+    let directory = stage.directory().join(format!("content-of-{kind:?}"));
+    let choice = if kind == Kind::Containerd { CONTAINERD } else { Choice::OWN };
+    Daemon::start(Options {
+        kind,
+        root: directory.join("root"),
+        state: "/run/content-plugin".into(),
+        shim: choice.shim()?,
+        runtime: choice.runtime()?,
+        scratch: directory,
+    })
 }
 
 /// Imports an image and runs a container of it; gives the blobs.
@@ -72,7 +76,7 @@ fn import_and_run(cell: &Cell, plugin: &Daemon) -> Result<BTreeSet<String>> {
     // Bytes that come from a client, and go to one.
     let mut ingest = cell.command(&["content", "ingest", "note"]);
     ingest.stdin(fs::File::open(cell.file("image.tar"))?);
-    process::run(&mut ingest)?.ok()?;
+    Running::start(&mut ingest)?.finish()?.ok()?;
     let exported = cell.file("exported.tar");
     cell.ok(&["images", "export", &exported.display().to_string(), IMAGE])?;
     ensure!(fs::metadata(exported)?.len() > 1 << 20, "the export is too small");
@@ -86,8 +90,10 @@ fn come_back(cell: &mut Cell, plugin: &mut Daemon, digests: &BTreeSet<String>) -
     let named = format!("proxy plugin {PLUGIN:?} at {}", plugin.address().display());
     let mut ingest = cell.command(&["content", "ingest", "more"]);
     ingest.stdin(fs::File::open(cell.file("image.tar"))?);
-    let answers =
-        [cell.refused(&["content", "get", digest])?, process::run(&mut ingest)?.refused()?];
+    let answers = [
+        cell.refused(&["content", "get", digest])?,
+        Running::start(&mut ingest)?.finish()?.refused()?,
+    ];
     for said in answers {
         ensure!(said.contains(&named) && said.contains("unavailable"), "said {said:?}");
     }
@@ -104,8 +110,29 @@ fn come_back(cell: &mut Cell, plugin: &mut Daemon, digests: &BTreeSet<String>) -
     run(cell)
 }
 
+/// Puts a blob there past the engine, which says of it that it leaves it alone.
+fn look_at_anothers(cell: &Cell, plugin: &Daemon) -> Result<()> {
+    let at_plugin = |words: &[&str]| cell.command_at(plugin, cell.namespace(), words);
+    // Else the plugin's own collections may remove it at once.
+    process::run(&mut at_plugin(&["leases", "create", "--id", "another"]))?.ok()?;
+    let mut ingest = at_plugin(&["content", "ingest", "--lease", "another", "another's"]);
+    ingest.stdin(fs::File::open(cell.file("config.toml"))?);
+    Running::start(&mut ingest)?.finish()?.ok()?;
+    let (here, there) = (blobs(cell, cell.running_daemon())?, blobs(cell, plugin)?);
+    let digest = there.difference(&here).next().context("no blob is only at the plugin")?;
+    let said = cell.ok(&["gc", "explain", digest])?;
+    ensure!(said.contains("left alone"), "of one blob: {said}");
+    let said = cell.ok(&["gc", "explain", &format!("plugin/{PLUGIN}")])?;
+    ensure!(said.contains("has not had 1 made") && said.contains(digest), "of all: {said}");
+    cell.ok(&["leases", "create", "--id", "l"])?;
+    cell.ok(&["leases", "rm", "--sync", "l"])?;
+    ensure!(blobs(cell, plugin)?.contains(digest), "a collection has removed it");
+    process::run(&mut at_plugin(&["leases", "rm", "--sync", "another"]))?.ok().map(drop)
+}
+
 /// Removes the image, and waits until nothing of it is at the plugin.
 fn remove(cell: &Cell, plugin: &Daemon) -> Result<()> {
+    look_at_anothers(cell, plugin)?;
     cell.ok(&["images", "rm", "--sync", IMAGE])?;
     wait::until("the plugin to have nothing", || Ok(blobs(cell, plugin)?.is_empty().then_some(())))
 }

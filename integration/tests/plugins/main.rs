@@ -1,16 +1,18 @@
-//! Parts of an engine that are programs of their own, by its proxy plugins: snapshotters and content
-//! stores.
+//! Parts of an engine that are programs of their own, by its proxy plugins: snapshotters, content
+//! stores and differs.
 //!
-//! Each of them goes away in the middle, and comes back.
+//! Each of them goes away in the middle, and comes back; and each is stuck while the engine is to stop.
 
 #![expect(clippy::print_stdout, reason = "a report is what it is for")]
 
 mod content;
+mod diffs;
 mod snapshots;
+mod stuck;
 
 use std::{fs, path::Path, process::ExitCode};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use integration::{
     cell::{Cell, Choice, Client, Runtime, Shim},
     daemon::Kind,
@@ -63,6 +65,10 @@ fn inside(stage: &Stage) -> Result<()> {
             content::with_plugin(stage, kind),
         );
     }
+    report(format!("{} with Containerd's differ", Choice::OWN), diffs::with_plugin(stage));
+    for part in stuck::PARTS {
+        report(format!("{} stops beside a stuck {}", Choice::OWN, part.kind), part.stop(stage));
+    }
     println!("\n{sum}");
     ensure!(sum.failed == 0, "there were failures");
     Ok(())
@@ -70,12 +76,25 @@ fn inside(stage: &Stage) -> Result<()> {
 
 /// Tells the engine of the plugin at `address`, which is of the `kind`.
 fn configure(cell: &mut Cell, kind: &str, address: &Path) -> Result<()> {
+    reconfigure(cell, &section(PLUGIN, kind, address))
+}
+
+/// What the configuration says of a plugin.
+fn section(name: &str, kind: &str, address: &Path) -> String {
+    let address = address.display();
+    format!("\n[proxy_plugins.{name}]\ntype = \"{kind}\"\naddress = \"{address}\"\n")
+}
+
+/// Adds `text` to the engine's configuration.
+fn reconfigure(cell: &mut Cell, text: &str) -> Result<()> {
     cell.daemon().stop(Signal::TERM)?;
     let file = cell.file("config.toml");
-    let text = fs::read_to_string(&file)?;
-    let address = address.display();
-    let section =
-        format!("\n[proxy_plugins.{PLUGIN}]\ntype = \"{kind}\"\naddress = \"{address}\"\n");
-    fs::write(&file, text + &section)?;
+    fs::write(&file, fs::read_to_string(&file)? + text)?;
     cell.daemon().launch_again()
+}
+
+/// Deletes what the engine of a cell kept, for the next one in its place.
+fn remove_root(stage: &Stage, choice: Choice) -> Result<()> {
+    let root = stage.directory().join(choice.to_string().replace('/', "-"));
+    fs::remove_dir_all(root).context("remove what the engine kept")
 }

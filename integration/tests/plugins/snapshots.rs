@@ -23,7 +23,7 @@ use integration::{
 };
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{IMAGE, PLUGIN, configure};
+use crate::{IMAGE, PLUGIN, configure, remove_root};
 
 pub(crate) fn with_plugin(stage: &Stage, choice: Choice, layout: &str) -> Result<()> {
     let directory = stage.directory().join(format!("plugin-{:?}-{layout}", choice.daemon));
@@ -36,8 +36,7 @@ pub(crate) fn with_plugin(stage: &Stage, choice: Choice, layout: &str) -> Result
     imported.with_context(|| format!("the engine's log:\n{}", cell.running_daemon().log()))?;
     before.wait_restored(cell.namespace())?;
     drop(cell);
-    let root = stage.directory().join(choice.to_string().replace('/', "-"));
-    fs::remove_dir_all(root).context("remove what the engine kept")
+    remove_root(stage, choice)
 }
 
 /// Imports an image, runs a container, and removes both.
