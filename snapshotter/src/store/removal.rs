@@ -4,7 +4,9 @@
 //!
 //! A snapshot is gone with its record. To delete its files takes a moment or a minute, behind whatever the
 //! filesystem's journal is busy with, and nobody needs to wait for that. So it is for a thread, which starts with
-//! the first directory, goes on at once with each further one, and ends when there was none for a while.
+//! the first directory and ends when there was none for a while. It lets a moment pass before it begins, for
+//! answers to be on their way and for more to come: to be woken for each directory, beside whoever is to answer,
+//! would cost about as much as to delete it.
 //!
 //! Nothing here is stored. What is not deleted when the program ends, because it has crashed or was told to end, is a
 //! directory without a record, and the [sweep](Removal::sweep) that begins when the snapshotter is opened finds
@@ -26,6 +28,9 @@ use crate::layout::Layout;
 /// How many directories wait by their numbers. When there are more, all are looked for.
 const QUEUE_LEN_MAX: usize = 4096;
 
+/// How long the thread lets others go first, when it was idle.
+const PAUSE: Duration = Duration::from_millis(50);
+
 /// How long the thread waits for more.
 const LINGER: Duration = Duration::from_secs(10);
 
@@ -41,7 +46,7 @@ pub(super) struct Removal<L: Layout> {
 #[derive(Default)]
 struct Queue {
     state: Mutex<State>,
-    /// Notified when there is something new in the state.
+    /// Notified when there is something for a thread that was idle, and when one ends.
     changed: Condvar,
     /// Whether the thread is to end.
     stop: AtomicBool,
@@ -81,9 +86,14 @@ impl<L: Layout> Removal<L> {
 
     fn ask(&self, change: impl FnOnce(&mut State)) {
         let mut state = self.queue.lock();
+        let was_idle = state.is_idle();
         change(&mut state);
         if state.has_thread {
-            return self.queue.changed.notify_all();
+            drop(state);
+            if was_idle {
+                self.queue.changed.notify_all();
+            }
+            return;
         }
         state.has_thread = true;
         state.threads += 1;
@@ -92,8 +102,8 @@ impl<L: Layout> Removal<L> {
         let builder = thread::Builder::new().name(format!("remove {}", L::NAME));
         if builder.spawn(move || turn.take()).is_err() {
             // There can be no more threads, and the turn went with this one.
-            while let Some(job) = self.queue.next(Duration::ZERO) {
-                self.shared.perform(job, &self.queue.stop);
+            while self.queue.wait(Duration::ZERO) {
+                self.queue.work_off(&self.shared);
             }
         }
     }
@@ -111,16 +121,41 @@ impl<L: Layout> Drop for Removal<L> {
 }
 
 impl Queue {
-    /// Waits for something to do. With nothing in so long, or when it is to end, there is no thread any more.
-    fn next(&self, patience: Duration) -> Option<Job> {
-        let stops = || self.stop.load(Ordering::Relaxed);
-        let waited = self.changed.wait_timeout_while(self.lock(), patience, |state| {
-            !stops() && !state.sweep && state.numbers.is_empty()
-        });
+    /// Waits until there is something to do. If there is nothing in so long, or it is to end, there is no thread any
+    /// more.
+    fn wait(&self, patience: Duration) -> bool {
+        let waited = self
+            .changed
+            .wait_timeout_while(self.lock(), patience, |state| !self.stops() && state.is_idle());
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let next = if stops() { None } else { state.take() };
-        state.has_thread = next.is_some();
-        next
+        state.has_thread = !self.stops() && !state.is_idle();
+        state.has_thread
+    }
+
+    /// Lets others go first.
+    fn pause(&self) {
+        drop(self.changed.wait_timeout_while(self.lock(), PAUSE, |_| !self.stops()));
+    }
+
+    /// Does what there is to do, unless it is to end.
+    fn work_off<L: Layout>(&self, shared: &Shared<L>) {
+        while !self.stops()
+            && let Some(job) = self.take()
+        {
+            // What cannot be deleted now is an orphan, and the next cleanup reports it.
+            let _ = match job {
+                Job::Delete(number) => shared.delete(number, &self.stop),
+                Job::Sweep => shared.sweep(&self.stop),
+            };
+        }
+    }
+
+    fn take(&self) -> Option<Job> {
+        self.lock().take()
+    }
+
+    fn stops(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -138,21 +173,15 @@ impl State {
         }
     }
 
+    fn is_idle(&self) -> bool {
+        !self.sweep && self.numbers.is_empty()
+    }
+
     fn take(&mut self) -> Option<Job> {
         if std::mem::take(&mut self.sweep) {
             return Some(Job::Sweep);
         }
         self.numbers.pop_front().map(Job::Delete)
-    }
-}
-
-impl<L: Layout> Shared<L> {
-    fn perform(&self, job: Job, stop: &AtomicBool) {
-        // What cannot be deleted now is an orphan, and the next cleanup reports it.
-        let _ = match job {
-            Job::Delete(number) => self.delete(number, stop),
-            Job::Sweep => self.sweep(stop),
-        };
     }
 }
 
@@ -165,9 +194,10 @@ struct Turn<L> {
 
 impl<L: Layout> Turn<L> {
     fn take(self) {
-        while let Some(job) = self.queue.next(LINGER) {
+        while self.queue.wait(LINGER) {
+            self.queue.pause();
             if let Some(shared) = &self.shared {
-                shared.perform(job, &self.queue.stop);
+                self.queue.work_off(shared);
             }
         }
     }
