@@ -254,7 +254,7 @@ impl<L: Layout> Shared<L> {
         self.directories.delete(id, stop)
     }
 
-    /// Deletes all directories of snapshots without records, and hides what is shown to none.
+    /// Deletes all directories of snapshots without records.
     fn sweep(&self, stop: &AtomicBool) -> Result<(), Error> {
         let mut result = Ok(());
         for id in self.directories.orphans(&self.records)? {
@@ -263,7 +263,6 @@ impl<L: Layout> Shared<L> {
             }
             result = result.and(self.delete(id, stop));
         }
-        self.layout.hide_unused();
         result
     }
 }
@@ -429,6 +428,8 @@ impl<L: Layout> Snapshotter for Store<L> {
     }
 
     fn cleanup(&self) -> Result<(), Error> {
-        self.shared.sweep(&AtomicBool::new(false))
+        let swept = self.shared.sweep(&AtomicBool::new(false));
+        self.shared.layout.hide_unused();
+        swept
     }
 }
