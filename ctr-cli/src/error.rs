@@ -69,12 +69,12 @@ pub(crate) fn has_code(error: &anyhow::Error, code: Code) -> bool {
 }
 
 /// Whether nobody reads any more what is printed. A daemon that has gone away is a broken pipe, too, but below a
-/// status.
+/// status, or below an error of the transport when it went before the first call.
 fn is_unread(error: &anyhow::Error) -> bool {
     let is_broken_pipe = |error: &std::io::Error| error.kind() == std::io::ErrorKind::BrokenPipe;
     error
         .chain()
-        .take_while(|cause| !cause.is::<Status>())
+        .take_while(|cause| !cause.is::<Status>() && !cause.is::<tonic::transport::Error>())
         .any(|cause| cause.downcast_ref().is_some_and(is_broken_pipe))
 }
 
@@ -131,8 +131,20 @@ mod tests {
         }
     }
 
-    #[test]
-    fn only_output_that_nobody_reads_is_no_failure() {
+    /// What the transport makes of an error with which a connection ends at once.
+    async fn unconnected(error: std::io::Error) -> anyhow::Error {
+        type Connection = hyper_util::rt::TokioIo<tokio::net::UnixStream>;
+        let mut error = Some(error);
+        let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+            let error = error.take().expect("called once");
+            std::future::ready(Err::<Connection, _>(error))
+        });
+        let endpoint = tonic::transport::Endpoint::from_static("http://localhost");
+        endpoint.connect_with_connector(connector).await.expect_err("fails").into()
+    }
+
+    #[tokio::test]
+    async fn only_output_that_nobody_reads_is_no_failure() {
         let broken = || std::io::Error::from(std::io::ErrorKind::BrokenPipe);
         let cases = [
             ("printed", anyhow::Error::from(broken()), true),
@@ -143,6 +155,7 @@ mod tests {
                 anyhow::Error::from(Status::from_error(Box::new(broken()))).context("import"),
                 false,
             ),
+            ("the daemon's, before a call", unconnected(broken()).await, false),
             ("another", std::io::Error::from(std::io::ErrorKind::NotFound).into(), false),
         ];
         for (case, error, want) in cases {
