@@ -26,13 +26,18 @@ struct Outside {
 
 impl Inspector {
     /// Explains what is wanted of what plugins have of others.
+    ///
+    /// # Errors
+    ///
+    /// A plugin's, when none of the others has it either.
     pub(super) fn explain_outside(
         &self,
         namespace: &Namespace,
         wanted: &Wanted<'_>,
     ) -> Result<Vec<Explanation>, Error> {
         let mut found = Vec::new();
-        for outside in self.outside(namespace, wanted)? {
+        let (all, failed) = self.outside(namespace, wanted);
+        for outside in all {
             if wanted.fits(&Kind::Plugin, &outside.plugin) {
                 found.extend(explain_all(namespace, outside));
                 continue;
@@ -45,34 +50,48 @@ impl Inspector {
             );
             found.extend(named.map(|object| stays(object, &reason)));
         }
-        Ok(found)
+        match failed {
+            Some(error) if found.is_empty() => Err(error),
+            _ => Ok(found),
+        }
     }
 
-    /// Asks the plugins of which something may be wanted.
-    fn outside(&self, namespace: &Namespace, wanted: &Wanted<'_>) -> Result<Vec<Outside>, Error> {
+    /// Asks the plugins of which something may be wanted, all of them, and tells of the last that failed.
+    fn outside(&self, namespace: &Namespace, wanted: &Wanted<'_>) -> (Vec<Outside>, Option<Error>) {
         let is_wanted = |kind: &str, plugin: &str| match wanted.kind {
             Some("plugin") => wanted.fits(&Kind::Plugin, plugin),
             Some(of) => of == kind,
             None => true,
         };
         let object = |kind, name| Object { namespace: namespace.clone(), kind, name };
-        let mut all = Vec::new();
+        let (mut all, mut failed) = (Vec::new(), None);
         for (name, snapshotter) in self.snapshotters.iter() {
             if !is_wanted("snapshot", name) {
                 continue;
             }
-            let Some(names) = snapshotter.foreign()? else { continue };
+            let names = match snapshotter.foreign() {
+                Ok(Some(names)) => names,
+                Ok(None) => continue,
+                Err(error) => {
+                    failed = Some(error.into());
+                    continue;
+                }
+            };
             let kind = || Kind::Snapshot(name.clone());
             let objects = names.into_iter().map(|it| object(kind(), it)).collect();
             all.push(Outside { plugin: name.clone(), word: "snapshots", objects });
         }
         if let Some(name) = self.content.plugin().filter(|name| is_wanted("content", name)) {
-            let digests = self.content.foreign()?;
-            let objects = digests.iter().map(|it| object(Kind::Content, it.to_string()));
-            let objects = objects.collect();
-            all.push(Outside { plugin: name.to_owned(), word: "blobs", objects });
+            match self.content.foreign() {
+                Ok(digests) => {
+                    let objects = digests.iter().map(|it| object(Kind::Content, it.to_string()));
+                    let objects = objects.collect();
+                    all.push(Outside { plugin: name.to_owned(), word: "blobs", objects });
+                }
+                Err(error) => failed = Some(error),
+            }
         }
-        Ok(all)
+        (all, failed)
     }
 }
 
