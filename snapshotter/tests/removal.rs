@@ -50,11 +50,17 @@ fn file(mounts: &[Mount], name: &str) -> PathBuf {
     Path::new(&mounts.first().expect("has a mount").source).join(name)
 }
 
+/// Says that somebody is at it, and waits until it is opened.
+struct Gate {
+    reached: mpsc::Sender<()>,
+    opened: mpsc::Receiver<()>,
+}
+
 /// Overlayfs that has a test wait before a directory is deleted.
 #[derive(Default)]
 struct Held {
     overlay: OverlayOptions,
-    gate: Arc<Mutex<Option<mpsc::Receiver<()>>>>,
+    gate: Arc<Mutex<Option<Gate>>>,
 }
 
 impl Layout for Held {
@@ -87,8 +93,9 @@ impl Layout for Held {
 
     fn hide(&self, _directory: &Path) -> Result<(), Error> {
         let gate = self.gate.lock().expect("no panic").take();
-        if let Some(gate) = gate {
-            gate.recv().expect("the test opens it");
+        if let Some(Gate { reached, opened }) = gate {
+            reached.send(()).expect("the test looks");
+            opened.recv().expect("the test opens it");
         }
         Ok(())
     }
@@ -103,16 +110,18 @@ fn nobody_waits_for_files_to_be_deleted() {
     let scratch = tempfile::tempdir().expect("scratch");
     let layout = Held::default();
     let (open_gate, opened) = mpsc::channel();
+    let (reached, at_gate) = mpsc::channel();
     let gate = Arc::clone(&layout.gate);
     let store = open(scratch.path(), layout);
     store.prepare(&key("a"), None, Labels::new()).expect("prepares");
-    *gate.lock().expect("no panic") = Some(opened);
+    *gate.lock().expect("no panic") = Some(Gate { reached, opened });
 
     store.remove(&key("a")).expect("removes");
     assert!(matches!(store.stat(&key("a")), Err(Error::NotFound { .. })), "it is gone");
     let mounts = store.prepare(&key("a"), None, Labels::new()).expect("the key is free");
     fs::write(file(&mounts, "new"), "1").expect("writes");
     assert_eq!(directories(scratch.path()), ["1", "2"].map(str::to_owned).into());
+    at_gate.recv_timeout(DEADLINE).expect("the files are about to be deleted");
     thread::scope(|scope| {
         let (done, cleaned) = mpsc::channel();
         let store = &store;
