@@ -24,6 +24,7 @@
 //! Source: containerd, `core/runtime/v2`.
 
 mod actor;
+mod binary;
 mod bootstrap;
 mod bundle;
 mod context;
@@ -44,7 +45,7 @@ use std::{
     collections::HashMap,
     fs::{self, File},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -60,6 +61,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
     actor::{Actor, blocking},
+    binary::Binary,
     bundle::{Bundle, FOLDER, SANDBOX_FOLDER},
     context::Context,
     launch::{Daemon, Dialects},
@@ -350,8 +352,8 @@ impl Runtime {
         tasks.entry(namespace.clone()).or_default().insert(id.to_owned(), Arc::clone(&task));
         let bundle = Bundle::at(&self.context.state, namespace, id);
         let context = Arc::clone(&self.context);
-        let binary = binary.map_or_else(OnceLock::new, |binary| binary.to_owned().into());
-        Ok(Actor { task, context, commands, bundle, binary, left: None })
+        let binary = Binary::new(binary);
+        Ok(Actor { task, context, commands, bundle, binary, half_made: false, left: None })
     }
 
     fn adopt(&self) -> Result<(), ApiError> {
@@ -364,18 +366,6 @@ impl Runtime {
         let context = Arc::clone(&self.context);
         self.actors.spawn_blocking(move || remove_work(&context));
         Ok(())
-    }
-}
-
-/// The shim's binary for a bundle that was found. An upgrade may have taken the one away that the
-/// task was made with, so one of the same name will do.
-fn adopted_binary(bundle: &Bundle) -> PathBuf {
-    let recorded = bundle.binary().filter(|path| path.is_absolute());
-    let name = recorded.as_deref().and_then(Path::file_name).and_then(|name| name.to_str());
-    let name = name.unwrap_or(resolve::OWN_SHIM).to_owned();
-    match recorded {
-        Some(path) if path.is_file() => path,
-        _ => resolve::search(&name).unwrap_or_else(|| PathBuf::from(name)),
     }
 }
 

@@ -153,3 +153,47 @@ fn what_is_left_of_a_sandbox_is_removed_later() {
         soon("close", runtime.close()).await;
     });
 }
+
+/// Nothing can be read when the daemon has just found the task again, not even which program its shim is.
+#[test]
+fn no_other_shim_than_the_one_that_made_a_task_cleans_up_after_it() {
+    alone(async {
+        let stage = Stage::new();
+        let shim = stage.shim("c1", Manner::Good);
+        let runtime = stage.runtime();
+        soon("create", runtime.create(&stage.namespace, stage.request("c1"))).await.expect("made");
+        soon("close", runtime.close()).await;
+        drop(runtime);
+        let asked = shim.asked().len();
+        let runtime = stage.runtime();
+        let found = async {
+            while shim.asked().len() == asked {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("a question", found).await;
+        let taken = exhaust();
+        let task = runtime.task(&stage.namespace, "c1").expect("is there");
+        let known = async {
+            while task.state_or_last().await.expect("is there").status() != Status::Running {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon("the state", known).await;
+        // What would look for the program has had its turn.
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        drop(taken);
+        shim.die();
+        let gone = async {
+            while runtime.task(&stage.namespace, "c1").is_ok() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        soon("the removal", gone).await;
+        assert_eq!(stage.calls(), ["start c1", "delete c1"]);
+        soon("close", runtime.close()).await;
+        stage.assert_nothing_left();
+    });
+}

@@ -33,9 +33,9 @@ use std::{
     fs::DirBuilder,
     io::{self, BufReader},
     os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
+    path::Path,
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::Duration,
 };
 
@@ -54,7 +54,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 pub(super) use self::cleaning::{EXIT_LIMIT, Left};
 use super::{
-    Checkpoint, Create, Error, adopted_binary,
+    Checkpoint, Create, Error,
+    binary::Binary,
     bootstrap::Bootstrap,
     bundle::Bundle,
     context::Context,
@@ -111,8 +112,10 @@ pub(super) struct Actor {
     pub(super) context: Arc<Context>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) bundle: Bundle,
-    /// The shim's binary. Of a task that was found it is looked for after the shim, or when it is needed.
-    pub(super) binary: OnceLock<PathBuf>,
+    /// Of a task that was found, it is looked for after the shim.
+    pub(super) binary: Binary,
+    /// Whether a create may have been cut short, so that not even the runtime knows what it made.
+    pub(super) half_made: bool,
     pub(super) left: Option<Left>,
 }
 
@@ -168,7 +171,7 @@ impl Actor {
 
     async fn make(&mut self, request: Create) -> Result<(Held, u32), Error> {
         let work = self.context.work(&self.task);
-        let (bundle, binary, spec) = (self.bundle.clone(), self.binary().to_owned(), request.spec);
+        let (bundle, binary, spec) = (self.bundle.clone(), self.binary()?.to_owned(), request.spec);
         // The map of tasks says that there is none, so a bundle can only be a left-over.
         if bundle.path().exists() {
             self.clear_left_over().await?;
@@ -231,6 +234,7 @@ impl Actor {
                 Ok((held, answer.pid))
             }
             Err(error) => {
+                self.half_made = matches!(error, Error::NoAnswer { .. });
                 self.abandon(&held).await;
                 Err(error)
             }
@@ -261,7 +265,7 @@ impl Actor {
     }
 
     async fn start(&self, options: Option<&Any>) -> Result<Shim, NotStarted> {
-        let at = self.launch().start(options).await.map_err(NotStarted::nowhere)?;
+        let at = self.start_shim(options).await.map_err(NotStarted::nowhere)?;
         let shim = async {
             self.bundle.keep_bootstrap(&at)?;
             Shim::connect(self.task.namespace(), self.task.id(), &at).await
@@ -292,9 +296,9 @@ impl Actor {
         let held = Box::pin(self.find(place)).await;
         if let Some(held) = held {
             // Clients wait for other tasks, and nobody for this one. When the binary is needed there may
-            // be too little of something to look for it.
+            // be too little of something to look for it; if there is now, it is looked for then.
             tokio::task::yield_now().await;
-            self.binary();
+            let _ = self.binary();
             self.run(held).await;
         }
     }
@@ -367,6 +371,7 @@ impl Actor {
                 // The daemon went away between the start of the shim and the end of the create,
                 // so nobody was told of a task.
                 tracing::warn!(id = self.task.id(), "shim without a task is shut down");
+                self.half_made = true;
                 self.end_unused(&Held { shim, identity, _log: log }).await;
                 self.leave(None).await;
                 return None;
@@ -549,19 +554,23 @@ impl Actor {
         Exit { pid: last.pid, status: last.exit_status, at: last.exited_at }
     }
 
-    pub(super) fn binary(&self) -> &Path {
-        self.binary.get_or_init(|| adopted_binary(&self.bundle))
+    pub(super) fn binary(&self) -> Result<&Path, Error> {
+        self.binary.of(&self.bundle)
     }
 
-    fn launch(&self) -> Launch<'_> {
-        Launch {
+    async fn start_shim(&self, options: Option<&Any>) -> Result<Bootstrap, Error> {
+        self.launch()?.start(options).await
+    }
+
+    fn launch(&self) -> Result<Launch<'_>, Error> {
+        Ok(Launch {
             daemon: &self.context.daemon,
             dialects: &self.context.dialects,
-            binary: self.binary(),
+            binary: self.binary()?,
             namespace: self.task.namespace(),
             id: self.task.id(),
             bundle: &self.bundle,
-        }
+        })
     }
 
     fn report(&self, attempt: &str, error: &Error) {

@@ -190,9 +190,14 @@ impl Bundle {
     }
 
     /// The binary of the shim, as it was when the task was made.
-    pub(super) fn binary(&self) -> Option<PathBuf> {
-        let text = self.read_text("shim-binary-path")?;
-        (!text.is_empty()).then(|| PathBuf::from(text))
+    ///
+    /// # Errors
+    ///
+    /// `Bundle`: there is too little of something to read it now.
+    pub(super) fn find_binary(&self) -> Result<Option<PathBuf>, Error> {
+        let bytes = self.try_read("shim-binary-path")?;
+        let text = bytes.and_then(|bytes| String::from_utf8(bytes).ok());
+        Ok(text.filter(|text| !text.is_empty()).map(PathBuf::from))
     }
 
     /// The number of the shim's process, as shims keep it. Containers that share a shim have none, but
@@ -447,7 +452,8 @@ mod tests {
         let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
         assert_eq!(mode(bundle.path()), 0o700);
         assert_eq!(fs::read(bundle.path().join("config.json")).expect("there"), b"{}");
-        assert_eq!(bundle.binary().as_deref(), Some(Path::new("/bin/shim")));
+        let binary = bundle.find_binary().expect("read");
+        assert_eq!(binary.as_deref(), Some(Path::new("/bin/shim")));
         assert_eq!(fs::read_link(bundle.path().join("work")).expect("there"), work);
         assert_eq!((bundle.bootstrap(), bundle.exit()), (None, None));
 

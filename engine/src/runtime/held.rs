@@ -2,7 +2,6 @@
 
 use std::{
     io,
-    path::Path,
     pin::pin,
     time::{Duration, Instant},
 };
@@ -12,8 +11,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error, actor::blocking, bundle::Bundle, error::is_shortage, log::ShimLog, process::Process,
-    shim::Shim,
+    Error, actor::blocking, binary::Binary, bundle::Bundle, error::is_shortage, log::ShimLog,
+    process::Process, shim::Shim,
 };
 
 /// How long after its connection broke a shim may take to be dead.
@@ -255,7 +254,7 @@ pub(super) async fn reach_again<C: Future<Output = Result<Shim, Error>>>(
 pub(super) async fn end_process(
     known: Option<&Process>,
     bundle: &Bundle,
-    binary: &Path,
+    binary: &Binary,
     is_shared: impl Fn(&str) -> bool,
 ) {
     let found = match known {
@@ -270,19 +269,24 @@ pub(super) async fn end_process(
 
 async fn listener(
     bundle: &Bundle,
-    binary: &Path,
+    binary: &Binary,
     is_shared: impl Fn(&str) -> bool,
 ) -> Option<Process> {
-    let (address, program) = (bundle.bootstrap()?.address, binary.to_owned());
+    let address = bundle.bootstrap()?.address;
     if is_shared(&address) {
         return None;
     }
-    let found = blocking(move || Ok(Process::listening_at(&address, &program)));
-    found.await.ok()?.unwrap_or_else(|error| {
+    let left_alone = |error: String| {
         let bundle = bundle.path().display();
-        tracing::warn!(%bundle, %error, "whoever listens at the shim's socket is left alone");
+        tracing::warn!(%bundle, error, "whoever listens at the shim's socket is left alone");
         None
-    })
+    };
+    let program = match binary.of(bundle) {
+        Ok(program) => program.to_owned(),
+        Err(error) => return left_alone(error.to_string()),
+    };
+    let found = blocking(move || Ok(Process::listening_at(&address, &program)));
+    found.await.ok()?.unwrap_or_else(|error| left_alone(error.to_string()))
 }
 
 #[cfg(test)]

@@ -12,7 +12,6 @@ mod actor;
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
     sync::{Arc, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -31,7 +30,7 @@ use self::actor::{Actor, Command};
 use super::{
     COMMANDS_MAX, Error, Runtime,
     actor::STATUS_UNKNOWN,
-    adopted_binary,
+    binary::Binary,
     bootstrap::Bootstrap,
     bundle::{Bundle, SANDBOX_FOLDER},
     context::{Context, Sandboxes},
@@ -359,6 +358,7 @@ impl Runtime {
         let binary = self.resolve(&request.runtime).await?;
         request.options = self.complete(&request.runtime, request.options);
         let id = request.id.clone();
+        let binary = Binary::new(Some(&binary));
         let actor = self.claim_sandbox(namespace, &id, Phase::Creating, binary);
         let actor = actor.ok_or(Error::SandboxExists { id })?;
         let (reply, answer) = oneshot::channel();
@@ -372,7 +372,7 @@ impl Runtime {
         namespace: &Namespace,
         id: &str,
         phase: Phase,
-        binary: PathBuf,
+        binary: Binary,
     ) -> Option<Actor> {
         let mut sandboxes = self.context.sandboxes();
         let in_namespace = sandboxes.entry(namespace.clone()).or_default();
@@ -397,9 +397,7 @@ impl Runtime {
         let folder = self.context.state.join(SANDBOX_FOLDER);
         fs::create_dir_all(&folder).map_err(ApiError::file("create", &folder))?;
         for (namespace, id) in found(&folder)? {
-            let bundle = Bundle::of_sandbox(&self.context.state, &namespace, &id);
-            let binary = adopted_binary(&bundle);
-            let actor = self.claim_sandbox(&namespace, &id, Phase::Adopting, binary);
+            let actor = self.claim_sandbox(&namespace, &id, Phase::Adopting, Binary::new(None));
             if let Some(actor) = actor {
                 self.actors.spawn(actor.adopt());
             }

@@ -17,6 +17,7 @@ use proto::{
 use super::{Actor, STATUS_UNKNOWN, blocking};
 use crate::runtime::{
     Error,
+    binary::Binary,
     bootstrap::Bootstrap,
     half_made,
     held::{Held, Identity, REACH_PAUSE, end_process},
@@ -50,7 +51,8 @@ impl Actor {
     /// Cleans up when the daemon went away before it knew the shim's address.
     pub(super) async fn clear_unrecorded(&mut self) {
         tracing::warn!(id = self.task.id(), "half-made bundle is removed");
-        let may_have_shim = self.bundle.binary().is_some() && !self.bundle.is_in_sandbox();
+        let may_have_shim =
+            !matches!(self.bundle.find_binary(), Ok(None)) && !self.bundle.is_in_sandbox();
         if may_have_shim && self.bundle.path().join("config.json").exists() {
             self.end_unstarted(None).await;
         } else {
@@ -71,7 +73,7 @@ impl Actor {
         let log = ShimLog::open(&self.bundle, self.task.id());
         let at = match known {
             Some(at) => Ok(at),
-            None => self.launch().start(None).await,
+            None => self.start_shim(None).await,
         };
         let (at, error) = match at {
             Ok(at) => match Shim::connect(self.task.namespace(), self.task.id(), &at).await {
@@ -98,6 +100,8 @@ impl Actor {
     pub(super) async fn bury(&mut self, process: Option<&Process>) -> Exit {
         tracing::warn!(namespace = %self.task.namespace(), id = self.task.id(), "shim died; cleaning up");
         self.task.enter(Phase::Ending);
+        // Perhaps in the middle of its create.
+        self.half_made = true;
         self.end_process(process).await;
         let answer = self.clean().await;
         let now = Some(Timestamp::from(std::time::SystemTime::now()));
@@ -119,7 +123,7 @@ impl Actor {
 
     async fn end_process(&self, process: Option<&Process>) {
         let is_shared = |address: &str| self.is_shared(address);
-        end_process(process, &self.bundle, self.binary(), is_shared).await;
+        end_process(process, &self.bundle, &self.binary, is_shared).await;
     }
 
     async fn clean_and_remove(&mut self) {
@@ -151,7 +155,7 @@ impl Actor {
     async fn clean(&self) -> Result<DeleteResponse, Error> {
         let begun = Instant::now();
         for _ in 1..CLEAN_TRIES {
-            match self.launch().delete().await {
+            match self.delete_left().await {
                 Err(error) if begun.elapsed() < CLEAN_LIMIT => {
                     self.report("clean up after the shim", &error);
                     tokio::time::sleep(CLEAN_PAUSE).await;
@@ -159,15 +163,19 @@ impl Actor {
                 answer => return answer,
             }
         }
-        self.launch().delete().await
+        self.delete_left().await
+    }
+
+    async fn delete_left(&self) -> Result<DeleteResponse, Error> {
+        self.launch()?.delete().await
     }
 
     /// Cleans up what an earlier task of the container left that could not be cleaned up then.
     pub(super) async fn clear_left_over(&mut self) -> Result<(), Error> {
-        let (exit, recorded) = (self.bundle.exit(), self.bundle.binary());
+        let (exit, recorded) = (self.bundle.exit(), self.bundle.find_binary()?);
         if let Some(recorded) = recorded {
-            let own = std::mem::replace(&mut self.binary, recorded.into());
-            let cleaned = self.launch().delete().await;
+            let own = std::mem::replace(&mut self.binary, Binary::new(Some(&recorded)));
+            let cleaned = self.delete_left().await;
             self.binary = own;
             match cleaned {
                 Err(error) if self.bundle.has_container() => return Err(error),
@@ -274,10 +282,10 @@ impl Actor {
         self.bundle.is_in_sandbox() || self.context.sharing(&self.task, address).is_some()
     }
 
-    /// Removes the bundle, and first what a runtime may have left that made no container from it: only the
+    /// Removes the bundle, and first what a runtime may have left of a create that was cut short: only the
     /// bundle leads there.
     pub(super) async fn remove_bundle(&mut self) {
-        if !self.bundle.has_container() {
+        if self.half_made && !self.bundle.has_container() {
             self.remove_cgroups().await;
         }
         let bundle = self.bundle.clone();

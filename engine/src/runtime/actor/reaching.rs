@@ -248,7 +248,7 @@ impl Actor {
         if process.is_some() {
             return Ok(None);
         }
-        let program = self.binary().to_owned();
+        let program = self.binary().map_err(|error| error.to_string())?.to_owned();
         let found = blocking(move || Ok(Process::listening_at(&address, &program))).await;
         match found.map_err(|error| error.to_string())? {
             Ok(Some(found)) => Ok(Some(found)),

@@ -16,8 +16,9 @@
 //!
 //! The tasks of a sandbox whose shim dies have actors of their own, which clean up after them.
 
-use std::{path::PathBuf, pin::pin, sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
+use prost_types::Any;
 use proto::{
     containerd::{runtime::sandbox::v1 as api, task::v3},
     ttrpc::{CallError, Code},
@@ -28,6 +29,7 @@ use super::{CreateSandbox, Phase, Sandbox};
 use crate::runtime::{
     Error,
     actor::{EXIT_LIMIT, Left, blocking},
+    binary::Binary,
     bootstrap::Bootstrap,
     bundle::{Bundle, SANDBOX_FOLDER},
     context::Context,
@@ -58,7 +60,7 @@ pub(super) struct Actor {
     pub(super) context: Arc<Context>,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) bundle: Bundle,
-    pub(super) binary: PathBuf,
+    pub(super) binary: Binary,
     pub(super) left: Option<Left>,
 }
 
@@ -92,14 +94,15 @@ impl Actor {
     async fn make(&mut self, request: CreateSandbox) -> Result<Held, Error> {
         let folder = self.context.root.join(SANDBOX_FOLDER);
         let work = folder.join(self.sandbox.namespace.as_str()).join(&self.sandbox.id);
-        let (bundle, binary, spec) = (self.bundle.clone(), self.binary.clone(), request.spec);
+        let binary = self.binary.of(&self.bundle)?.to_owned();
+        let (bundle, spec) = (self.bundle.clone(), request.spec);
         // The map says that there is none, so a bundle can only be a left-over.
         if bundle.path().exists() {
             self.clean_up().await;
         }
         blocking(move || bundle.make(&work, spec.as_ref(), &binary)).await?;
         let log = ShimLog::open(&self.bundle, &self.sandbox.id);
-        let started = self.launch().start(request.options.as_ref()).await;
+        let started = self.start_shim(request.options.as_ref()).await;
         let shim = match started {
             Ok(at) => self.reach(&at).await.map_err(|error| (Some(at), error)),
             Err(error) => Err((None, error)),
@@ -131,7 +134,7 @@ impl Actor {
     }
 
     async fn start(&self) -> Result<Shim, Error> {
-        let at = self.launch().start(None).await?;
+        let at = self.start_shim(None).await?;
         self.reach(&at).await
     }
 
@@ -411,9 +414,12 @@ impl Actor {
     }
 
     async fn clean_up(&mut self) {
-        if self.bundle.binary().is_some()
-            && let Err(error) = self.launch().delete().await
-        {
+        let cleaned = match self.bundle.find_binary() {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => self.delete_left().await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = cleaned {
             self.report("clean up after the sandbox's shim", &error);
             if error.is_shortage() {
                 self.left = Some(Left::Shim(self.bundle.bootstrap()));
@@ -430,17 +436,21 @@ impl Actor {
             Some(address) => Ok(Some(address.clone())),
             None => self.bundle.find_bootstrap().map(|found| found.map(|it| it.address)),
         };
-        let is_gone = match found {
-            Ok(Some(address)) => self.is_shared(&address) || remove_dead_socket(&address).await,
-            Ok(None) => true,
+        let (is_gone, address) = match found {
+            Ok(Some(found)) => {
+                (self.is_shared(&found) || remove_dead_socket(&found).await, Some(found))
+            }
+            Ok(None) => (true, None),
             Err(error) => {
                 self.report("look for the socket of the sandbox's shim", &error);
-                false
+                (false, None)
             }
         };
         if is_gone {
             self.remove_bundle().await;
-        } else {
+        }
+        // With the socket: what there is too little of may be why others seem to need it.
+        if !is_gone || matches!(self.left, Some(Left::Bundle)) {
             self.left = Some(Left::Rest(address));
         }
     }
@@ -455,15 +465,23 @@ impl Actor {
         }
     }
 
-    fn launch(&self) -> Launch<'_> {
-        Launch {
+    async fn start_shim(&self, options: Option<&Any>) -> Result<Bootstrap, Error> {
+        self.launch()?.start(options).await
+    }
+
+    async fn delete_left(&self) -> Result<(), Error> {
+        self.launch()?.delete().await.map(drop)
+    }
+
+    fn launch(&self) -> Result<Launch<'_>, Error> {
+        Ok(Launch {
             daemon: &self.context.daemon,
             dialects: &self.context.dialects,
-            binary: &self.binary,
+            binary: self.binary.of(&self.bundle)?,
             namespace: &self.sandbox.namespace,
             id: &self.sandbox.id,
             bundle: &self.bundle,
-        }
+        })
     }
 
     fn enter(&self, phase: Phase) {
