@@ -63,7 +63,9 @@ impl World {
         world.clean()?;
         world.before = Inventory::take(world.cell.namespace());
         world.snapshots = world.cell.ok(&["snapshots", "ls"])?;
-        world.snapshot_directories = world.count_snapshot_directories();
+        // Each has one, and the table a line above them.
+        world.snapshot_directories = world.snapshots.lines().count().saturating_sub(1);
+        world.wait_deleted()?;
         Ok(world)
     }
 
@@ -214,18 +216,24 @@ impl World {
         ensure!(snapshots == self.snapshots, "snapshots are left behind: {snapshots}");
         let containers = self.cell.ok(&["containers", "ls", "-q"])?;
         ensure!(containers.trim().is_empty(), "containers are left behind: {containers}");
-        Ok(())
+        self.wait_deleted()
     }
 
-    /// Restarts the daemon, and looks for what is left of removed snapshots.
-    pub(crate) fn last_look(&mut self) -> Result<()> {
-        self.cell.daemon().restart(Signal::TERM)?;
+    /// Waits until the directories of removed snapshots are deleted, which the daemon does after its answer:
+    /// what it does for one operation must not be taken for steps of the next.
+    fn wait_deleted(&self) -> Result<()> {
         let (mut now, wanted) = (0, self.snapshot_directories);
         wait::until_true("the removal of snapshots' directories", || {
             now = self.count_snapshot_directories();
             now <= wanted
         })
         .with_context(|| format!("{now} directories instead of {wanted}"))
+    }
+
+    /// Restarts the daemon, and looks for what is left of removed snapshots.
+    pub(crate) fn last_look(&mut self) -> Result<()> {
+        self.cell.daemon().restart(Signal::TERM)?;
+        self.wait_deleted()
     }
 
     fn count_snapshot_directories(&self) -> usize {
