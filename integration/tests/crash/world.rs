@@ -225,7 +225,7 @@ impl World {
         let (mut now, wanted) = (0, self.snapshot_directories);
         wait::until_true("the removal of snapshots' directories", || {
             now = self.count_snapshot_directories();
-            now <= wanted
+            now == wanted
         })
         .with_context(|| format!("{now} directories instead of {wanted}"))
     }
@@ -237,9 +237,9 @@ impl World {
     }
 
     fn count_snapshot_directories(&self) -> usize {
-        let root = &self.cell.running_daemon().options().root;
-        let folders = fs::read_dir(root).into_iter().flatten().flatten();
-        let snapshots = folders.map(|folder| folder.path().join("snapshots"));
+        let root = self.cell.running_daemon().options().root.join("snapshots");
+        let snapshotters = fs::read_dir(root).into_iter().flatten().flatten();
+        let snapshots = snapshotters.map(|folder| folder.path().join("snapshots"));
         snapshots.map(|it| fs::read_dir(it).into_iter().flatten().count()).sum()
     }
 }
