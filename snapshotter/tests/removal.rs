@@ -1,17 +1,19 @@
 //! What becomes of the directories of removed snapshots. Needs root.
 
+mod gated;
+
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
+use gated::Gated;
 use snapshotter::{
-    Copies, Error, Key, Kind, Labels, Layout, Mount, OverlayOptions, Snapshotter, Store,
-    Transactions,
+    Copies, Error, Key, Labels, Layout, Mount, OverlayOptions, Snapshotter, Store, Transactions,
 };
 
 /// How long something that happens by itself may take.
@@ -50,78 +52,20 @@ fn file(mounts: &[Mount], name: &str) -> PathBuf {
     Path::new(&mounts.first().expect("has a mount").source).join(name)
 }
 
-/// Says that somebody is at it, and waits until it is opened.
-struct Gate {
-    reached: mpsc::Sender<()>,
-    opened: mpsc::Receiver<()>,
-}
-
-/// Overlayfs that has a test wait before a directory is deleted.
-#[derive(Default)]
-struct Held {
-    overlay: OverlayOptions,
-    gate: Arc<Mutex<Option<Gate>>>,
-}
-
-impl Layout for Held {
-    const NAME: &'static str = "held";
-    const REBASE: bool = true;
-
-    fn check(&self, key: &Key, labels: &Labels) -> Result<(), Error> {
-        self.overlay.check(key, labels)
-    }
-
-    fn fill(
-        &self,
-        directory: &Path,
-        kind: Kind,
-        parent: Option<&Path>,
-        labels: &Labels,
-    ) -> Result<(), Error> {
-        self.overlay.fill(directory, kind, parent, labels)
-    }
-
-    fn mounts(
-        &self,
-        kind: Kind,
-        directory: &Path,
-        parents: &[PathBuf],
-        labels: &Labels,
-    ) -> Vec<Mount> {
-        self.overlay.mounts(kind, directory, parents, labels)
-    }
-
-    fn hide(&self, _directory: &Path) -> Result<(), Error> {
-        let gate = self.gate.lock().expect("no panic").take();
-        if let Some(Gate { reached, opened }) = gate {
-            reached.send(()).expect("the test looks");
-            opened.recv().expect("the test opens it");
-        }
-        Ok(())
-    }
-
-    fn content(&self, directory: &Path) -> PathBuf {
-        self.overlay.content(directory)
-    }
-}
-
 #[test]
 fn nobody_waits_for_files_to_be_deleted() {
     let scratch = tempfile::tempdir().expect("scratch");
-    let layout = Held::default();
-    let (open_gate, opened) = mpsc::channel();
-    let (reached, at_gate) = mpsc::channel();
-    let gate = Arc::clone(&layout.gate);
-    let store = open(scratch.path(), layout);
+    let layout = Gated::default();
+    let store = open(scratch.path(), layout.clone());
     store.prepare(&key("a"), None, Labels::new()).expect("prepares");
-    *gate.lock().expect("no panic") = Some(Gate { reached, opened });
+    let gate = layout.hide.close();
 
     store.remove(&key("a")).expect("removes");
     assert!(matches!(store.stat(&key("a")), Err(Error::NotFound { .. })), "it is gone");
     let mounts = store.prepare(&key("a"), None, Labels::new()).expect("the key is free");
     fs::write(file(&mounts, "new"), "1").expect("writes");
     assert_eq!(directories(scratch.path()), ["1", "2"].map(str::to_owned).into());
-    at_gate.recv_timeout(DEADLINE).expect("the files are about to be deleted");
+    gate.reached();
     thread::scope(|scope| {
         let (done, cleaned) = mpsc::channel();
         let store = &store;
@@ -131,7 +75,7 @@ fn nobody_waits_for_files_to_be_deleted() {
         });
         let early = cleaned.recv_timeout(Duration::from_millis(100));
         assert!(early.is_err(), "a cleanup is over when the space is free");
-        open_gate.send(()).expect("somebody waits");
+        gate.open();
         cleaned.recv_timeout(DEADLINE).expect("is over then");
     });
     assert_eq!(directories(scratch.path()), BTreeSet::from(["2".to_owned()]));
