@@ -11,8 +11,14 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    Error, actor::blocking, binary::Binary, bundle::Bundle, error::is_shortage, log::ShimLog,
-    process::Process, shim::Shim,
+    Error,
+    actor::blocking,
+    binary::Binary,
+    bundle::Bundle,
+    error::is_shortage,
+    log::ShimLog,
+    process::Process,
+    shim::{Shim, remove_dead_socket},
 };
 
 /// How long after its connection broke a shim may take to be dead.
@@ -264,6 +270,31 @@ pub(super) async fn end_process(
     if let Some(process) = known.or(found.as_ref()) {
         process.kill();
         let _ = tokio::time::timeout(KILL_LIMIT, process.exited()).await;
+    }
+}
+
+/// Removes the socket of a shim that has ended and could not do that any more, unless others need it
+/// there. Gives whether the bundle may go, which leads to it, and its address: the `known` one, or what
+/// the bundle says.
+pub(super) async fn remove_socket(
+    known: Option<String>,
+    bundle: &Bundle,
+    is_shared: impl Fn(&str) -> bool,
+) -> (bool, Option<String>) {
+    let found = match known {
+        Some(address) => Ok(Some(address)),
+        None => bundle.find_bootstrap().map(|found| found.map(|it| it.address)),
+    };
+    match found {
+        Ok(Some(address)) => {
+            (is_shared(&address) || remove_dead_socket(&address).await, Some(address))
+        }
+        Ok(None) => (true, None),
+        Err(error) => {
+            let (bundle, error) = (bundle.path().display(), sys::error::Chain(&error));
+            tracing::error!(%bundle, %error, "could not look for the shim's socket");
+            (false, None)
+        }
     }
 }
 

@@ -20,10 +20,10 @@ use crate::runtime::{
     binary::Binary,
     bootstrap::Bootstrap,
     half_made,
-    held::{Held, Identity, REACH_PAUSE, end_process},
+    held::{Held, Identity, REACH_PAUSE, end_process, remove_socket},
     log::ShimLog,
     process::Process,
-    shim::{Call, Shim, remove_dead_socket},
+    shim::{Call, Shim},
     task::{Exit, Phase},
 };
 
@@ -254,20 +254,8 @@ impl Actor {
     /// Removes the socket of a shim that has ended and could not do that any more, and then the bundle,
     /// which leads to it.
     pub(super) async fn remove_rest(&mut self, address: Option<String>) {
-        let found = match &address {
-            Some(address) => Ok(Some(address.clone())),
-            None => self.bundle.find_bootstrap().map(|found| found.map(|it| it.address)),
-        };
-        let (is_gone, address) = match found {
-            Ok(Some(found)) => {
-                (self.is_shared(&found) || remove_dead_socket(&found).await, Some(found))
-            }
-            Ok(None) => (true, None),
-            Err(error) => {
-                self.report("look for the shim's socket", &error);
-                (false, None)
-            }
-        };
+        let is_shared = |address: &str| self.is_shared(address);
+        let (is_gone, address) = remove_socket(address, &self.bundle, is_shared).await;
         if is_gone {
             self.remove_bundle().await;
         }

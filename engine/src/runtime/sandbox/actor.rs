@@ -35,11 +35,12 @@ use crate::runtime::{
     context::Context,
     held::{
         CUTS_MAX, Held, Identity, LOST_WAIT, Lost, REACH_PAUSE, Reached, end_process, reach_again,
+        remove_socket,
     },
     launch::Launch,
     log::ShimLog,
     process::Process,
-    shim::{Call, Shim, remove_dead_socket},
+    shim::{Call, Shim},
 };
 
 /// How long a shim that is about to be killed may take for an answer.
@@ -432,20 +433,8 @@ impl Actor {
 
     /// Removes the socket of a shim that has ended, and then the bundle, which leads to it.
     async fn remove_rest(&mut self, address: Option<String>) {
-        let found = match &address {
-            Some(address) => Ok(Some(address.clone())),
-            None => self.bundle.find_bootstrap().map(|found| found.map(|it| it.address)),
-        };
-        let (is_gone, address) = match found {
-            Ok(Some(found)) => {
-                (self.is_shared(&found) || remove_dead_socket(&found).await, Some(found))
-            }
-            Ok(None) => (true, None),
-            Err(error) => {
-                self.report("look for the socket of the sandbox's shim", &error);
-                (false, None)
-            }
-        };
+        let is_shared = |address: &str| self.is_shared(address);
+        let (is_gone, address) = remove_socket(address, &self.bundle, is_shared).await;
         if is_gone {
             self.remove_bundle().await;
         }
