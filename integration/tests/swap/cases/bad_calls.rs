@@ -29,6 +29,7 @@ pub(crate) const CASES: &[Case] = &[
     Case { name: "bad_calls_without_task", run: without_task },
     Case { name: "bad_calls_on_a_task", run: on_a_task },
     Case { name: "bad_calls_of_state", run: of_state },
+    Case { name: "bad_calls_exec_started_twice", run: exec_started_twice },
     Case { name: "bad_calls_with_garbage", run: with_garbage },
 ];
 
@@ -245,8 +246,6 @@ fn of_state(cell: &mut Cell) -> Result<()> {
     c.refused("exec of a taken id", got, Code::AlreadyExists, "already exists");
     let got = call!(c.start(start("e")));
     c.fine("start exec", got);
-    let got = call!(c.start(start("e")));
-    c.refused("exec started twice", got, late, "cannot start a running process");
     let request = DeleteProcessRequest { container_id: container_id(), exec_id: "e".to_owned() };
     let got = call!(c.delete_process(request));
     c.refused("exec deleted while it runs", got, late, "cannot delete a running process");
@@ -283,6 +282,32 @@ fn of_state(cell: &mut Cell) -> Result<()> {
     c.refused("deleted twice", got, Code::NotFound, "not found");
     let got = call!(c.wait(wait()));
     c.refused("wait too late", got, Code::NotFound, "not found");
+    cell.ok(&["containers", "rm", &id])?;
+    client.finish()
+}
+
+fn exec_started_twice(cell: &mut Cell) -> Result<()> {
+    if cell.choice().shim == Shim::Newer {
+        return Err(super::Skipped("containerd 2.3's shim dies of it").into());
+    }
+    let id = cell.background(&["--null-io"], &["sleep", "100"])?;
+    let mut client = Client::connect(cell)?;
+    let c = &mut client;
+    let start = || StartRequest { container_id: id.clone(), exec_id: "e".to_owned() };
+    let got = c.exec(&id, "e", SLEEP);
+    c.fine("exec", got);
+    let got = call!(c.start(start()));
+    c.fine("start exec", got);
+    let got = call!(c.start(start()));
+    let late = Code::FailedPrecondition;
+    c.refused("exec started twice", got, late, "cannot start a running process");
+    let request = KillRequest { container_id: id.clone(), signal: 9, ..Default::default() };
+    let got = call!(c.kill(request));
+    c.fine("kill", got);
+    let got = call!(c.wait(WaitRequest { container_id: id.clone(), ..Default::default() }));
+    c.fine("wait", got);
+    let got = call!(c.delete(DeleteTaskRequest { container_id: id.clone() }));
+    c.fine("delete", got);
     cell.ok(&["containers", "rm", &id])?;
     client.finish()
 }
